@@ -1,0 +1,208 @@
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::core::Duration;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A request for short-lived tokens, and the Secrets they go to.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "connect.chitty.cc",
+    version = "v1alpha1",
+    kind = "EphemeralCredential",
+    namespaced,
+    shortname = "ec",
+    category = "chitty",
+    status = "EphemeralCredentialStatus",
+    derive = "PartialEq",
+    doc = "Short-lived tokens from ChittyConnect, kept fresh in Secrets of this namespace.",
+    validation = Rule::new("size(self.metadata.name) <= 63").message("the name of an EphemeralCredential has at most 63 characters"),
+    selectable = ".spec.service",
+    selectable = ".spec.connection",
+    printcolumn(name = "Service", type_ = "string", json_path = ".spec.service"),
+    printcolumn(name = "Purpose", type_ = "string", json_path = ".spec.purpose"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(name = "Expires", type_ = "string", json_path = ".status.expiresAt"),
+    printcolumn(name = "Renews", type_ = "string", json_path = ".status.renewAt"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Connection", type_ = "string", json_path = ".spec.connection", priority = 1),
+    printcolumn(name = "Revision", type_ = "integer", json_path = ".status.revision", priority = 1)
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EphemeralCredentialSpec {
+    /// Name of the ChittyConnection to ask. The default is "default".
+    #[serde(default = "default_connection")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub connection: String,
+    /// The service the tokens are for, as ChittyConnect knows it. Budgets are counted by service.
+    #[schemars(
+        length(min = 1, max = 50),
+        regex(pattern = "^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+    )]
+    pub service: String,
+    /// What the tokens are for; ChittyConnect scopes them to it.
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = "^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+    )]
+    pub purpose: String,
+    /// The repository the tokens are for, as owner/name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 3, max = 140), regex(pattern = "^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$"))]
+    pub repo: Option<String>,
+    /// The run_id sent to ChittyConnect. Without it every mint has its own, so that a row of
+    /// ChittyConnect's audit can be traced to one mint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9._:/-]+$"))]
+    pub run_id: Option<String>,
+    /// When tokens are replaced.
+    #[serde(default)]
+    pub rotation: Rotation,
+    /// The Secrets one mint goes to: at most 8. Without any, one Secret named as the credential
+    /// holds every output under its own name.
+    #[serde(default)]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub secrets: Vec<SecretTemplate>,
+    /// While true nothing is minted; a Secret that is there stays until its tokens end.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+fn default_connection() -> String {
+    "default".to_owned()
+}
+
+/// When tokens are replaced.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.renewBefore) || !has(self.maxLifetime) || duration(self.renewBefore) < duration(self.maxLifetime)").message("renewBefore must be shorter than maxLifetime"))]
+pub struct Rotation {
+    /// The runway: the least life a Pod finds in a token while ChittyConnect answers. 1s to 24h;
+    /// the default, and the most that is honoured, is a third and two thirds of the lifetime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')").message("renewBefore must be between 1s and 24h"))]
+    pub renew_before: Option<Duration>,
+    /// The longest a token is used, however long ChittyConnect makes it live: 5s to 24h. Applies
+    /// from the next token on. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('5s') && duration(self) <= duration('24h')").message("maxLifetime must be between 5s and 24h"))]
+    pub max_lifetime: Option<Duration>,
+}
+
+/// One Secret, and how the outputs of a mint are laid out in it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.type == oldSelf.type").message("type is immutable: remove the item, or give the Secret another name"),
+    validation = Rule::new("!has(self.data) || self.data.all(k, k.matches('^[-._a-zA-Z0-9]{1,253}$') && !k.startsWith('..') && k != '.' && k != 'expires_at')").message("keys of data consist of letters, digits, '-', '_' and '.'; expires_at is reserved"),
+    validation = Rule::new("!has(self.labels) || self.labels.all(k, !k.matches('^([^/]*[.])?(k8s|kubernetes)[.]io/') && !k.matches('^([^/]*[.])?argoproj[.]io/'))").message("labels under k8s.io, kubernetes.io and argoproj.io make other controllers act and are not allowed"),
+)]
+pub struct SecretTemplate {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Type of the Secret. Immutable.
+    #[serde(default, rename = "type")]
+    pub type_: SecretType,
+    /// Labels of the Secret; none under k8s.io, kubernetes.io or argoproj.io.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16), schema_with = "labels_schema")]
+    pub labels: BTreeMap<String, String>,
+    /// Ready-made layouts. The default is [outputs] where data is empty too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "set"))]
+    pub presets: Vec<Preset>,
+    /// Further keys, each a template over the outputs: "{{ cloudflare_token }}".
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "data_schema")]
+    pub data: BTreeMap<String, String>,
+}
+
+fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "description": "Labels of the Secret; none under k8s.io, kubernetes.io or argoproj.io.",
+        "maxProperties": 16,
+        "additionalProperties": {"type": "string", "maxLength": 63, "pattern": "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"},
+    })
+}
+
+fn data_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "description": "Further keys, each a template over the outputs: \"{{ cloudflare_token }}\".",
+        "maxProperties": 32,
+        "additionalProperties": {"type": "string", "maxLength": 8192},
+    })
+}
+
+/// Types of Secrets that make nothing but their reader act.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
+pub enum SecretType {
+    /// Any keys.
+    #[default]
+    Opaque,
+    /// Needs the key .dockerconfigjson.
+    #[serde(rename = "kubernetes.io/dockerconfigjson")]
+    DockerConfigJson,
+    /// Needs the key username or password.
+    #[serde(rename = "kubernetes.io/basic-auth")]
+    BasicAuth,
+}
+
+impl SecretType {
+    /// As in a Secret's `type`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Opaque => "Opaque",
+            Self::DockerConfigJson => "kubernetes.io/dockerconfigjson",
+            Self::BasicAuth => "kubernetes.io/basic-auth",
+        }
+    }
+}
+
+/// Ready-made layouts of a Secret.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[serde(rename_all = "camelCase")]
+pub enum Preset {
+    /// Every output under its own name: cloudflare_token, account_id, npm_token, github_token, ...
+    Outputs,
+}
+
+/// What the controller last saw of a credential: a projection, never read back.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct EphemeralCredentialStatus {
+    /// Generation of the spec this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready and Issued; Reconciling and Stalled while true.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Names of the outputs of the current token; never their values.
+    #[serde(default)]
+    pub outputs: Vec<String>,
+    /// How many tokens were published for this credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// When the current token was issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_at: Option<DateTime<Utc>>,
+    /// When the current token, and its Secret, end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<DateTime<Utc>>,
+    /// When the current token is replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew_at: Option<DateTime<Utc>>,
+    /// When ChittyConnect is asked next, where an earlier try failed or must wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_at: Option<DateTime<Utc>>,
+}

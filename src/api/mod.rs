@@ -1,0 +1,70 @@
+//! What users write and read: the two kinds, their conditions and their reasons.
+//!
+//! Everything named here is a contract with users; nothing here decides or performs anything.
+
+mod condition;
+mod connection;
+mod credential;
+mod reason;
+
+pub use condition::{ConditionType, condition};
+pub use connection::{
+    AccessRule, Audit, Auth, ChittyConnection, ChittyConnectionSpec, ChittyConnectionStatus, Chronicle, KeyRef,
+    RateLimit, RateScope, ScopeUsage,
+};
+pub use credential::{
+    EphemeralCredential, EphemeralCredentialSpec, EphemeralCredentialStatus, Preset, Rotation, SecretTemplate,
+    SecretType,
+};
+pub use reason::Reason;
+
+/// API group of both kinds.
+pub const GROUP: &str = "connect.chitty.cc";
+/// API version of both kinds.
+pub const VERSION: &str = "v1alpha1";
+
+/// Annotation on a credential: any new value asks for one rotation now.
+pub const ROTATE_ANNOTATION: &str = "connect.chitty.cc/rotate";
+/// Annotation on a managed Secret: when its tokens end (RFC 3339).
+pub const EXPIRES_AT_ANNOTATION: &str = "connect.chitty.cc/expires-at";
+/// Annotation on a managed Secret: claim, revision and fingerprint under an HMAC.
+pub const SEAL_ANNOTATION: &str = "connect.chitty.cc/seal";
+/// Annotation on an API key's Secret: the only host, other than [`DEFAULT_HOST`], the key may be sent to.
+pub const HOST_ANNOTATION: &str = "connect.chitty.cc/host";
+/// The host that an API key may always be sent to.
+pub const DEFAULT_HOST: &str = "connect.chitty.cc";
+/// Label on every object the controller writes.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY_LABEL`].
+pub const MANAGER: &str = "chittyconnect-operator";
+/// The data key every managed Secret has: when its tokens end (RFC 3339).
+pub const EXPIRES_AT_KEY: &str = "expires_at";
+
+/// The `CustomResourceDefinition` of each kind, as YAML, by file name.
+///
+/// # Errors
+/// None in practice: these types always serialise.
+pub fn crd_files() -> Result<Vec<(&'static str, String)>, serde_yaml::Error> {
+    use kube::CustomResourceExt;
+    Ok(vec![
+        (
+            "connect.chitty.cc_chittyconnections.yaml",
+            serde_yaml::to_string(&ChittyConnection::crd())?,
+        ),
+        (
+            "connect.chitty.cc_ephemeralcredentials.yaml",
+            serde_yaml::to_string(&EphemeralCredential::crd())?,
+        ),
+    ])
+}
+
+/// All of them as one stream of documents, as `kubectl apply -f -` takes it.
+///
+/// # Errors
+/// As [`crd_files`].
+pub fn crds_yaml() -> Result<String, serde_yaml::Error> {
+    Ok(crd_files()?
+        .into_iter()
+        .map(|(_, yaml)| format!("---\n{yaml}"))
+        .collect())
+}

@@ -1,0 +1,304 @@
+//! One HTTP exchange: sent once, read up to a cap, and told apart by what its end proves.
+//!
+//! This module knows no API. What it must never do is replay a request, follow a redirect, or let a
+//! body out of the buffers that wipe themselves.
+
+use std::error::Error as _;
+use std::{fmt, io};
+
+use chrono::TimeDelta;
+use http::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, USER_AGENT};
+use http::{Method, StatusCode};
+use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, Response, redirect, retry};
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+use zeroize::Zeroizing;
+
+/// Most of a body that is read: an answer is a kilobyte or two.
+pub(crate) const BODY_LIMIT: usize = 256 * 1024;
+
+/// How to reach a service: where, with which key, whom to trust, how long to wait.
+pub struct Endpoint {
+    /// Base URL.
+    pub url: Url,
+    /// The bearer key. White space around it is dropped: files end in line breaks.
+    pub key: SecretString,
+    /// PEM certificates to trust instead of the system's.
+    pub ca_bundle: Option<Vec<u8>>,
+    /// How long to wait for a whole answer. Half of it may pass before there is a connection.
+    pub timeout: TimeDelta,
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("origin", &origin(&self.url))
+            .field("own_ca_bundle", &self.ca_bundle.is_some())
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a client could not be set up. Nothing was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// Not a base URL.
+    #[error("the URL must be an http or https URL without user, query and fragment")]
+    Url,
+    /// Not a key.
+    #[error("the key is empty, or holds characters that no HTTP header can carry: check its Secret")]
+    Key,
+    /// No certificates in the bundle.
+    #[error("the CA bundle holds no PEM certificate that can be read: check caBundleRef")]
+    CaBundle,
+    /// No certificates on the system.
+    #[error("no trusted CA certificates are installed here: set caBundleRef, or add them to the image")]
+    NoRoots,
+    /// No cryptography.
+    #[error("no TLS provider is installed in this process")]
+    NoProvider,
+    /// Something else.
+    #[error("the HTTP client could not be set up")]
+    Client,
+}
+
+/// Whether a request may have had an effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sent {
+    /// It provably never left: there was no connection.
+    No,
+    /// It was answered.
+    Yes,
+    /// It may have arrived, and no whole answer came.
+    Unknown,
+}
+
+/// Why no whole answer came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    Unresolved,
+    NotConnected,
+    Untrusted,
+    ConnectTimeout,
+    Unbuilt,
+    Timeout,
+    Cut,
+}
+
+impl Lost {
+    pub(crate) const fn sent(self) -> Sent {
+        match self {
+            Self::Timeout | Self::Cut => Sent::Unknown,
+            _ => Sent::No,
+        }
+    }
+
+    /// A clause for a person, after "cannot be reached: " where nothing was sent.
+    pub(crate) const fn phrase(self) -> &'static str {
+        match self {
+            Self::Unresolved => "its host name does not resolve",
+            Self::NotConnected => "no connection came about",
+            Self::Untrusted => "no TLS session came about, so check its certificate and caBundleRef",
+            Self::ConnectTimeout => "no connection came about in time",
+            Self::Unbuilt => "the request cannot be written as HTTP",
+            Self::Timeout => "no answer came in time",
+            Self::Cut => "the connection ended before the answer did",
+        }
+    }
+}
+
+/// An answer. Deliberately without `Debug`: the body may hold a token.
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// `None` where it is larger than [`BODY_LIMIT`].
+    pub(crate) body: Option<Zeroizing<Vec<u8>>>,
+}
+
+/// Whether connections are kept for the next request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Connections {
+    /// A kept connection may be dead, and then nobody can say whether the request left.
+    OneRequestEach,
+    Kept,
+}
+
+/// A client of one endpoint.
+#[derive(Clone)]
+pub(crate) struct Wire {
+    client: Client,
+    base: Url,
+    bearer: SecretString,
+    pub(crate) timeout: TimeDelta,
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&origin(&self.base))
+    }
+}
+
+fn origin(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
+impl Wire {
+    pub(crate) fn new(endpoint: &Endpoint, connections: Connections) -> Result<Self, BuildError> {
+        let url = &endpoint.url;
+        let plain = match url.scheme() {
+            "http" => true,
+            "https" => false,
+            _ => return Err(BuildError::Url),
+        };
+        let extras = url.query().or(url.fragment()).is_some();
+        if extras || !url.username().is_empty() || url.password().is_some() || !url.has_host() {
+            return Err(BuildError::Url);
+        }
+        let key = endpoint.key.expose_secret().trim();
+        let bearer = SecretString::from(format!("Bearer {key}"));
+        if key.is_empty() || HeaderValue::from_str(bearer.expose_secret()).is_err() {
+            return Err(BuildError::Key);
+        }
+        // Without this check reqwest panics.
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            return Err(BuildError::NoProvider);
+        }
+        let own_roots = endpoint.ca_bundle.as_deref();
+        let total = endpoint.timeout.to_std().unwrap_or_default();
+        let builder = Client::builder()
+            .https_only(!plain)
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .http1_only()
+            .no_proxy()
+            // Shorter than the whole, so that "no connection" and "no answer" can be told apart.
+            .connect_timeout(total / 2)
+            .timeout(total);
+        let builder = match connections {
+            Connections::OneRequestEach => builder.pool_max_idle_per_host(0),
+            Connections::Kept => builder.pool_max_idle_per_host(1),
+        };
+        let client = trusting(builder, own_roots, plain)?
+            .build()
+            .map_err(|error| match own_roots {
+                Some(_) => BuildError::CaBundle,
+                None if lacks_roots(&error) => BuildError::NoRoots,
+                None => BuildError::Client,
+            })?;
+        Ok(Self {
+            client,
+            base: url.clone(),
+            bearer,
+            timeout: endpoint.timeout,
+        })
+    }
+
+    /// A request to `path` below the base URL.
+    pub(crate) fn request(&self, method: Method, path: &str, query: &[(&str, &str)]) -> RequestBuilder {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments
+                .pop_if_empty()
+                .extend(path.split('/').filter(|part| !part.is_empty()));
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let request = self
+            .client
+            .request(method, url)
+            .header(
+                USER_AGENT,
+                concat!("chittyconnect-operator/", env!("CARGO_PKG_VERSION")),
+            )
+            .header(ACCEPT, "application/json");
+        match HeaderValue::from_str(self.bearer.expose_secret()) {
+            Ok(mut bearer) => {
+                bearer.set_sensitive(true);
+                request.header(AUTHORIZATION, bearer)
+            }
+            // Checked when this client was built.
+            Err(_) => request,
+        }
+    }
+
+    /// Sends a request once and reads its answer.
+    pub(crate) async fn exchange(&self, request: RequestBuilder) -> Result<Reply, Lost> {
+        let mut response = request.send().await.map_err(|error| lost(&error))?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = match read(&mut response).await {
+            Ok(body) => body,
+            // Whatever a refusal goes on to say, its status has said it.
+            Err(_) if !status.is_success() => Some(Zeroizing::default()),
+            Err(error) => return Err(lost(&error)),
+        };
+        Ok(Reply { status, headers, body })
+    }
+}
+
+fn trusting(builder: ClientBuilder, own_roots: Option<&[u8]>, plain: bool) -> Result<ClientBuilder, BuildError> {
+    match own_roots {
+        Some(pem) => {
+            let roots = Certificate::from_pem_bundle(pem).map_err(|_| BuildError::CaBundle)?;
+            if roots.is_empty() {
+                return Err(BuildError::CaBundle);
+            }
+            Ok(builder.tls_certs_only(roots))
+        }
+        // Plain http trusts nobody and must work in an image without certificates.
+        None if plain => Ok(builder.tls_certs_only([])),
+        None => Ok(builder),
+    }
+}
+
+async fn read(response: &mut Response) -> reqwest::Result<Option<Zeroizing<Vec<u8>>>> {
+    // Room for all of it at once: a buffer that grows leaves copies behind that nobody wipes.
+    let mut body = Zeroizing::new(Vec::with_capacity(BODY_LIMIT));
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > BODY_LIMIT {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body))
+}
+
+fn lost(error: &reqwest::Error) -> Lost {
+    if error.is_builder() {
+        Lost::Unbuilt
+    } else if error.is_connect() {
+        if error.is_timeout() {
+            Lost::ConnectTimeout
+        } else if error.is_dns() {
+            Lost::Unresolved
+        } else if tls(error).is_some() {
+            Lost::Untrusted
+        } else {
+            Lost::NotConnected
+        }
+    } else if error.is_timeout() {
+        Lost::Timeout
+    } else {
+        Lost::Cut
+    }
+}
+
+fn lacks_roots(error: &reqwest::Error) -> bool {
+    // rustls' platform verifier has no variant of its own for this.
+    matches!(tls(error), Some(rustls::Error::General(_)))
+}
+
+/// The TLS error at the bottom of this one. An `io::Error` hides the error it wraps from `source()`.
+fn tls(error: &reqwest::Error) -> Option<&rustls::Error> {
+    let mut next = error.source();
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<rustls::Error>() {
+            return Some(found);
+        }
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
+}

@@ -1,0 +1,100 @@
+//! Kubernetes reads and writes: each timed out, each write guarded by what it was decided on.
+
+pub mod config;
+pub mod journal;
+pub mod keys;
+pub mod records;
+pub mod secrets;
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::Duration;
+
+use kube::Client;
+
+/// How long one call to the API server may take.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a call to the API server came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It did not answer in time; whether it did what was asked is unknown.
+    #[error("the API server did not answer within {} s", CALL_TIMEOUT.as_secs())]
+    Timeout,
+    /// It refused, or could not be reached.
+    #[error("{0}")]
+    Kube(#[from] kube::Error),
+}
+
+impl Error {
+    /// The HTTP status, where there is one.
+    #[must_use]
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            Self::Kube(kube::Error::Api(status)) => Some(status.code),
+            _ => None,
+        }
+    }
+
+    /// Nothing of that name is there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.code() == Some(404)
+    }
+
+    /// Somebody else was faster.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.code() == Some(409)
+    }
+
+    /// The API server understood and said no: asking again changes nothing.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.code(), Some(400 | 403 | 405 | 413 | 422))
+    }
+
+    /// What the API server said, for a person; capped, and never an object.
+    #[must_use]
+    pub fn brief(&self) -> String {
+        let text = match self {
+            Self::Kube(kube::Error::Api(status)) => status.message.clone(),
+            Self::Kube(_) => "the API server cannot be reached".to_owned(),
+            Self::Timeout => self.to_string(),
+        };
+        truncate(&text, 300)
+    }
+}
+
+/// Cuts `text` to at most `most` bytes, on a character boundary.
+#[must_use]
+pub fn truncate(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let mut end = most;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &text[..end])
+}
+
+/// Awaits one call to the API server, for [`CALL_TIMEOUT`] at most.
+///
+/// # Errors
+/// [`Error::Timeout`], or what the call failed with.
+pub async fn bounded<T: Debug>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+    tokio::time::timeout(CALL_TIMEOUT, call)
+        .await
+        .map_err(|_| Error::Timeout)?
+        .map_err(Error::from)
+}
+
+/// A client, and the namespace of the controller itself.
+#[derive(Clone)]
+pub struct Cluster {
+    /// The client.
+    pub client: Client,
+    /// Where keys, journals and the lease live.
+    pub namespace: String,
+}

@@ -1,0 +1,349 @@
+//! Managed Secrets: only those we own are written or deleted, and only as they were when looked at.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
+use kube::{Api, Resource};
+use zeroize::Zeroize;
+
+use super::{Cluster, Error, bounded};
+use crate::api::{EXPIRES_AT_ANNOTATION, EphemeralCredential, MANAGED_BY_LABEL, MANAGER, SEAL_ANNOTATION, SecretType};
+use crate::core::journal::Live;
+use crate::core::plan::{Content, SecretState};
+use crate::core::render::{Data, fingerprint};
+use crate::core::seal::{Seal, SealKey};
+
+/// Whose Secrets they are.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// Namespace of the credential.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+}
+
+/// A Secret as the spec wants it dressed.
+#[derive(Clone, Debug)]
+pub struct Dress {
+    /// Name of the Secret.
+    pub name: String,
+    /// Its type.
+    pub type_: SecretType,
+    /// The user's labels.
+    pub labels: BTreeMap<String, String>,
+    /// The seal annotation.
+    pub seal: String,
+    /// The expiry annotation.
+    pub expires_at: String,
+}
+
+/// A Secret that was looked at: its state, and what guards a write to it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Its state.
+    pub state: SecretState,
+    /// Uid and resource version, where it exists.
+    pub guard: Option<Preconditions>,
+}
+
+/// How a write ended that came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// A Secret of that name is somebody else's.
+    #[error("a Secret of that name is somebody else's")]
+    NotOurs,
+    /// The API server said no, or nothing.
+    #[error("{0}")]
+    Api(#[from] Error),
+}
+
+/// Secrets hold values: they are wiped as soon as they were looked at.
+struct Wiped(Secret);
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        for ByteString(bytes) in self.0.data.iter_mut().flat_map(BTreeMap::values_mut) {
+            bytes.zeroize();
+        }
+    }
+}
+
+impl Cluster {
+    fn secrets(&self, namespace: &str) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Looks at a Secret.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub async fn look(
+        &self,
+        owner: &Owner,
+        name: &str,
+        live: Option<&Live>,
+        labels: Option<&BTreeMap<String, String>>,
+        seal: &SealKey,
+    ) -> Result<Seen, Error> {
+        let secret = bounded(self.secrets(&owner.namespace).get_opt(name)).await?.map(Wiped);
+        Ok(match secret {
+            None => Seen {
+                state: SecretState::Absent,
+                guard: None,
+            },
+            Some(secret) => Seen {
+                guard: Some(guard(&secret.0)),
+                state: inspect(&secret.0, owner, live, labels, seal),
+            },
+        })
+    }
+
+    /// Writes a Secret that is ours or absent. `dry_run` asks the API server without storing it.
+    ///
+    /// # Errors
+    /// Where a Secret of that name is not ours, or the API server does not take it.
+    pub async fn write_secret(
+        &self,
+        owner: &Owner,
+        dress: &Dress,
+        data: &Data,
+        seal: &SealKey,
+        dry_run: bool,
+    ) -> Result<(), WriteError> {
+        let api = self.secrets(&owner.namespace);
+        let post = PostParams {
+            dry_run,
+            ..PostParams::default()
+        };
+        let desired = Wiped(desired(owner, dress, data));
+        // A Secret cannot change its type, and somebody may be faster: look, write, look again.
+        for _ in 0..3 {
+            let existing = bounded(api.get_opt(&dress.name)).await?.map(Wiped);
+            let outcome = match existing {
+                None => bounded(api.create(&post, &desired.0)).await,
+                Some(existing) => {
+                    if !is_ours(&existing.0, owner, seal) {
+                        return Err(WriteError::NotOurs);
+                    }
+                    if existing.0.type_.as_deref() != Some(dress.type_.as_str()) {
+                        if dry_run {
+                            return Ok(());
+                        }
+                        self.delete_secret(&owner.namespace, &dress.name, Some(guard(&existing.0)))
+                            .await?;
+                        continue;
+                    }
+                    let replacement = Wiped(over(&existing.0, &desired.0));
+                    bounded(api.replace(&dress.name, &post, &replacement.0)).await
+                }
+            };
+            match outcome {
+                Ok(written) => {
+                    drop(Wiped(written));
+                    return Ok(());
+                }
+                Err(e) if e.is_conflict() => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(WriteError::Api(Error::Timeout))
+    }
+
+    /// Restores what of a Secret is not its values, and removes keys that are not ours.
+    ///
+    /// # Errors
+    /// As [`Cluster::write_secret`].
+    pub async fn restore_secret(
+        &self,
+        owner: &Owner,
+        dress: &Dress,
+        keys: &[String],
+        seal: &SealKey,
+    ) -> Result<(), WriteError> {
+        let api = self.secrets(&owner.namespace);
+        let Some(existing) = bounded(api.get_opt(&dress.name)).await?.map(Wiped) else {
+            return Ok(());
+        };
+        if !is_ours(&existing.0, owner, seal) {
+            return Err(WriteError::NotOurs);
+        }
+        let mut replacement = Wiped(over(&existing.0, &desired(owner, dress, &Data::new())));
+        let mut data = existing.0.data.clone().unwrap_or_default();
+        data.retain(|key, ByteString(bytes)| {
+            let ours = keys.contains(key);
+            if !ours {
+                bytes.zeroize();
+            }
+            ours
+        });
+        replacement.0.data = Some(data);
+        let written = bounded(api.replace(&dress.name, &PostParams::default(), &replacement.0)).await?;
+        drop(Wiped(written));
+        Ok(())
+    }
+
+    /// Deletes a Secret as it was when looked at; one that is gone is as good.
+    ///
+    /// # Errors
+    /// Where the API server does not.
+    pub async fn delete_secret(&self, namespace: &str, name: &str, guard: Option<Preconditions>) -> Result<(), Error> {
+        let params = DeleteParams {
+            preconditions: guard,
+            ..DeleteParams::default()
+        };
+        match bounded(self.secrets(namespace).delete(name, &params)).await {
+            Ok(deleted) => {
+                let _ = deleted.map_left(Wiped);
+                Ok(())
+            }
+            Err(e) if e.is_not_found() => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+fn guard(secret: &Secret) -> Preconditions {
+    Preconditions {
+        uid: secret.metadata.uid.clone(),
+        resource_version: secret.metadata.resource_version.clone(),
+    }
+}
+
+fn sealed(secret: &Secret, owner: &Owner, seal: &SealKey) -> Option<Seal> {
+    let annotation = secret.metadata.annotations.as_ref()?.get(SEAL_ANNOTATION)?;
+    seal.verify(annotation).filter(|s| {
+        s.uid == owner.uid && s.namespace == owner.namespace && Some(&s.name) == secret.metadata.name.as_ref()
+    })
+}
+
+fn owner_of(secret: &Secret) -> Option<&OwnerReference> {
+    secret
+        .metadata
+        .owner_references
+        .as_ref()?
+        .iter()
+        .find(|r| r.kind == EphemeralCredential::kind(&()) && r.api_version == EphemeralCredential::api_version(&()))
+}
+
+/// Ours by owner, or by a seal that only we can make: a tenant who drops the one cannot forge the other.
+fn is_ours(secret: &Secret, owner: &Owner, seal: &SealKey) -> bool {
+    owner_of(secret).is_some_and(|r| r.uid == owner.uid) || sealed(secret, owner, seal).is_some()
+}
+
+fn inspect(
+    secret: &Secret,
+    owner: &Owner,
+    live: Option<&Live>,
+    labels: Option<&BTreeMap<String, String>>,
+    key: &SealKey,
+) -> SecretState {
+    if !is_ours(secret, owner, key) {
+        return match owner_of(secret) {
+            Some(other) if other.name == owner.name => SecretState::Leftover,
+            _ => SecretState::Foreign,
+        };
+    }
+    let name = secret.metadata.name.as_deref().unwrap_or_default();
+    let empty = BTreeMap::new();
+    let data = secret.data.as_ref().unwrap_or(&empty);
+    let print = |claim: &str, keys: &[String]| {
+        let ours = data.iter().filter(|(k, _)| keys.contains(k));
+        fingerprint(claim, ours.map(|(k, ByteString(v))| (k.as_str(), v.as_slice())))
+    };
+    let seal = sealed(secret, owner, key).filter(|s| print(&s.claim, &s.written.keys) == s.written.fingerprint);
+    let content = match live.and_then(|l| l.secrets.get(name).map(|w| (l, w))) {
+        Some((live, written)) if print(&live.claim, &written.keys) == written.fingerprint => {
+            if data.len() > written.keys.len() {
+                Content::Extra
+            } else {
+                Content::Intact
+            }
+        }
+        _ => Content::Altered,
+    };
+    SecretState::Ours {
+        dressed: is_dressed(secret, owner, live, seal.as_ref(), labels),
+        seal: seal.map(Box::new),
+        content,
+    }
+}
+
+fn is_dressed(
+    secret: &Secret,
+    owner: &Owner,
+    live: Option<&Live>,
+    seal: Option<&Seal>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> bool {
+    let empty = BTreeMap::new();
+    let have = secret.metadata.labels.as_ref().unwrap_or(&empty);
+    let annotation = secret
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(EXPIRES_AT_ANNOTATION));
+    owner_of(secret).is_some_and(|r| r.uid == owner.uid)
+        && have.get(MANAGED_BY_LABEL).is_some_and(|v| v == MANAGER)
+        && labels.is_none_or(|labels| labels.iter().all(|(k, v)| have.get(k) == Some(v)))
+        && live.is_none_or(|l| {
+            seal.is_some_and(|s| s.claim == l.claim) && annotation.is_some_and(|a| *a == rfc3339(l.ends_at))
+        })
+}
+
+/// As in annotations and data: whole seconds, UTC.
+#[must_use]
+pub fn rfc3339(at: crate::core::Time) -> String {
+    at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
+}
+
+fn desired(owner: &Owner, dress: &Dress, data: &Data) -> Secret {
+    let mut labels = dress.labels.clone();
+    labels.insert(MANAGED_BY_LABEL.to_owned(), MANAGER.to_owned());
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(dress.name.clone()),
+            namespace: Some(owner.namespace.clone()),
+            labels: Some(labels),
+            annotations: Some(BTreeMap::from([
+                (SEAL_ANNOTATION.to_owned(), dress.seal.clone()),
+                (EXPIRES_AT_ANNOTATION.to_owned(), dress.expires_at.clone()),
+            ])),
+            owner_references: Some(vec![OwnerReference {
+                api_version: EphemeralCredential::api_version(&()).into_owned(),
+                kind: EphemeralCredential::kind(&()).into_owned(),
+                name: owner.name.clone(),
+                uid: owner.uid.clone(),
+                controller: Some(true),
+                // Left unset: it would need `update` on finalizers where that admission is on.
+                block_owner_deletion: None,
+            }]),
+            ..ObjectMeta::default()
+        },
+        type_: Some(dress.type_.as_str().to_owned()),
+        data: Some(data.iter().map(|(k, v)| (k.clone(), ByteString(v.to_vec()))).collect()),
+        ..Secret::default()
+    }
+}
+
+/// `desired` in the place of `existing`: other people's labels, annotations and finalizers stay.
+fn over(existing: &Secret, desired: &Secret) -> Secret {
+    let mut next = desired.clone();
+    let merge = |old: &Option<BTreeMap<String, String>>, new: Option<BTreeMap<String, String>>| {
+        let mut merged = old.clone().unwrap_or_default();
+        merged.extend(new.unwrap_or_default());
+        Some(merged)
+    };
+    next.metadata.labels = merge(&existing.metadata.labels, next.metadata.labels.take());
+    next.metadata.annotations = merge(&existing.metadata.annotations, next.metadata.annotations.take());
+    next.metadata.finalizers.clone_from(&existing.metadata.finalizers);
+    next.metadata.uid.clone_from(&existing.metadata.uid);
+    next.metadata
+        .resource_version
+        .clone_from(&existing.metadata.resource_version);
+    next
+}

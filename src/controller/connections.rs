@@ -1,0 +1,311 @@
+//! Connections, resolved: keys read, clients built, problems found.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
+use chrono::{TimeDelta, Utc};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt;
+use secrecy::SecretString;
+use url::Url;
+
+use crate::api::{ChittyConnection, ConditionType, DEFAULT_HOST, RateScope, Reason, condition};
+use crate::broker::{Api, Broker, Endpoint};
+use crate::chronicle::{Chronicle, Form};
+use crate::cluster::Cluster;
+use crate::cluster::keys::ApiKey;
+use crate::core::Problem;
+use crate::core::budget::Limit;
+use crate::core::journal::Scope;
+use crate::core::seal::SealKey;
+
+/// Where audit events may go without an annotation on the token's Secret.
+const DEFAULT_CHRONICLE_HOST: &str = "chronicle.chitty.cc";
+
+/// A connection that can be used.
+#[derive(Debug)]
+pub struct Usable {
+    /// The client.
+    pub broker: Broker,
+    /// Digest of the API key.
+    pub key_digest: String,
+    /// How long an answer is waited for.
+    pub timeout: TimeDelta,
+    /// Where audit events go.
+    pub chronicle: Option<Chronicle>,
+}
+
+/// A connection as it stands.
+#[derive(Clone)]
+pub struct Resolved {
+    /// The object.
+    pub connection: Arc<ChittyConnection>,
+    /// Scheme, host and port.
+    pub origin: String,
+    /// Its limit.
+    pub limit: Limit,
+    /// The client, or why there is none.
+    pub usable: Result<Arc<Usable>, Problem>,
+    /// What it was built from: equal means nothing to do.
+    fingerprint: String,
+}
+
+impl Resolved {
+    /// The budget that requests for `service` count in; unknown where it is the key's and that cannot be read.
+    #[must_use]
+    pub fn scope(&self, service: &str) -> Option<Scope> {
+        let kind = self.connection.spec.rate_limit.scope;
+        let of = match kind {
+            RateScope::Service => service.to_owned(),
+            RateScope::Key => self.usable.as_ref().ok()?.key_digest.clone(),
+        };
+        Some(Scope {
+            origin: self.origin.clone(),
+            kind,
+            of,
+        })
+    }
+
+    /// The condition that tells of it.
+    #[must_use]
+    pub fn condition(&self, previous: &[Condition]) -> Condition {
+        let (ready, reason, message) = match &self.usable {
+            Ok(_) => (
+                true,
+                "Ready",
+                "the API key is there, and the connection can be used".to_owned(),
+            ),
+            Err(problem) => (false, problem.reason.as_str(), problem.message.clone()),
+        };
+        let generation = self.connection.metadata.generation;
+        condition(
+            ConditionType::Ready,
+            ready,
+            reason,
+            &message,
+            generation,
+            previous,
+            Utc::now(),
+        )
+    }
+}
+
+/// All connections.
+#[derive(Default)]
+pub struct Connections(RwLock<BTreeMap<String, Resolved>>);
+
+impl Connections {
+    /// The connection of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Resolved> {
+        self.read().get(name).cloned()
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<Resolved> {
+        self.read().values().cloned().collect()
+    }
+
+    /// The limits that connections set for `scope`: a connection whose key cannot be read now still counts.
+    #[must_use]
+    pub fn limits(&self, scope: &Scope) -> Vec<Limit> {
+        self.read()
+            .values()
+            .filter(|r| r.scope(&scope.of).as_ref() == Some(scope))
+            .map(|r| r.limit)
+            .collect()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Resolved>> {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Resolves `connections` anew and returns the names of those that changed, or are gone.
+    pub async fn refresh(
+        &self,
+        cluster: &Cluster,
+        seal: &SealKey,
+        mut connections: Vec<Arc<ChittyConnection>>,
+    ) -> Vec<String> {
+        connections.sort_by_key(|c| (c.creation_timestamp(), c.name_any()));
+        let before = self.read().clone();
+        let mut kinds: BTreeMap<String, (RateScope, String)> = BTreeMap::new();
+        let mut after = BTreeMap::new();
+        let mut changed: Vec<String> = Vec::new();
+        for connection in connections {
+            let name = connection.name_any();
+            let resolved = resolve(cluster, seal, Arc::clone(&connection), &kinds, before.get(&name)).await;
+            kinds
+                .entry(resolved.origin.clone())
+                .or_insert((connection.spec.rate_limit.scope, name.clone()));
+            if before.get(&name).is_none_or(|b| b.fingerprint != resolved.fingerprint) {
+                changed.push(name.clone());
+            }
+            after.insert(name, resolved);
+        }
+        changed.extend(before.keys().filter(|name| !after.contains_key(*name)).cloned());
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = after;
+        changed
+    }
+}
+
+async fn resolve(
+    cluster: &Cluster,
+    seal: &SealKey,
+    connection: Arc<ChittyConnection>,
+    kinds: &BTreeMap<String, (RateScope, String)>,
+    before: Option<&Resolved>,
+) -> Resolved {
+    let spec = &connection.spec;
+    let delta = |d: kube::core::Duration| TimeDelta::from_std(d.into()).unwrap_or(TimeDelta::seconds(1));
+    let limit = Limit {
+        limit: spec.rate_limit.limit,
+        window: delta(spec.rate_limit.window),
+    };
+    let (origin, built) = match Url::parse(&spec.url) {
+        Ok(url) => {
+            let origin = url.origin().ascii_serialization();
+            let built = match kinds.get(&origin) {
+                Some((kind, first)) if *kind != spec.rate_limit.scope => Err(Problem::new(
+                    Reason::InvalidSpec,
+                    format!(
+                        "rateLimit.scope must be as in connection {first}, which asks the same ChittyConnect: \
+                         one budget cannot be counted in two ways"
+                    ),
+                )),
+                _ => build(cluster, seal, &connection, &url).await,
+            };
+            (origin, built)
+        }
+        Err(_) => (
+            spec.url.clone(),
+            Err(Problem::new(Reason::InvalidSpec, "url cannot be parsed")),
+        ),
+    };
+    let (usable, materials) = match built {
+        Ok((usable, materials)) => (Ok(Arc::new(usable)), materials),
+        Err(problem) => {
+            let text = format!("{}: {}", problem.reason, problem.message);
+            (Err(problem), text)
+        }
+    };
+    let fingerprint = format!(
+        "{} {} {materials}",
+        connection.uid().unwrap_or_default(),
+        connection.metadata.generation.unwrap_or_default()
+    );
+    // The old client goes on where nothing it was built from has changed.
+    let usable = match before {
+        Some(b) if b.fingerprint == fingerprint => b.usable.clone(),
+        _ => usable,
+    };
+    Resolved {
+        connection,
+        origin,
+        limit,
+        usable,
+        fingerprint,
+    }
+}
+
+async fn build(
+    cluster: &Cluster,
+    seal: &SealKey,
+    connection: &ChittyConnection,
+    url: &Url,
+) -> Result<(Usable, String), Problem> {
+    let spec = &connection.spec;
+    let not_ready = |message: String| Problem::new(Reason::ConnectionNotReady, message);
+    let key_ref = &spec.auth.api_key_secret_ref;
+    let key = cluster.api_key(key_ref).await.map_err(|e| not_ready(e.to_string()))?;
+    may_go(&key, url, DEFAULT_HOST, &key_ref.name)?;
+    let ca_bundle = match &spec.ca_bundle_ref {
+        Some(at) => Some(cluster.ca_bundle(at).await.map_err(|e| not_ready(e.to_string()))?),
+        None => None,
+    };
+    let timeout = TimeDelta::from_std(spec.timeout.into()).unwrap_or(TimeDelta::seconds(10));
+    let endpoint = |url: &Url, key: SecretString| Endpoint {
+        url: url.clone(),
+        key,
+        ca_bundle: ca_bundle.clone(),
+        timeout,
+    };
+    let key_digest = {
+        use secrecy::ExposeSecret;
+        seal.digest_of_key(key.key.expose_secret())
+    };
+    let broker = Broker::new(&endpoint(url, key.key), Api::Deploy).map_err(|e| not_ready(e.to_string()))?;
+    let mut materials = key_digest.clone();
+    if let Some(bundle) = &ca_bundle {
+        materials.push_str(&crate::core::spec::digest([bundle]));
+    }
+    let chronicle = match spec.audit.as_ref().and_then(|a| a.chronicle.as_ref()) {
+        None => None,
+        Some(chronicle) => {
+            let token_ref = &chronicle.token_secret_ref;
+            let token = cluster.api_key(token_ref).await.map_err(|e| not_ready(e.to_string()))?;
+            let url = Url::parse(&chronicle.url)
+                .map_err(|_| Problem::new(Reason::InvalidSpec, "audit.chronicle.url cannot be parsed"))?;
+            may_go(&token, &url, DEFAULT_CHRONICLE_HOST, &token_ref.name)?;
+            {
+                use secrecy::ExposeSecret;
+                materials.push_str(&seal.digest_of_key(token.key.expose_secret()));
+            }
+            let client = Chronicle::new(&endpoint(&url, token.key), Form::Entries)
+                .map_err(|e| not_ready(format!("audit.chronicle: {e}")))?;
+            Some(client)
+        }
+    };
+    let usable = Usable {
+        broker,
+        key_digest,
+        timeout,
+        chronicle,
+    };
+    Ok((usable, materials))
+}
+
+/// A key goes to its default host alone, unless its own Secret names another: whoever may edit a
+/// connection cannot send the key elsewhere.
+fn may_go(key: &ApiKey, url: &Url, default: &str, secret: &str) -> Result<(), Problem> {
+    let host = url.host_str().unwrap_or_default();
+    let with_port = url.port().map(|port| format!("{host}:{port}"));
+    let named = |name: &str| name == host || with_port.as_deref() == Some(name);
+    if (host == default && url.port().is_none()) || key.host.as_deref().is_some_and(named) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Reason::NotPermitted,
+        format!(
+            "the key in Secret {secret} may be sent to {default} alone; to send it to {host}, annotate that Secret with \
+             {}={host}",
+            crate::api::HOST_ANNOTATION
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn may(url: &str, host: Option<&str>) -> bool {
+        let key = ApiKey {
+            key: "k".into(),
+            host: host.map(str::to_owned),
+        };
+        may_go(&key, &Url::parse(url).unwrap(), DEFAULT_HOST, "s").is_ok()
+    }
+
+    #[test]
+    fn a_key_goes_to_the_default_host_or_to_the_one_its_own_secret_names() {
+        assert!(may("https://connect.chitty.cc", None));
+        assert!(!may("https://evil.example", None));
+        assert!(!may("https://connect.chitty.cc.evil.example", None));
+        assert!(!may("https://connect.chitty.cc:8443", None));
+        assert!(may("https://broker.example", Some("broker.example")));
+        assert!(may("http://127.0.0.1:8080", Some("127.0.0.1")));
+        assert!(may("http://127.0.0.1:8080", Some("127.0.0.1:8080")));
+        assert!(!may("http://127.0.0.1:8081", Some("127.0.0.1:8080")));
+    }
+}

@@ -1,0 +1,313 @@
+//! What every part of the shell shares.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chrono::Utc;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::PartialObjectMeta;
+use kube::runtime::reflector::{ObjectRef, Store};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::connections::Connections;
+use super::minter::ScopeRunner;
+use crate::api::{ChittyConnection, EphemeralCredential};
+use crate::cluster::Cluster;
+use crate::cluster::journal::Journals;
+use crate::cluster::records::Events;
+use crate::cluster::secrets::Seen;
+use crate::core::audit::AuditEvent;
+use crate::core::journal::Scope;
+use crate::core::seal::SealKey;
+use crate::core::{Problem, Time};
+use crate::ops::metrics::Metrics;
+
+/// A credential, as queues and stores name it.
+pub type CredentialRef = ObjectRef<EphemeralCredential>;
+
+/// A credential by namespace and name.
+pub type Name = (String, String);
+
+/// What every part of the shell shares.
+pub struct Context {
+    /// The API server.
+    pub cluster: Cluster,
+    /// This process, as claims, Events and the lease name it.
+    pub identity: String,
+    /// The seal key.
+    pub seal: SealKey,
+    /// The journals.
+    pub journals: Journals,
+    /// The connections.
+    pub connections: Connections,
+    /// The credentials.
+    pub credentials: Store<EphemeralCredential>,
+    /// The connections as they were written.
+    pub connection_store: Store<ChittyConnection>,
+    /// The namespaces.
+    pub namespaces: Store<PartialObjectMeta<Namespace>>,
+    /// The managed Secrets.
+    pub secrets: Locked<SecretIndex>,
+    /// Where each credential's records are.
+    pub homes: Locked<Homes>,
+    /// The scopes with a budget task.
+    pub scopes: Locked<HashMap<Scope, Arc<ScopeRunner>>>,
+    /// Requests this process has under way, by uid; with what holds their publication up.
+    pub working: Locked<HashMap<String, Option<Problem>>>,
+    /// Why a mint could not be prepared, by uid, and until when that holds for which generation.
+    pub unprepared: Locked<HashMap<String, (Problem, Time, Option<i64>)>>,
+    /// Secrets as last looked at, by uid and name, with the resource version and the claim that held then.
+    pub looked_at: Locked<HashMap<String, BTreeMap<String, Look>>>,
+    /// When a key that was refused may be tried again, by its digest.
+    pub unauthorized: Locked<HashMap<String, Time>>,
+    /// Wakes the reconciler for a credential.
+    pub triggers: mpsc::UnboundedSender<CredentialRef>,
+    /// Kubernetes Events.
+    pub events: Events,
+    /// Counters and gauges.
+    pub metrics: Metrics,
+    /// Whether this process leads.
+    pub leads: AtomicBool,
+    /// Credentials that were there at the start and were not looked at yet.
+    pub unseen: Locked<HashSet<Name>>,
+    /// Whether all of those were: only then is it known who waits.
+    pub warm: AtomicBool,
+    /// Fires when the process is to stop.
+    pub stop: CancellationToken,
+}
+
+/// A Secret as it was looked at.
+#[derive(Clone)]
+pub struct Look {
+    /// Its resource version then.
+    pub resource_version: String,
+    /// What the look compared it with.
+    pub against: String,
+    /// The result.
+    pub seen: Seen,
+}
+
+/// A mutex whose holder never panics halfway.
+#[derive(Default)]
+pub struct Locked<T>(Mutex<T>);
+
+impl<T> Locked<T> {
+    /// With this inside.
+    pub const fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    /// Holds it; never across an await.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Managed Secrets by owner: names and resource versions, nothing else.
+#[derive(Default)]
+pub struct SecretIndex {
+    by_owner: HashMap<String, BTreeMap<String, String>>,
+    owners: HashMap<Name, (String, String)>,
+    synced: bool,
+}
+
+impl SecretIndex {
+    /// Whether every Secret was listed once.
+    #[must_use]
+    pub const fn synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Notes that every Secret was listed.
+    pub const fn mark_synced(&mut self) {
+        self.synced = true;
+    }
+
+    /// The Secrets of a credential.
+    #[must_use]
+    pub fn of(&self, uid: &str) -> BTreeMap<String, String> {
+        self.by_owner.get(uid).cloned().unwrap_or_default()
+    }
+
+    /// Notes a Secret; returns the name of its owner, and the former one's where that changed.
+    pub fn insert(&mut self, at: Name, owner: Option<(String, String)>, resource_version: String) -> Vec<String> {
+        let mut touched = self.remove(&at);
+        if let Some((uid, name)) = owner {
+            self.by_owner
+                .entry(uid.clone())
+                .or_default()
+                .insert(at.1.clone(), resource_version);
+            touched.push(name.clone());
+            self.owners.insert(at, (uid, name));
+        }
+        touched.dedup();
+        touched
+    }
+
+    /// Forgets a Secret; returns the name of its owner.
+    pub fn remove(&mut self, at: &Name) -> Vec<String> {
+        let Some((uid, name)) = self.owners.remove(at) else {
+            return Vec::new();
+        };
+        if let Some(secrets) = self.by_owner.get_mut(&uid) {
+            secrets.remove(&at.1);
+            if secrets.is_empty() {
+                self.by_owner.remove(&uid);
+            }
+        }
+        vec![name]
+    }
+
+    /// Every Secret known, to be compared with a fresh list.
+    #[must_use]
+    pub fn names(&self) -> HashSet<Name> {
+        self.owners.keys().cloned().collect()
+    }
+}
+
+/// Where each credential's records are: a changed service or connection leaves one behind.
+#[derive(Default)]
+pub struct Homes {
+    scopes: HashMap<String, BTreeSet<Scope>>,
+    names: HashMap<Name, HashSet<String>>,
+    by_uid: HashMap<String, Name>,
+}
+
+impl Homes {
+    /// Notes that `scope` has a record or claim of `uid`.
+    pub fn add(&mut self, uid: &str, name: Name, scope: &Scope) {
+        self.scopes.entry(uid.to_owned()).or_default().insert(scope.clone());
+        self.names.entry(name.clone()).or_default().insert(uid.to_owned());
+        self.by_uid.insert(uid.to_owned(), name);
+    }
+
+    /// The scopes with a record of `uid`.
+    #[must_use]
+    pub fn of(&self, uid: &str) -> Vec<Scope> {
+        self.scopes
+            .get(uid)
+            .map(|s| s.iter().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// Every uid a credential of that name ever had and that is not forgotten.
+    #[must_use]
+    pub fn uids(&self, name: &Name) -> Vec<String> {
+        self.names
+            .get(name)
+            .map(|s| s.iter().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// Whether anything is known of `uid`.
+    #[must_use]
+    pub fn has(&self, uid: &str) -> bool {
+        self.by_uid.contains_key(uid)
+    }
+
+    /// Every uid, with its name.
+    #[must_use]
+    pub fn all(&self) -> Vec<(String, Name)> {
+        self.by_uid
+            .iter()
+            .map(|(uid, name)| (uid.clone(), name.clone()))
+            .collect()
+    }
+
+    /// Forgets `uid` in `scope`.
+    pub fn remove(&mut self, uid: &str, scope: &Scope) {
+        let Some(scopes) = self.scopes.get_mut(uid) else { return };
+        scopes.remove(scope);
+        if !scopes.is_empty() {
+            return;
+        }
+        self.scopes.remove(uid);
+        if let Some(name) = self.by_uid.remove(uid)
+            && let Some(uids) = self.names.get_mut(&name)
+        {
+            uids.remove(uid);
+            if uids.is_empty() {
+                self.names.remove(&name);
+            }
+        }
+    }
+}
+
+impl Context {
+    /// Wakes the reconciler for a credential.
+    pub fn trigger(&self, namespace: &str, name: &str) {
+        // The receiver goes only when the process does.
+        let _ = self.triggers.send(ObjectRef::new(name).within(namespace));
+    }
+
+    /// Wakes the reconciler for every credential that `which` picks.
+    pub fn trigger_where(&self, which: impl Fn(&EphemeralCredential) -> bool) {
+        for credential in self.credentials.state() {
+            if which(&credential) {
+                let _ = self.triggers.send(ObjectRef::from_obj(&*credential));
+            }
+        }
+    }
+
+    /// Whether this process leads now.
+    #[must_use]
+    pub fn leading(&self) -> bool {
+        self.leads.load(Ordering::Acquire)
+    }
+
+    /// The budget task of `scope`, started where there is none yet.
+    pub fn runner(self: &Arc<Self>, scope: &Scope) -> Arc<ScopeRunner> {
+        let mut scopes = self.scopes.lock();
+        Arc::clone(
+            scopes
+                .entry(scope.clone())
+                .or_insert_with(|| ScopeRunner::start(self, scope.clone())),
+        )
+    }
+
+    /// Notes that a credential was looked at; once all were, newcomers may be admitted.
+    pub fn seen(&self, name: &Name) {
+        if self.warm.load(Ordering::Acquire) {
+            return;
+        }
+        let mut unseen = self.unseen.lock();
+        unseen.remove(name);
+        if unseen.is_empty() {
+            drop(unseen);
+            self.warmed();
+        }
+    }
+
+    /// Lets newcomers in.
+    pub fn warmed(&self) {
+        self.warm.store(true, Ordering::Release);
+        for runner in self.scopes.lock().values() {
+            runner.wake();
+        }
+    }
+
+    /// Logs a committed audit event: the record that is there whatever becomes of `ChittyChronicle`.
+    pub fn log_event(&self, event: &AuditEvent) {
+        self.metrics.outcome(event.event.as_str(), event.reason);
+        tracing::info!(
+            target: "audit",
+            id = %event.id,
+            event = event.event.as_str(),
+            reason = %event.reason,
+            namespace = %event.namespace,
+            name = %event.name,
+            service = %event.request.service,
+            purpose = %event.request.purpose,
+            run_id = %event.request.run_id,
+            revision = event.revision,
+        );
+    }
+
+    /// Now, by this machine's clock.
+    #[expect(clippy::unused_self, reason = "the one place the shell reads the clock")]
+    pub fn now(&self) -> Time {
+        Utc::now()
+    }
+}

@@ -1,0 +1,205 @@
+//! Audit events on their way: at least once, in order per credential, whatever fails in between.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+
+use super::context::Context;
+use super::minter::ScopeRunner;
+use crate::api::{MANAGED_BY_LABEL, MANAGER};
+use crate::chronicle::{Chronicle, NotDelivered};
+use crate::cluster::bounded;
+use crate::core::audit::AuditEvent;
+use crate::core::journal::Scope;
+
+/// An event refused this often goes to the dead letters.
+const TRIES: u32 = 5;
+/// Acknowledgements are committed together: so many, or so late.
+const BATCH: usize = 50;
+const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(1);
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// The `ConfigMap` that keeps what `ChittyChronicle` refuses.
+const DEAD_LETTERS: &str = "chittyconnect-audit-dead-letters";
+const MOST_DEAD_LETTERS: usize = 500;
+
+/// Delivers what scopes' journals hold, one task a scope.
+pub async fn deliver_for_ever(context: Arc<Context>) {
+    let mut running: HashSet<Scope> = HashSet::new();
+    loop {
+        let runners: Vec<Arc<ScopeRunner>> = context.scopes.lock().values().cloned().collect();
+        for runner in runners {
+            if running.insert(runner.scope.clone()) {
+                let context = Arc::clone(&context);
+                tokio::spawn(async move {
+                    let stop = context.stop.clone();
+                    stop.run_until_cancelled(Delivery::new(context, runner).run()).await;
+                });
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+struct Delivery {
+    context: Arc<Context>,
+    runner: Arc<ScopeRunner>,
+    /// Delivered, and not yet acknowledged in the journal.
+    delivered: HashSet<String>,
+    since: Instant,
+    /// Refusals of each event, counted here too: a crash only tries again.
+    refused: HashMap<String, u32>,
+    backoff: Duration,
+}
+
+impl Delivery {
+    fn new(context: Arc<Context>, runner: Arc<ScopeRunner>) -> Self {
+        Self {
+            context,
+            runner,
+            delivered: HashSet::new(),
+            since: Instant::now(),
+            refused: HashMap::new(),
+            backoff: FIRST_BACKOFF,
+        }
+    }
+
+    async fn run(&mut self) {
+        loop {
+            let wait = if self.context.leading() {
+                self.round().await
+            } else {
+                Duration::from_secs(2)
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Delivers what can be delivered now; returns how long to rest.
+    async fn round(&mut self) -> Duration {
+        let Ok(journal) = self.runner.journal.view().await else {
+            return Duration::from_secs(2);
+        };
+        let mut held: HashSet<&str> = HashSet::new();
+        let mut rest = Duration::from_millis(200);
+        for event in &journal.audit {
+            if self.delivered.contains(&event.id) || held.contains(event.uid.as_str()) {
+                continue;
+            }
+            let Some(chronicle) = self.chronicle(event) else {
+                // Its connection is gone or cannot be used; its own later events wait too.
+                held.insert(&event.uid);
+                continue;
+            };
+            match chronicle.deliver(event).await {
+                Ok(()) => {
+                    self.context.metrics.delivered();
+                    self.note(event);
+                    self.backoff = FIRST_BACKOFF;
+                }
+                Err(NotDelivered::Refused { status }) => {
+                    let tries = self.refused.entry(event.id.clone()).or_default();
+                    *tries += 1;
+                    if *tries >= TRIES {
+                        if self.bury(event, status).await {
+                            self.note(event);
+                            continue;
+                        }
+                    }
+                    held.insert(&event.uid);
+                    rest = rest.max(FIRST_BACKOFF);
+                }
+                Err(NotDelivered::Unavailable { message, retry_after }) => {
+                    tracing::warn!(
+                        scope = self.runner.scope.title(),
+                        waiting = journal.audit.len(),
+                        "{message}"
+                    );
+                    rest = retry_after.and_then(|d| d.to_std().ok()).unwrap_or(self.backoff);
+                    self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+                    break;
+                }
+            }
+            if self.delivered.len() >= BATCH {
+                self.acknowledge().await;
+            }
+        }
+        if !self.delivered.is_empty() && self.since.elapsed() >= ACKNOWLEDGE_AFTER {
+            self.acknowledge().await;
+        }
+        rest.min(LONGEST_BACKOFF)
+    }
+
+    fn note(&mut self, event: &AuditEvent) {
+        if self.delivered.is_empty() {
+            self.since = Instant::now();
+        }
+        self.delivered.insert(event.id.clone());
+        self.refused.remove(&event.id);
+    }
+
+    async fn acknowledge(&mut self) {
+        let done = self.delivered.clone();
+        let committed = self
+            .runner
+            .journal
+            .commit(move |journal, _| journal.audit.retain(|e| !done.contains(&e.id)))
+            .await;
+        if committed.is_ok() {
+            self.delivered.clear();
+        }
+    }
+
+    /// Where an event goes: to its connection's `ChittyChronicle`, else to that of another one of the scope.
+    fn chronicle(&self, event: &AuditEvent) -> Option<Chronicle> {
+        let connections = &self.context.connections;
+        let of = |r: super::connections::Resolved| r.usable.ok().and_then(|u| u.chronicle.clone());
+        connections.get(&event.request.connection).and_then(of).or_else(|| {
+            let scope = &self.runner.scope;
+            connections
+                .all()
+                .into_iter()
+                .filter(|r| r.scope(&scope.of).as_ref() == Some(scope))
+                .find_map(of)
+        })
+    }
+
+    /// Keeps a refused event where a person finds it. False where that failed: it is tried again.
+    async fn bury(&self, event: &AuditEvent, status: u16) -> bool {
+        let cluster = &self.context.cluster;
+        let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+        tracing::error!(id = %event.id, status, "ChittyChronicle refuses an audit event; it is kept in ConfigMap {DEAD_LETTERS}");
+        let entry = event.entry().to_string();
+        let known = match bounded(api.get_opt(DEAD_LETTERS)).await {
+            Ok(known) => known,
+            Err(_) => return false,
+        };
+        let Some(known) = known else {
+            let map = ConfigMap {
+                metadata: ObjectMeta {
+                    name: Some(DEAD_LETTERS.to_owned()),
+                    labels: Some(BTreeMap::from([(MANAGED_BY_LABEL.to_owned(), MANAGER.to_owned())])),
+                    ..ObjectMeta::default()
+                },
+                data: Some(BTreeMap::from([(event.id.clone(), entry)])),
+                ..ConfigMap::default()
+            };
+            return bounded(api.create(&PostParams::default(), &map)).await.is_ok();
+        };
+        let mut data: BTreeMap<String, Option<String>> = BTreeMap::from([(event.id.clone(), Some(entry))]);
+        let letters = known.data.unwrap_or_default();
+        if letters.len() >= MOST_DEAD_LETTERS
+            && let Some(oldest) = letters.keys().next()
+        {
+            data.insert(oldest.clone(), None);
+        }
+        let patch = serde_json::json!({"data": data});
+        bounded(api.patch(DEAD_LETTERS, &PatchParams::default(), &Patch::Merge(patch)))
+            .await
+            .is_ok()
+    }
+}

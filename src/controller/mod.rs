@@ -1,0 +1,252 @@
+//! The shell: watches, the reconcile loop, budgets, audit delivery, leadership.
+
+pub mod connections;
+pub mod context;
+mod delivery;
+mod minter;
+mod publish;
+mod reconcile;
+mod sweep;
+mod watches;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::runtime::controller::{Action as Requeue, Config as ControllerConfig, Error as ControllerError};
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::{Controller, Predicate, WatchStreamExt, predicates, watcher};
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::EphemeralCredential;
+use crate::cluster::Cluster;
+use crate::cluster::journal::Journals;
+use crate::cluster::records::Events;
+use crate::core::schedule::spread;
+use crate::ops::health::Health;
+use crate::ops::metrics::Metrics;
+use context::{Context, Locked};
+
+/// What the controller is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where keys, journals and the lease live.
+    pub namespace: String,
+    /// This process, as claims, Events and the lease name it.
+    pub identity: String,
+    /// How many credentials are looked at at once.
+    pub concurrency: u16,
+    /// Where `/metrics` is served.
+    pub metrics_addr: SocketAddr,
+    /// Where `/livez` and `/readyz` are served.
+    pub health_addr: SocketAddr,
+}
+
+/// Runs the controller until `stop` fires.
+///
+/// # Errors
+/// Where it cannot start: the namespace or the seal key, an address that is taken.
+pub async fn run(client: Client, settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    let cluster = Cluster {
+        client: client.clone(),
+        namespace: settings.namespace.clone(),
+    };
+    let metrics = Metrics::new();
+    let health = Health::default();
+    crate::ops::health::serve(settings.health_addr, health.clone(), stop.clone()).await?;
+    crate::ops::metrics::serve(settings.metrics_addr, metrics.clone(), stop.clone()).await?;
+    health.waiting_for("the CRDs ephemeralcredentials and chittyconnections to be installed");
+    watches::await_kinds(&cluster, &stop).await;
+    if stop.is_cancelled() {
+        return Ok(());
+    }
+    health.waiting_for("the seal key");
+    let seal = cluster.seal_key().await?;
+    let (triggers, triggered) = mpsc::unbounded_channel();
+    let (credentials, credential_writer) = reflector::store();
+    let (connection_store, connection_writer) = reflector::store();
+    let (namespaces, namespace_writer) = reflector::store();
+    let context = Arc::new(Context {
+        journals: Journals::new(cluster.clone(), seal.clone()),
+        events: Events::new(&cluster, &settings.identity),
+        cluster,
+        identity: settings.identity.clone(),
+        seal,
+        connections: connections::Connections::default(),
+        credentials,
+        connection_store,
+        namespaces,
+        secrets: Locked::default(),
+        homes: Locked::default(),
+        scopes: Locked::default(),
+        working: Locked::default(),
+        unprepared: Locked::default(),
+        looked_at: Locked::default(),
+        unauthorized: Locked::default(),
+        triggers,
+        metrics,
+        leads: AtomicBool::new(true),
+        unseen: Locked::default(),
+        warm: AtomicBool::new(false),
+        stop: stop.clone(),
+    });
+    health.waiting_for("connections, namespaces and Secrets to be read");
+    watches::start(&context, connection_writer, namespace_writer);
+    context.open_journals(&stop).await;
+    if stop.is_cancelled() {
+        return Ok(());
+    }
+    watches::await_synced(&context, &stop).await;
+    let controller = tokio::spawn(drive(
+        Arc::clone(&context),
+        credential_writer,
+        triggered,
+        settings.concurrency,
+        health.clone(),
+    ));
+    tokio::spawn(run_until(&stop, Arc::clone(&context).sweep_for_ever()));
+    tokio::spawn(run_until(&stop, delivery::deliver_for_ever(Arc::clone(&context))));
+    tokio::spawn(run_until(&stop, watches::report_for_ever(Arc::clone(&context))));
+    controller.await?;
+    Ok(())
+}
+
+fn run_until(
+    stop: &CancellationToken,
+    task: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let stop = stop.clone();
+    async move {
+        stop.run_until_cancelled(task).await;
+    }
+}
+
+/// The reconcile loop.
+async fn drive(
+    context: Arc<Context>,
+    writer: reflector::store::Writer<EphemeralCredential>,
+    triggered: mpsc::UnboundedReceiver<ObjectRef<EphemeralCredential>>,
+    concurrency: u16,
+    health: Health,
+) {
+    let api: Api<EphemeralCredential> = Api::all(context.cluster.client.clone());
+    // Our own status writes are no news; a new rotate annotation is.
+    let changes = watches::tolerant(watcher::watcher(
+        Api::<kube::core::DeserializeGuard<EphemeralCredential>>::all(api.into_client()),
+        watcher::Config::default(),
+    ))
+    .default_backoff()
+    .reflect(writer)
+    .touched_objects()
+    .predicate_filter(
+        predicates::generation
+            .combine(predicates::annotations)
+            .combine(watches::deletion),
+        Default::default(),
+    );
+    let store = context.credentials.clone();
+    let on_sync = Arc::clone(&context);
+    tokio::spawn(async move {
+        if on_sync.credentials.wait_until_ready().await.is_err() {
+            return;
+        }
+        let all = on_sync.credentials.state();
+        health.ready();
+        if all.is_empty() {
+            on_sync.warmed();
+            return;
+        }
+        on_sync
+            .unseen
+            .lock()
+            .extend(all.iter().map(|c| (c.namespace().unwrap_or_default(), c.name_any())));
+        on_sync.trigger_where(|_| true);
+        // A credential that can never be looked at must not keep newcomers out for ever.
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        on_sync.warmed();
+    });
+    let triggered = futures::stream::unfold(
+        triggered,
+        |mut rx| async move { rx.recv().await.map(|item| (item, rx)) },
+    );
+    let stop = context.stop.clone();
+    Controller::for_stream(changes, store)
+        .with_config(ControllerConfig::default().concurrency(concurrency))
+        .reconcile_on(triggered)
+        .graceful_shutdown_on(async move { stop.cancelled().await })
+        .run(reconcile::reconcile, retry, Arc::clone(&context))
+        .for_each(|outcome| {
+            let context = Arc::clone(&context);
+            async move {
+                match outcome {
+                    Ok(_) => context.metrics.reconciled(true),
+                    Err(ControllerError::ObjectNotFound(gone)) => {
+                        let name = (gone.namespace.clone().unwrap_or_default(), gone.name.clone());
+                        context.seen(&name);
+                        tokio::spawn(async move { context.sweep_name(&name).await });
+                    }
+                    Err(ControllerError::ReconcilerFailed(error, object)) => {
+                        context.metrics.reconciled(false);
+                        tracing::warn!(
+                            namespace = object.namespace.as_deref().unwrap_or_default(),
+                            name = %object.name,
+                            %error,
+                            "failed to see a credential through; it is looked at again"
+                        );
+                    }
+                    Err(ControllerError::QueueError(error)) => {
+                        tracing::warn!(%error, "failed to watch credentials; the watch is tried again");
+                    }
+                    Err(ControllerError::RunnerError(error)) => tracing::error!(%error, "the work queue failed"),
+                }
+            }
+        })
+        .await;
+}
+
+/// Nothing was minted by a pass that failed, and nothing will be by the next but through the journal:
+/// a short, spread wait is all it takes.
+fn retry(credential: Arc<EphemeralCredential>, _: &reconcile::ReconcileError, _: Arc<Context>) -> Requeue {
+    let spread = u64::from(spread(credential.uid().as_deref().unwrap_or_default()));
+    Requeue::requeue(Duration::from_millis(1000 + spread))
+}
+
+impl Context {
+    /// Opens every journal that is there, and learns from it who has records where and which keys
+    /// are refused.
+    async fn open_journals(self: &Arc<Self>, stop: &CancellationToken) {
+        let scopes = loop {
+            match self.journals.scopes().await {
+                Ok(scopes) => break scopes,
+                Err(error) => {
+                    tracing::warn!(%error, "failed to list the journals; trying again");
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                }
+            }
+            if stop.is_cancelled() {
+                return;
+            }
+        };
+        for scope in scopes {
+            let Ok(journal) = self.runner(&scope).journal.view().await else {
+                continue;
+            };
+            let mut homes = self.homes.lock();
+            for (uid, record) in &journal.credentials {
+                homes.add(uid, (record.namespace.clone(), record.name.clone()), &scope);
+            }
+            for (uid, claim) in &journal.claims {
+                homes.add(uid, (claim.namespace.clone(), claim.name.clone()), &scope);
+            }
+            drop(homes);
+            if let Some(refused) = &journal.unauthorized {
+                self.unauthorized.lock().insert(refused.key.clone(), refused.probe_at);
+            }
+        }
+        self.leads.store(true, Ordering::Release);
+    }
+}

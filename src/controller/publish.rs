@@ -1,0 +1,330 @@
+//! From an answer to Secrets: retried until the token ends, and never minted again instead.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use kube::{Api, ResourceExt};
+
+use super::context::Context;
+use crate::api::{EphemeralCredential, Reason};
+use crate::broker::Answer;
+use crate::cluster::bounded;
+use crate::cluster::journal::ScopeJournal;
+use crate::cluster::secrets::{Dress, Owner, WriteError, rfc3339};
+use crate::core::journal::{Claim, Live, Minted, Written};
+use crate::core::render::{Data, fingerprint, render};
+use crate::core::seal::Seal;
+use crate::core::spec::Wanted;
+use crate::core::{Problem, Time};
+
+/// How far clocks may differ and still count as telling the same time.
+const SAME_CLOCK: TimeDelta = TimeDelta::seconds(2);
+
+/// How publishing ended.
+pub enum Published {
+    /// All Secrets are written.
+    Yes(Box<Live>),
+    /// They cannot be; the token is lost.
+    No(Problem),
+    /// The claim was closed by somebody else, or the credential is gone.
+    Dropped,
+}
+
+/// When the tokens of an answer that came at `now` end for us, and whether `max` set that end.
+///
+/// The server's own clock decides: `lifetime` is measured by it. Where both clocks agree, its word
+/// for the end is taken; otherwise the end is placed on ours, a second early, for its clock tells
+/// whole seconds.
+#[must_use]
+pub fn end(
+    expires_at: Option<Time>,
+    lifetime: Option<TimeDelta>,
+    max: Option<TimeDelta>,
+    now: Time,
+) -> Option<(Time, bool)> {
+    let by_broker = match (expires_at, lifetime) {
+        (Some(at), Some(lifetime)) if (at - lifetime - now).abs() <= SAME_CLOCK => Some(at),
+        (_, Some(lifetime)) => Some(now + lifetime - TimeDelta::seconds(1)),
+        (at, None) => at,
+    };
+    let by_us = max.map(|max| now + max);
+    match (by_broker, by_us) {
+        (Some(theirs), Some(ours)) => Some((theirs.min(ours), ours < theirs)),
+        (Some(theirs), None) => Some((theirs, false)),
+        (None, ours) => ours.map(|at| (at, true)),
+    }
+}
+
+struct Ready {
+    dress: Dress,
+    data: Data,
+    written: Written,
+}
+
+/// Writes what was minted.
+pub async fn publish(
+    context: &Context,
+    journal: &ScopeJournal,
+    owner: &Owner,
+    wanted: &Wanted,
+    claim: &Claim,
+    answer: &Answer,
+) -> Published {
+    let issued_at = context.now();
+    let Some((ends_at, capped)) = end(answer.expires_at, answer.lifetime, wanted.max_lifetime, issued_at) else {
+        return Published::No(Problem::new(
+            Reason::InvalidResponse,
+            "the token has no end, and spec.rotation.maxLifetime sets none",
+        ));
+    };
+    let outputs: Vec<String> = answer.outputs.keys().cloned().collect();
+    let mut ready = Vec::new();
+    for secret in &wanted.secrets {
+        let data = match render(&secret.name, secret.type_, &secret.layout, &answer.outputs, ends_at) {
+            Ok(data) => data,
+            Err(problem) => return Published::No(problem),
+        };
+        let written = Written {
+            keys: data.keys().cloned().collect(),
+            fingerprint: fingerprint(&claim.id, data.iter().map(|(k, v)| (k.as_str(), v.as_slice()))),
+        };
+        let seal = seal(
+            owner,
+            &secret.name,
+            claim,
+            issued_at,
+            ends_at,
+            answer,
+            &outputs,
+            &written,
+        );
+        ready.push(Ready {
+            dress: Dress {
+                name: secret.name.clone(),
+                type_: secret.type_,
+                labels: secret.labels.clone(),
+                seal: context.seal.sign(&seal),
+                expires_at: rfc3339(ends_at),
+            },
+            data,
+            written,
+        });
+    }
+    let secrets: BTreeMap<String, Written> = ready
+        .iter()
+        .map(|r| (r.dress.name.clone(), r.written.clone()))
+        .collect();
+    let minted = Minted {
+        issued_at,
+        ends_at,
+        token_ids: answer.token_ids.clone(),
+    };
+    if let Err(stopped) = write_all(context, journal, owner, claim, &minted, ready).await {
+        return stopped;
+    }
+    Published::Yes(Box::new(Live {
+        claim: claim.id.clone(),
+        revision: claim.revision,
+        request: claim.request.clone(),
+        request_hash: claim.request_hash.clone(),
+        layout_hash: claim.layout_hash.clone(),
+        rotate: claim.rotate.clone(),
+        issued_at,
+        ends_at,
+        capped,
+        renew_before_ms: claim.renew_before_ms,
+        token_ids: answer.token_ids.clone(),
+        outputs,
+        secrets,
+    }))
+}
+
+async fn write_all(
+    context: &Context,
+    journal: &ScopeJournal,
+    owner: &Owner,
+    claim: &Claim,
+    minted: &Minted,
+    secrets: Vec<Ready>,
+) -> Result<(), Published> {
+    let mut wait = Duration::from_millis(250);
+    let mut noted = false;
+    for secret in secrets {
+        loop {
+            let write = context
+                .cluster
+                .write_secret(owner, &secret.dress, &secret.data, &context.seal, false);
+            let problem = match write.await {
+                Ok(()) => break,
+                Err(WriteError::NotOurs) => Problem::new(
+                    Reason::SecretConflict,
+                    format!(
+                        "Secret {} came to be somebody else's; the new token cannot be written",
+                        secret.dress.name
+                    ),
+                ),
+                Err(WriteError::Api(error)) => Problem::new(
+                    Reason::SecretRefused,
+                    format!(
+                        "a token was made, but Secret {} cannot be written: {}",
+                        secret.dress.name,
+                        error.brief()
+                    ),
+                ),
+            };
+            if !noted {
+                // The ids first: whatever becomes of this process, they can be revoked.
+                let (uid, id, minted) = (owner.uid.clone(), claim.id.clone(), minted.clone());
+                noted = journal
+                    .commit(move |j, _| j.minted(&uid, &id, minted.clone()))
+                    .await
+                    .is_ok();
+            }
+            if context.now() >= minted.ends_at {
+                return Err(Published::No(problem));
+            }
+            if is_gone(context, owner).await || is_closed(journal, owner, claim).await {
+                return Err(Published::Dropped);
+            }
+            tell(context, owner, problem);
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(15));
+        }
+    }
+    Ok(())
+}
+
+/// What holds the publication up, for the status.
+fn tell(context: &Context, owner: &Owner, problem: Problem) {
+    if let Some(entry) = context.working.lock().get_mut(&owner.uid) {
+        *entry = Some(problem);
+    }
+    context.trigger(&owner.namespace, &owner.name);
+}
+
+async fn is_gone(context: &Context, owner: &Owner) -> bool {
+    let api: Api<EphemeralCredential> = Api::namespaced(context.cluster.client.clone(), &owner.namespace);
+    match bounded(api.get_metadata_opt(&owner.name)).await {
+        Ok(found) => found.is_none_or(|c| c.uid().as_deref() != Some(&owner.uid)),
+        Err(_) => false,
+    }
+}
+
+async fn is_closed(journal: &ScopeJournal, owner: &Owner, claim: &Claim) -> bool {
+    journal
+        .view()
+        .await
+        .is_ok_and(|j| j.claims.get(&owner.uid).is_none_or(|c| c.id != claim.id))
+}
+
+#[expect(clippy::too_many_arguments, reason = "a seal vouches for all of them")]
+fn seal(
+    owner: &Owner,
+    name: &str,
+    claim: &Claim,
+    issued_at: Time,
+    ends_at: Time,
+    answer: &Answer,
+    outputs: &[String],
+    written: &Written,
+) -> Seal {
+    Seal {
+        uid: owner.uid.clone(),
+        namespace: owner.namespace.clone(),
+        name: name.to_owned(),
+        claim: claim.id.clone(),
+        revision: claim.revision,
+        issued_at,
+        ends_at,
+        token_ids: answer.token_ids.clone(),
+        outputs: outputs.to_vec(),
+        written: written.clone(),
+        request: claim.request.clone(),
+        request_hash: claim.request_hash.clone(),
+        layout_hash: claim.layout_hash.clone(),
+        rotate: claim.rotate.clone(),
+        renew_before_ms: claim.renew_before_ms,
+    }
+}
+
+/// The live token that sealed Secrets tell of.
+#[must_use]
+pub fn live_of(seals: &[&Seal]) -> Option<Live> {
+    let first = *seals.first()?;
+    Some(Live {
+        claim: first.claim.clone(),
+        revision: first.revision,
+        request: first.request.clone(),
+        request_hash: first.request_hash.clone(),
+        layout_hash: first.layout_hash.clone(),
+        rotate: first.rotate.clone(),
+        issued_at: first.issued_at,
+        ends_at: first.ends_at,
+        capped: false,
+        renew_before_ms: first.renew_before_ms,
+        token_ids: first.token_ids.clone(),
+        outputs: first.outputs.clone(),
+        secrets: seals.iter().map(|s| (s.name.clone(), s.written.clone())).collect(),
+    })
+}
+
+/// The seal that goes onto a Secret of `live` anew.
+#[must_use]
+pub fn reseal(owner: &Owner, name: &str, live: &Live) -> Option<Seal> {
+    Some(Seal {
+        uid: owner.uid.clone(),
+        namespace: owner.namespace.clone(),
+        name: name.to_owned(),
+        claim: live.claim.clone(),
+        revision: live.revision,
+        issued_at: live.issued_at,
+        ends_at: live.ends_at,
+        token_ids: live.token_ids.clone(),
+        outputs: live.outputs.clone(),
+        written: live.secrets.get(name)?.clone(),
+        request: live.request.clone(),
+        request_hash: live.request_hash.clone(),
+        layout_hash: live.layout_hash.clone(),
+        rotate: live.rotate.clone(),
+        renew_before_ms: live.renew_before_ms,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chrono::TimeZone;
+
+    fn t(seconds: i64) -> Time {
+        chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
+    }
+    fn s(seconds: i64) -> TimeDelta {
+        TimeDelta::seconds(seconds)
+    }
+
+    #[test]
+    fn a_server_whose_clock_agrees_is_taken_at_its_word() {
+        assert_eq!(end(Some(t(3600)), Some(s(3600)), None, t(1)), Some((t(3600), false)));
+    }
+
+    #[test]
+    fn a_server_an_hour_ahead_or_behind_changes_nothing_but_the_words() {
+        for skew in [-3600, 3600] {
+            assert_eq!(
+                end(Some(t(3600 + skew)), Some(s(3600)), None, t(0)),
+                Some((t(3599), false))
+            );
+        }
+    }
+
+    #[test]
+    fn max_lifetime_ends_a_token_early_and_gives_one_without_end_its_end() {
+        assert_eq!(
+            end(Some(t(3600)), Some(s(3600)), Some(s(60)), t(0)),
+            Some((t(60), true))
+        );
+        assert_eq!(end(None, None, Some(s(60)), t(0)), Some((t(60), true)));
+        assert_eq!(end(None, None, None, t(0)), None);
+    }
+}

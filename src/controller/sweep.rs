@@ -1,0 +1,196 @@
+//! Credentials that are gone: there are no finalizers, so what the journal knows is compared with
+//! what exists.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt};
+
+use super::context::{Context, Name};
+use crate::api::{EphemeralCredential, Reason};
+use crate::cluster::bounded;
+use crate::cluster::journal::JournalError;
+use crate::core::Time;
+use crate::core::audit::{AuditEvent, EventType, Subject};
+use crate::core::journal::{Journal, Record, RequestFacts, Scope};
+use crate::core::schedule::CLAIM_GRACE;
+
+/// How often everything known is compared with everything there.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+impl Context {
+    /// The records of `uid`, in every scope that has one.
+    ///
+    /// # Errors
+    /// Where a journal cannot be read.
+    pub async fn records(self: &Arc<Self>, uid: &str) -> Result<Vec<(Scope, Record)>, JournalError> {
+        let homes = self.homes.lock().of(uid);
+        let mut records = Vec::new();
+        for home in homes {
+            let journal = self.runner(&home).journal.view().await?;
+            if let Some(record) = journal.credentials.get(uid) {
+                records.push((home, record.clone()));
+            }
+        }
+        Ok(records)
+    }
+
+    /// A token was published in `scope`: what other scopes hold of `uid` lives to its end unrenewed.
+    pub async fn supersede(self: &Arc<Self>, uid: &str, scope: &Scope) {
+        let homes = self.homes.lock().of(uid);
+        for home in homes.into_iter().filter(|h| h != scope) {
+            let gone = uid.to_owned();
+            let done = self
+                .runner(&home)
+                .journal
+                .commit(move |journal, _| {
+                    let end = journal
+                        .credentials
+                        .get(&gone)
+                        .and_then(|r| r.live.as_ref())
+                        .map(|l| l.ends_at);
+                    if let Some(end) = end {
+                        journal.release(&gone, end);
+                    }
+                    if !journal.claims.contains_key(&gone) {
+                        journal.credentials.remove(&gone);
+                        return true;
+                    }
+                    false
+                })
+                .await;
+            if matches!(done, Ok(true)) {
+                self.homes.lock().remove(uid, &home);
+            }
+        }
+    }
+
+    /// Lets go of every credential of that name that is not there any more.
+    pub async fn sweep_name(self: &Arc<Self>, name: &Name) {
+        let uids = self.homes.lock().uids(name);
+        for uid in uids {
+            self.sweep_one(&uid, name).await;
+        }
+        let at = ObjectRef::new(&name.1).within(&name.0);
+        if self.credentials.get(&at).is_none() {
+            self.looked_at.lock().retain(|uid, _| self.homes.lock().has(uid));
+        }
+    }
+
+    async fn sweep_one(self: &Arc<Self>, uid: &str, name: &Name) {
+        let at = ObjectRef::new(&name.1).within(&name.0);
+        if self
+            .credentials
+            .get(&at)
+            .is_some_and(|c| c.uid().as_deref() == Some(uid))
+        {
+            return;
+        }
+        // The store may be behind: only the API server's own word ends a credential.
+        let api: Api<EphemeralCredential> = Api::namespaced(self.cluster.client.clone(), &name.0);
+        match bounded(api.get_metadata_opt(&name.1)).await {
+            Ok(found) if found.as_ref().and_then(|c| c.metadata.uid.as_deref()) == Some(uid) => return,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(namespace = %name.0, name = %name.1, %error, "failed to make sure that a credential is gone");
+                return;
+            }
+        }
+        let homes = self.homes.lock().of(uid);
+        for home in homes {
+            let runner = self.runner(&home);
+            runner.forget(uid);
+            if self.working.lock().contains_key(uid) {
+                continue;
+            }
+            let (gone, me) = (uid.to_owned(), self.identity.clone());
+            let deliver = self.delivers(&home);
+            let committed = runner
+                .journal
+                .commit(move |journal, now| release(journal, &gone, &me, deliver, now))
+                .await;
+            match committed {
+                Ok(Released::Waits) => {}
+                Ok(Released::Gone(event)) => {
+                    self.homes.lock().remove(uid, &home);
+                    self.unprepared.lock().remove(uid);
+                    self.looked_at.lock().remove(uid);
+                    if let Some(event) = event {
+                        self.log_event(&event);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(namespace = %name.0, name = %name.1, %error, "failed to let go of a deleted credential")
+                }
+            }
+        }
+    }
+
+    /// Whether a connection that counts in `scope` sends audit events anywhere.
+    fn delivers(&self, scope: &Scope) -> bool {
+        self.connections.all().iter().any(|r| {
+            r.scope(&scope.of).as_ref() == Some(scope) && r.usable.as_ref().is_ok_and(|u| u.chronicle.is_some())
+        })
+    }
+
+    /// Compares everything known with everything there, again and again.
+    pub async fn sweep_for_ever(self: Arc<Self>) {
+        loop {
+            if self.leading() {
+                let known = self.homes.lock().all();
+                for (uid, name) in known {
+                    self.sweep_one(&uid, &name).await;
+                }
+            }
+            tokio::time::sleep(SWEEP_EVERY).await;
+        }
+    }
+}
+
+enum Released {
+    Gone(Option<AuditEvent>),
+    /// A request may still be under way.
+    Waits,
+}
+
+fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time) -> Released {
+    let mut lost: Option<RequestFacts> = None;
+    if let Some(claim) = journal.claims.get(uid) {
+        if claim.holder != me && claim.answered_by() + CLAIM_GRACE > now {
+            return Released::Waits;
+        }
+        lost = Some(claim.request.clone());
+        journal.claims.remove(uid);
+    }
+    let Some(record) = journal.credentials.get(uid).cloned() else {
+        return Released::Gone(None);
+    };
+    let about = record.live.as_ref().map(|l| l.request.clone()).or_else(|| lost.clone());
+    let event = about.map(|request| {
+        let subject = Subject {
+            uid,
+            namespace: &record.namespace,
+            name: &record.name,
+            request: &request,
+            revision: record.revision,
+        };
+        let kind = if lost.is_some() {
+            EventType::OutcomeUnknown
+        } else {
+            EventType::Released
+        };
+        let reason = if lost.is_some() {
+            Reason::OutcomeUnknown
+        } else {
+            Reason::Issued
+        };
+        let mut event = AuditEvent::new(kind, reason, &subject, now, deliver);
+        if let Some(live) = &record.live {
+            event = event.token(live.ends_at, &live.token_ids);
+        }
+        journal.record_event(uid, event)
+    });
+    journal.forget(uid, now);
+    Released::Gone(event)
+}

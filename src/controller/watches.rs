@@ -1,0 +1,358 @@
+//! What is watched: connections, keys, namespaces, and managed Secrets by name alone.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use kube::api::ListParams;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::watcher::{Error as WatchError, Event};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Resource, ResourceExt};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::context::{Context, Name};
+use crate::api::{ChittyConnection, ChittyConnectionStatus, EphemeralCredential, ScopeUsage};
+use crate::cluster::keys::managed_selector;
+use crate::cluster::{Cluster, bounded};
+
+/// How often a connection's status may be written, apart from changes of its condition.
+const REPORT_EVERY: Duration = Duration::from_secs(30);
+/// Scopes a connection's status lists at most.
+const MOST_SCOPES: usize = 64;
+
+/// Tells the deletion of an object as a change.
+pub fn deletion<K: Resource>(object: &K) -> Option<u64> {
+    Some(u64::from(object.meta().deletion_timestamp.is_some()))
+}
+
+/// A watch that one malformed object cannot stall: it is skipped, and said so.
+pub fn tolerant<K>(
+    events: impl Stream<Item = Result<Event<DeserializeGuard<K>>, WatchError>> + Send,
+) -> impl Stream<Item = Result<Event<K>, WatchError>> + Send
+where
+    K: Resource<DynamicType = ()> + Clone + Send,
+{
+    events.try_filter_map(|event| async move {
+        Ok(match event {
+            Event::Apply(guard) => read(guard).map(Event::Apply),
+            Event::Delete(guard) => read(guard).map(Event::Delete),
+            Event::InitApply(guard) => read(guard).map(Event::InitApply),
+            Event::Init => Some(Event::Init),
+            Event::InitDone => Some(Event::InitDone),
+        })
+    })
+}
+
+fn read<K: Resource<DynamicType = ()>>(guard: DeserializeGuard<K>) -> Option<K> {
+    let (namespace, name) = (guard.namespace(), guard.name_any());
+    match guard.0 {
+        Ok(object) => Some(object),
+        Err(error) => {
+            let kind = K::kind(&());
+            tracing::error!(%kind, namespace, name, error = %error.error, "an object cannot be read and is left out: mend or delete it");
+            None
+        }
+    }
+}
+
+/// Waits until both kinds are served and may be listed.
+pub async fn await_kinds(cluster: &Cluster, stop: &CancellationToken) {
+    let one = ListParams::default().limit(1);
+    let credentials: Api<PartialObjectMeta<EphemeralCredential>> = Api::all(cluster.client.clone());
+    let connections: Api<PartialObjectMeta<ChittyConnection>> = Api::all(cluster.client.clone());
+    let mut told = false;
+    loop {
+        let problem = match bounded(credentials.list(&one)).await {
+            Ok(_) => bounded(connections.list(&one)).await.err(),
+            Err(error) => Some(error),
+        };
+        let Some(problem) = problem else { return };
+        if !told {
+            tracing::warn!(error = %problem.brief(), "the CRDs cannot be listed yet; waiting for them and for the right to list them");
+            told = true;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+/// Starts the watches beside that of the credentials.
+pub fn start(
+    context: &Arc<Context>,
+    connections: Writer<ChittyConnection>,
+    namespaces: Writer<PartialObjectMeta<Namespace>>,
+) {
+    let (changed, changes) = mpsc::unbounded_channel();
+    spawn(
+        context,
+        watch_connections(Arc::clone(context), connections, changed.clone()),
+    );
+    spawn(context, watch_keys::<Secret>(Arc::clone(context), changed.clone()));
+    spawn(context, watch_keys::<ConfigMap>(Arc::clone(context), changed));
+    spawn(context, refresh(Arc::clone(context), changes));
+    spawn(context, watch_namespaces(Arc::clone(context), namespaces));
+    spawn(context, watch_secrets(Arc::clone(context)));
+}
+
+fn spawn(context: &Arc<Context>, task: impl Future<Output = ()> + Send + 'static) {
+    let stop = context.stop.clone();
+    tokio::spawn(async move {
+        stop.run_until_cancelled(task).await;
+    });
+}
+
+/// Waits until connections and namespaces were read once.
+pub async fn await_synced(context: &Arc<Context>, stop: &CancellationToken) {
+    let synced = async {
+        // Both fail only when the process ends.
+        let _ = context.connection_store.wait_until_ready().await;
+        let _ = context.namespaces.wait_until_ready().await;
+        while !context.secrets.lock().synced() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let all = context.connection_store.state();
+        context.connections.refresh(&context.cluster, &context.seal, all).await;
+    };
+    stop.run_until_cancelled(synced).await;
+}
+
+async fn watch_connections(
+    context: Arc<Context>,
+    writer: Writer<ChittyConnection>,
+    changed: mpsc::UnboundedSender<()>,
+) {
+    let api: Api<DeserializeGuard<ChittyConnection>> = Api::all(context.cluster.client.clone());
+    let events = tolerant(watcher::watcher(api, watcher::Config::default()))
+        .default_backoff()
+        .reflect(writer);
+    events
+        .for_each(|event| {
+            note(&event, "connections");
+            if !matches!(event, Ok(Event::Init | Event::InitApply(_))) {
+                let _ = changed.send(());
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+/// Keys and bundles, by name alone: what they hold is read when a connection is resolved.
+async fn watch_keys<K>(context: Arc<Context>, changed: mpsc::UnboundedSender<()>)
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + Send
+        + 'static,
+    K: serde::de::DeserializeOwned,
+{
+    let api: Api<PartialObjectMeta<K>> = Api::namespaced(context.cluster.client.clone(), &context.cluster.namespace);
+    // Journals change with every mint and are no keys.
+    let config = watcher::Config::default().labels("!connect.chitty.cc/journal");
+    watcher::watcher(api, config)
+        .default_backoff()
+        .for_each(|event| {
+            note(&event, "keys");
+            if !matches!(event, Ok(Event::Init | Event::InitApply(_))) {
+                let _ = changed.send(());
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+/// Resolves connections anew whenever something they depend on has changed.
+async fn refresh(context: Arc<Context>, mut changes: mpsc::UnboundedReceiver<()>) {
+    let mut unread = false;
+    loop {
+        // What could not be read for want of an answer has no event to wait for.
+        if unread {
+            let _ = tokio::time::timeout(Duration::from_secs(5), changes.recv()).await;
+        } else if changes.recv().await.is_none() {
+            return;
+        }
+        while changes.try_recv().is_ok() {}
+        let all = context.connection_store.state();
+        let changed = context.connections.refresh(&context.cluster, &context.seal, all).await;
+        unread = context.connections.all().iter().any(|r| r.usable.is_err());
+        if !changed.is_empty() {
+            context.trigger_where(|c| changed.contains(&c.spec.connection));
+            for runner in context.scopes.lock().values() {
+                runner.wake();
+            }
+        }
+    }
+}
+
+async fn watch_namespaces(context: Arc<Context>, writer: Writer<PartialObjectMeta<Namespace>>) {
+    let api: Api<PartialObjectMeta<Namespace>> = Api::all(context.cluster.client.clone());
+    watcher::watcher(api, watcher::Config::default())
+        .default_backoff()
+        .modify(|namespace| {
+            namespace.metadata.managed_fields = None;
+            namespace.metadata.annotations = None;
+        })
+        .reflect(writer)
+        .for_each(|event| {
+            note(&event, "namespaces");
+            if let Ok(Event::Apply(namespace) | Event::Delete(namespace)) = &event {
+                let name = namespace.name_any();
+                context.trigger_where(|c| c.namespace().as_deref() == Some(&name));
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+/// Managed Secrets: who owns them and in which version, never what is in them.
+async fn watch_secrets(context: Arc<Context>) {
+    let api: Api<PartialObjectMeta<Secret>> = Api::all(context.cluster.client.clone());
+    let config = watcher::Config::default().labels(&managed_selector());
+    let mut stale: HashSet<Name> = HashSet::new();
+    let mut events = Box::pin(watcher::watcher(api, config).default_backoff());
+    while let Some(event) = events.next().await {
+        note(&event, "Secrets");
+        let Ok(event) = event else { continue };
+        match event {
+            Event::Init => stale = context.secrets.lock().names(),
+            Event::InitApply(secret) => {
+                stale.remove(&name_of(&secret));
+                insert(&context, &secret);
+            }
+            Event::InitDone => {
+                for gone in stale.drain() {
+                    remove(&context, &gone);
+                }
+                context.secrets.lock().mark_synced();
+            }
+            Event::Apply(secret) => insert(&context, &secret),
+            Event::Delete(secret) => remove(&context, &name_of(&secret)),
+        }
+    }
+}
+
+fn name_of(secret: &PartialObjectMeta<Secret>) -> Name {
+    (secret.namespace().unwrap_or_default(), secret.name_any())
+}
+
+fn insert(context: &Context, secret: &PartialObjectMeta<Secret>) {
+    let owner = secret
+        .owner_references()
+        .iter()
+        .find(|r| r.kind == EphemeralCredential::kind(&()) && r.api_version == EphemeralCredential::api_version(&()))
+        .map(|r| (r.uid.clone(), r.name.clone()));
+    let at = name_of(secret);
+    let touched = context
+        .secrets
+        .lock()
+        .insert(at.clone(), owner, secret.resource_version().unwrap_or_default());
+    for name in touched {
+        context.trigger(&at.0, &name);
+    }
+}
+
+fn remove(context: &Context, at: &Name) {
+    let touched = context.secrets.lock().remove(at);
+    for name in touched {
+        context.trigger(&at.0, &name);
+    }
+}
+
+fn note<T>(event: &Result<T, WatchError>, what: &str) {
+    if let Err(error) = event {
+        tracing::warn!(%error, "failed to watch {what}; the watch is tried again");
+    }
+}
+
+/// Writes the connections' status: a changed condition within a second, figures now and then.
+pub async fn report_for_ever(context: Arc<Context>) {
+    let mut written: std::collections::HashMap<String, Instant> = std::collections::HashMap::new();
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if !context.leading() {
+            continue;
+        }
+        context.observe_metrics();
+        for resolved in context.connections.all() {
+            let name = resolved.connection.name_any();
+            let at = kube::runtime::reflector::ObjectRef::new(&name);
+            let Some(connection) = context.connection_store.get(&at) else {
+                continue;
+            };
+            let before = connection.status.clone().unwrap_or_default();
+            let condition = resolved.condition(&before.conditions);
+            let sharp = !before.conditions.contains(&condition);
+            if !sharp && written.get(&name).is_some_and(|at| at.elapsed() < REPORT_EVERY) {
+                continue;
+            }
+            let next = ChittyConnectionStatus {
+                observed_generation: resolved.connection.metadata.generation,
+                conditions: vec![condition],
+                scopes: context.usage_of(&resolved),
+            };
+            if next == before {
+                continue;
+            }
+            match context.cluster.write_connection_status(&connection, &next).await {
+                Ok(()) => {
+                    written.insert(name, Instant::now());
+                }
+                Err(error) => tracing::debug!(%error, "failed to write a connection's status"),
+            }
+        }
+    }
+}
+
+impl Context {
+    fn usage_of(&self, resolved: &super::connections::Resolved) -> std::collections::BTreeMap<String, ScopeUsage> {
+        use crate::api::RateScope;
+        use chrono::SubsecRound;
+        self.scopes
+            .lock()
+            .values()
+            .filter(|r| resolved.scope(&r.scope.of).as_ref() == Some(&r.scope))
+            .take(MOST_SCOPES)
+            .map(|runner| {
+                let title = match runner.scope.kind {
+                    RateScope::Service => runner.scope.of.clone(),
+                    RateScope::Key => "*".to_owned(),
+                };
+                let usage = runner.usage();
+                let scope = ScopeUsage {
+                    limit: usage.limit,
+                    used: usage.used,
+                    kept_for_renewals: usage.kept,
+                    waiting: usage.waiting,
+                    next_slot: usage.next_slot.map(|t| t.trunc_subsecs(0)),
+                    blocked_until: usage.blocked_until.map(|t| t.trunc_subsecs(0)),
+                };
+                (title, scope)
+            })
+            .collect()
+    }
+
+    fn observe_metrics(&self) {
+        let mut counts: std::collections::HashMap<(bool, String), i64> = std::collections::HashMap::new();
+        for credential in self.credentials.state() {
+            let ready = credential
+                .status
+                .as_ref()
+                .and_then(|s| s.conditions.iter().find(|c| c.type_ == "Ready"));
+            let key = ready.map_or((false, "Unknown".to_owned()), |c| {
+                (c.status == "True", c.reason.clone())
+            });
+            *counts.entry(key).or_default() += 1;
+        }
+        self.metrics.credentials(&counts);
+        for runner in self.scopes.lock().values() {
+            self.metrics.budget(runner.scope.title(), &runner.usage());
+        }
+    }
+}

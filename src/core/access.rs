@@ -1,0 +1,210 @@
+//! Who may ask for what: deny by default, any rule that matches allows.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::core::{Selector, SelectorExt};
+use wildmatch::WildMatch;
+
+use super::Problem;
+use crate::api::Reason;
+use crate::api::{AccessRule, EphemeralCredentialSpec};
+
+/// Whether `rules` allow what `spec` asks for, from `namespace`.
+///
+/// kube-system and the controller's own namespace are allowed only by name, never by a pattern or a
+/// selector.
+///
+/// # Errors
+/// `NotPermitted`, saying what would have to be allowed and by whom.
+pub fn allowed(
+    rules: &[AccessRule],
+    own_namespace: &str,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    spec: &EphemeralCredentialSpec,
+) -> Result<(), Problem> {
+    let reserved = namespace == "kube-system" || namespace == own_namespace;
+    let matches = |rule: &AccessRule| {
+        namespace_matches(rule, reserved, namespace, labels)
+            && any(&rule.services, &spec.service)
+            && any(&rule.purposes, &spec.purpose)
+            && match &spec.repo {
+                Some(repo) => any(&rule.repos, repo),
+                None => rule.repos.iter().any(|glob| glob == "*"),
+            }
+    };
+    if rules.iter().any(matches) {
+        return Ok(());
+    }
+    let repo = spec
+        .repo
+        .as_deref()
+        .map_or_else(|| "no repo".to_owned(), |repo| format!("repo {repo}"));
+    Err(Problem::new(
+        Reason::NotPermitted,
+        format!(
+            "no access rule of ChittyConnection {} lets namespace {namespace} ask for service {}, purpose {}, {repo}{}; \
+             an administrator can add one to its spec.access",
+            spec.connection,
+            spec.service,
+            spec.purpose,
+            if reserved {
+                " (this namespace must be named without a pattern)"
+            } else {
+                ""
+            },
+        ),
+    ))
+}
+
+fn namespace_matches(rule: &AccessRule, reserved: bool, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+    if reserved {
+        return rule.namespaces.iter().any(|name| name == namespace)
+            && rule.namespace_selector.as_ref().is_none_or(|s| selects(s, labels));
+    }
+    match (&rule.namespaces[..], &rule.namespace_selector) {
+        ([], None) => false,
+        ([], Some(selector)) => selects(selector, labels),
+        (globs, None) => any(globs, namespace),
+        (globs, Some(selector)) => any(globs, namespace) && selects(selector, labels),
+    }
+}
+
+fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
+    // A selector that cannot be read selects nothing: deny by default.
+    Selector::try_from(selector.clone()).is_ok_and(|s| s.matches(labels))
+}
+
+fn any(globs: &[String], value: &str) -> bool {
+    globs.iter().any(|glob| WildMatch::new(glob).matches(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::spec::tests_support::credential;
+
+    fn rule(namespaces: &[&str], services: &[&str], purposes: &[&str], repos: &[&str]) -> AccessRule {
+        let own = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
+        AccessRule {
+            namespaces: own(namespaces),
+            namespace_selector: None,
+            services: own(services),
+            purposes: own(purposes),
+            repos: own(repos),
+        }
+    }
+
+    fn ask(rules: &[AccessRule], namespace: &str, labels: &[(&str, &str)], repo: Option<&str>) -> bool {
+        let mut ec = credential("a", "chittyid");
+        ec.spec.repo = repo.map(str::to_owned);
+        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        allowed(rules, "chittyconnect-system", namespace, &labels, &ec.spec).is_ok()
+    }
+
+    #[test]
+    fn nothing_is_allowed_without_a_rule() {
+        assert!(!ask(&[], "runners-1", &[], Some("O/r")));
+    }
+
+    #[test]
+    fn every_field_of_a_rule_must_match_and_any_rule_will_do() {
+        let good = rule(&["runners-*"], &["chittyid"], &["worker-deploy"], &["CHITTYOS/*"]);
+        assert!(ask(
+            std::slice::from_ref(&good),
+            "runners-1",
+            &[],
+            Some("CHITTYOS/chittyid")
+        ));
+        assert!(!ask(
+            std::slice::from_ref(&good),
+            "default",
+            &[],
+            Some("CHITTYOS/chittyid")
+        ));
+        assert!(!ask(
+            std::slice::from_ref(&good),
+            "runners-1",
+            &[],
+            Some("EVIL/chittyid")
+        ));
+        for bad in [
+            AccessRule {
+                services: vec!["other".into()],
+                ..good.clone()
+            },
+            AccessRule {
+                purposes: vec!["other".into()],
+                ..good.clone()
+            },
+        ] {
+            assert!(!ask(
+                std::slice::from_ref(&bad),
+                "runners-1",
+                &[],
+                Some("CHITTYOS/chittyid")
+            ));
+            assert!(ask(&[bad, good.clone()], "runners-1", &[], Some("CHITTYOS/chittyid")));
+        }
+    }
+
+    #[test]
+    fn a_request_without_repo_needs_a_rule_for_any_repo() {
+        assert!(!ask(
+            &[rule(&["*"], &["*"], &["*"], &["CHITTYOS/*", "**"])],
+            "a",
+            &[],
+            None
+        ));
+        assert!(ask(&[rule(&["*"], &["*"], &["*"], &["*"])], "a", &[], None));
+    }
+
+    #[test]
+    fn names_and_selector_must_both_hold() {
+        let mut both = rule(&["team-*"], &["*"], &["*"], &["*"]);
+        both.namespace_selector = Some(LabelSelector {
+            match_labels: Some([("tier".to_owned(), "ci".to_owned())].into()),
+            match_expressions: None,
+        });
+        assert!(ask(
+            std::slice::from_ref(&both),
+            "team-a",
+            &[("tier", "ci")],
+            Some("O/r")
+        ));
+        assert!(!ask(std::slice::from_ref(&both), "team-a", &[], Some("O/r")));
+        assert!(!ask(
+            std::slice::from_ref(&both),
+            "other",
+            &[("tier", "ci")],
+            Some("O/r")
+        ));
+        both.namespaces.clear();
+        assert!(ask(
+            std::slice::from_ref(&both),
+            "other",
+            &[("tier", "ci")],
+            Some("O/r")
+        ));
+    }
+
+    #[test]
+    fn a_rule_that_names_no_namespace_allows_none() {
+        assert!(!ask(&[rule(&[], &["*"], &["*"], &["*"])], "a", &[], Some("O/r")));
+    }
+
+    #[test]
+    fn system_namespaces_must_be_named_without_a_pattern() {
+        let any = rule(&["*"], &["*"], &["*"], &["*"]);
+        assert!(!ask(std::slice::from_ref(&any), "kube-system", &[], Some("O/r")));
+        assert!(!ask(
+            std::slice::from_ref(&any),
+            "chittyconnect-system",
+            &[],
+            Some("O/r")
+        ));
+        let named = rule(&["kube-system"], &["*"], &["*"], &["*"]);
+        assert!(ask(&[named], "kube-system", &[], Some("O/r")));
+    }
+}

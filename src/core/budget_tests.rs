@@ -1,0 +1,417 @@
+//! Tests of the budget: single rules, and 48 virtual hours of a hundred credentials.
+
+use std::collections::BTreeMap;
+
+use chrono::{TimeDelta, TimeZone};
+use proptest::prelude::*;
+
+use super::*;
+use crate::api::RateScope;
+use crate::core::journal::{Ending, RequestFacts, Scope};
+
+fn t(seconds: i64) -> Time {
+    chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
+}
+fn s(seconds: i64) -> TimeDelta {
+    TimeDelta::seconds(seconds)
+}
+
+/// A scope as the controller drives it, in virtual time: admitted mints succeed at once.
+struct World {
+    journal: Journal,
+    limits: Vec<Limit>,
+    demands: BTreeMap<String, Demand>,
+    lifetimes: BTreeMap<String, TimeDelta>,
+    posts: Vec<Time>,
+    lost: Vec<String>,
+    newcomer_slots: BTreeMap<String, usize>,
+    starved: Vec<String>,
+    wake: Time,
+}
+
+impl World {
+    fn new(limit: u32, window: TimeDelta) -> Self {
+        Self {
+            journal: Journal::new(Scope {
+                origin: "o".into(),
+                kind: RateScope::Service,
+                of: "svc".into(),
+            }),
+            limits: vec![Limit { limit, window }],
+            demands: BTreeMap::new(),
+            lifetimes: BTreeMap::new(),
+            posts: Vec::new(),
+            lost: Vec::new(),
+            newcomer_slots: BTreeMap::new(),
+            starved: Vec::new(),
+            wake: t(0),
+        }
+    }
+
+    fn want(&mut self, uid: &str, namespace: &str, lifetime: TimeDelta, now: Time) {
+        self.lifetimes.insert(uid.to_owned(), lifetime);
+        self.demands
+            .insert(uid.to_owned(), demand(uid, namespace, Kind::First, now));
+        self.wake = now;
+    }
+
+    /// Runs from wake to wake, as the controller does.
+    fn run(&mut self, from: Time, until: Time) {
+        let mut now = from;
+        while now < until {
+            if now >= self.wake {
+                self.step(now);
+            }
+            now = self.wake.max(now + s(1));
+        }
+    }
+
+    /// One pass of the controller at `now`.
+    fn step(&mut self, now: Time) {
+        self.journal.compact(now);
+        let mut due = Vec::new();
+        for (uid, record) in &self.journal.credentials {
+            let Some(live) = &record.live else { continue };
+            if live.ends_at <= now {
+                self.lost.push(uid.clone());
+                due.push((uid.clone(), record.namespace.clone(), Kind::First));
+            } else if crate::core::schedule::renew_at(live.issued_at, live.ends_at, None, uid) <= now {
+                due.push((uid.clone(), record.namespace.clone(), Kind::Renewal));
+            }
+        }
+        for (uid, namespace, kind) in due {
+            if kind == Kind::First {
+                self.journal.release(&uid, now);
+            }
+            let entry = self
+                .demands
+                .entry(uid.clone())
+                .or_insert_with(|| demand(&uid, &namespace, kind, now));
+            entry.kind = kind;
+        }
+        let demands: Vec<Demand> = self.demands.values().cloned().collect();
+        let selection = select(&self.journal, &demands, &self.limits, now);
+        if let Some(uid) = selection.admitted.first().cloned() {
+            let d = self.demands.remove(&uid).unwrap();
+            if d.kind.is_newcomer() {
+                self.note_fairness(&d);
+            }
+            self.mint(&d, now);
+            self.wake = now;
+            return;
+        }
+        let renewals = self.journal.credentials.iter().filter_map(|(uid, r)| {
+            let live = r.live.as_ref().filter(|_| !self.demands.contains_key(uid))?;
+            Some(crate::core::schedule::renew_at(live.issued_at, live.ends_at, None, uid))
+        });
+        let ends = self
+            .journal
+            .credentials
+            .values()
+            .filter_map(|r| r.live.as_ref())
+            .map(|l| l.ends_at);
+        self.wake = renewals
+            .chain(ends)
+            .chain(selection.wake)
+            .min()
+            .unwrap_or(now + s(3600));
+    }
+
+    fn note_fairness(&mut self, d: &Demand) {
+        let k = self.newcomer_slots.get(&d.namespace).copied().unwrap_or(0);
+        for waiting in self
+            .demands
+            .values()
+            .filter(|w| w.kind.is_newcomer() && w.namespace != d.namespace)
+        {
+            if self.newcomer_slots.get(&waiting.namespace).copied().unwrap_or(0) < k {
+                self.starved
+                    .push(format!("{} before {}", d.namespace, waiting.namespace));
+            }
+        }
+        *self.newcomer_slots.entry(d.namespace.clone()).or_default() += 1;
+    }
+
+    fn mint(&mut self, d: &Demand, now: Time) {
+        let claim = claim(&d.uid, &d.namespace, d.kind, now, self.posts.len());
+        let id = claim.id.clone();
+        self.journal.claim(&d.uid, claim, self.limits[0].window);
+        self.posts.push(now);
+        let live = live(&id, now, now + self.lifetimes[&d.uid]);
+        assert!(self.journal.end(&d.uid, &id, Ending::Published(Box::new(live)), now));
+    }
+
+    fn most_in_a_window(&self) -> usize {
+        let window = self.limits[0].window;
+        self.posts
+            .iter()
+            .map(|from| {
+                self.posts
+                    .iter()
+                    .filter(|p| **p >= *from && **p < *from + window)
+                    .count()
+            })
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+fn demand(uid: &str, namespace: &str, kind: Kind, since: Time) -> Demand {
+    Demand {
+        uid: uid.to_owned(),
+        namespace: namespace.to_owned(),
+        name: uid.to_owned(),
+        kind,
+        since,
+        renew_before: None,
+        max_lifetime: None,
+        pod_waits: false,
+    }
+}
+
+fn request() -> RequestFacts {
+    RequestFacts {
+        connection: "c".into(),
+        service: "svc".into(),
+        purpose: "p".into(),
+        repo: None,
+        run_id: "r".into(),
+    }
+}
+
+fn claim(uid: &str, namespace: &str, kind: Kind, at: Time, n: usize) -> Claim {
+    Claim {
+        id: format!("claim-{n}"),
+        namespace: namespace.to_owned(),
+        name: uid.to_owned(),
+        revision: 1,
+        at,
+        holder: "me".into(),
+        timeout_seconds: 10,
+        kind,
+        request: request(),
+        request_hash: String::new(),
+        layout_hash: String::new(),
+        rotate: String::new(),
+        secrets: vec![],
+        renew_before_ms: None,
+        minted: None,
+    }
+}
+
+fn live(claim: &str, issued_at: Time, ends_at: Time) -> Live {
+    Live {
+        claim: claim.to_owned(),
+        revision: 1,
+        request: request(),
+        request_hash: String::new(),
+        layout_hash: String::new(),
+        rotate: String::new(),
+        issued_at,
+        ends_at,
+        capped: false,
+        renew_before_ms: None,
+        token_ids: vec![],
+        outputs: vec![],
+        secrets: BTreeMap::new(),
+    }
+}
+
+#[test]
+fn a_hundred_credentials_in_twelve_namespaces_never_exceed_the_limit_lose_none_and_starve_nobody() {
+    let mut world = World::new(10, s(3600));
+    for i in 0..100 {
+        world.want(&format!("u{i:03}"), &format!("ns{:02}", i % 12), s(3600), t(0));
+    }
+    world.run(t(0), t(48 * 3600));
+    assert!(world.most_in_a_window() <= 10, "{}", world.most_in_a_window());
+    assert_eq!(world.lost, Vec::<String>::new());
+    assert_eq!(world.starved, Vec::<String>::new());
+    let live = world.journal.credentials.values().filter(|r| r.live.is_some()).count();
+    assert!(live >= 4, "only {live} are live");
+}
+
+#[test]
+fn mixed_lifetimes_lose_no_live_credential_over_two_days() {
+    let mut world = World::new(10, s(3600));
+    for i in 0..40_i64 {
+        let lifetime = s(1800 + 977 * (i % 9));
+        world.want(&format!("u{i:03}"), &format!("ns{:02}", i % 5), lifetime, t(i * 7));
+    }
+    world.run(t(0), t(48 * 3600));
+    assert!(world.most_in_a_window() <= 10);
+    assert_eq!(world.lost, Vec::<String>::new());
+}
+
+#[test]
+fn the_first_answer_of_a_scope_is_awaited_before_a_second_newcomer_is_admitted() {
+    let world = World::new(10, s(3600));
+    let demands = [demand("a", "n", Kind::First, t(0)), demand("b", "n", Kind::First, t(0))];
+    let selection = select(&world.journal, &demands, &world.limits, t(0));
+    assert_eq!(selection.admitted, ["a"]);
+    assert!(selection.waiting["b"].message.contains("waiting for the first answer"));
+}
+
+#[test]
+fn a_due_renewal_takes_the_last_slot_before_any_newcomer() {
+    let mut world = World::new(3, s(3600));
+    world.want("old", "n", s(3600), t(0));
+    world.step(t(0));
+    let due = t(2400);
+    let demands = [
+        demand("new", "m", Kind::First, t(1)),
+        demand("old", "n", Kind::Renewal, due),
+    ];
+    let selection = select(&world.journal, &demands, &world.limits, due);
+    assert_eq!(selection.admitted, ["old"]);
+    assert_eq!(selection.waiting["new"].position, 1);
+}
+
+#[test]
+fn whoever_waits_reads_the_budget_the_next_slot_and_the_place_in_line() {
+    let mut world = World::new(10, s(3600));
+    for i in 0..12 {
+        world.want(&format!("u{i:02}"), "n", s(3600), t(0));
+    }
+    for i in 0..20 {
+        world.step(t(i));
+    }
+    let demands: Vec<Demand> = world.demands.values().cloned().collect();
+    let selection = select(&world.journal, &demands, &world.limits, t(30));
+    let first = selection.waiting.values().find(|w| w.position == 1).unwrap();
+    assert!(
+        first.message.starts_with("svc may mint 10 times in an hour: "),
+        "{}",
+        first.message
+    );
+    assert!(first.message.contains("position 1"), "{}", first.message);
+    assert!(
+        first.message.contains("not all can be live at once"),
+        "{}",
+        first.message
+    );
+}
+
+#[test]
+fn a_block_by_the_server_stops_everybody_until_it_ends() {
+    let mut world = World::new(10, s(3600));
+    world.journal.typical_lifetime = Some(3600);
+    world.journal.throttle.blocked_until = Some(t(60));
+    let demands = [
+        demand("a", "n", Kind::First, t(0)),
+        demand("b", "n", Kind::Renewal, t(0)),
+    ];
+    let blocked = select(&world.journal, &demands, &world.limits, t(59));
+    assert!(blocked.admitted.is_empty());
+    assert_eq!(blocked.wake, Some(t(60)));
+    assert_eq!(select(&world.journal, &demands, &world.limits, t(60)).admitted.len(), 2);
+}
+
+#[test]
+fn a_limit_seen_to_be_smaller_is_honoured_for_a_day_and_then_tried_again() {
+    let mut world = World::new(10, s(3600));
+    for i in 0..5 {
+        let c = claim(&format!("u{i}"), "n", Kind::First, t(i), usize::try_from(i).unwrap());
+        world.journal.claim(&format!("u{i}"), c, s(3600));
+    }
+    world
+        .journal
+        .claim("u5", claim("u5", "n", Kind::First, t(5), 5), s(3600));
+    learn(&mut world.journal, &world.limits, "claim-5", t(6));
+    assert_eq!(effective(&world.limits, &world.journal, t(7))[0].limit, 5);
+    assert_eq!(effective(&world.limits, &world.journal, t(90_000))[0].limit, 10);
+}
+
+#[test]
+fn two_connections_with_one_scope_share_the_smallest_limit_of_each_window() {
+    let limits = [
+        Limit {
+            limit: 10,
+            window: s(3600),
+        },
+        Limit {
+            limit: 4,
+            window: s(3600),
+        },
+        Limit {
+            limit: 2,
+            window: s(60),
+        },
+    ];
+    let journal = World::new(1, s(1)).journal;
+    assert_eq!(
+        effective(&limits, &journal, t(0)),
+        [
+            Limit {
+                limit: 2,
+                window: s(60)
+            },
+            Limit {
+                limit: 4,
+                window: s(3600)
+            }
+        ]
+    );
+}
+
+#[test]
+fn with_the_audit_backlog_at_four_fifths_newcomers_stop_and_at_capacity_renewals_do() {
+    let mut world = World::new(10, s(3600));
+    world.journal.typical_lifetime = Some(3600);
+    let c = claim("x", "n", Kind::First, t(0), 0);
+    let subject = crate::core::audit::Subject {
+        uid: "x",
+        namespace: "n",
+        name: "x",
+        request: &c.request,
+        revision: 1,
+    };
+    let event = crate::core::audit::AuditEvent::new(
+        crate::core::audit::EventType::Provisioned,
+        Reason::Issued,
+        &subject,
+        t(0),
+        true,
+    );
+    let demands = [
+        demand("a", "n", Kind::First, t(0)),
+        demand("b", "n", Kind::Renewal, t(0)),
+    ];
+    world.journal.audit = vec![event.clone(); AUDIT_CAPACITY * 4 / 5];
+    assert_eq!(select(&world.journal, &demands, &world.limits, t(0)).admitted, ["b"]);
+    world.journal.audit = vec![event; AUDIT_CAPACITY];
+    let full = select(&world.journal, &demands, &world.limits, t(0));
+    assert!(full.admitted.is_empty());
+    assert!(full.waiting.values().all(|w| w.reason == Reason::AuditBacklog));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn no_arrival_pattern_exceeds_the_limit_or_loses_a_live_credential(
+        limit in 3_u32..14,
+        lifetimes in prop::collection::vec(900_i64..7200, 1..30),
+        gaps in prop::collection::vec(0_i64..900, 30),
+    ) {
+        let mut world = World::new(limit, s(3600));
+        let mut arrivals = Vec::new();
+        let mut at = 0_i64;
+        for (i, lifetime) in lifetimes.iter().enumerate() {
+            arrivals.push((at, i, *lifetime));
+            at += gaps[i];
+        }
+        let mut now = t(0);
+        for (when, i, lifetime) in arrivals {
+            world.run(now, t(when));
+            now = t(when);
+            world.want(&format!("u{i}"), &format!("ns{}", i % 4), s(lifetime), now);
+            // ChittyConnect's lifetimes are alike in a scope; what differs is known from the spec.
+            world.demands.get_mut(&format!("u{i}")).unwrap().max_lifetime = Some(s(lifetime));
+        }
+        world.run(now, t(8 * 3600));
+        let most = world.most_in_a_window();
+        prop_assert!(most <= limit as usize, "{} POSTs in a window of {}", most, limit);
+        prop_assert_eq!(&world.lost, &Vec::<String>::new());
+    }
+}

@@ -1,0 +1,582 @@
+//! The journal of one budget scope: the only durable truth about mints.
+//!
+//! A journal says which requests were sent and count against the budget, which are under way, what
+//! every credential holds, what is owed (revocations, audit) and what was refused. It is committed
+//! by compare-and-swap; whoever commits decides on the state it commits to.
+
+use std::collections::BTreeMap;
+
+use chrono::TimeDelta;
+use serde::{Deserialize, Serialize};
+
+use super::Time;
+use super::audit::AuditEvent;
+use super::schedule::CLAIM_FRESH;
+use super::spec::digest;
+use crate::api::{RateScope, Reason};
+
+/// The layout this code reads and writes.
+pub const VERSION: u32 = 1;
+/// Above this many bytes newcomers are refused: a ConfigMap holds at most 1 MiB.
+pub const SIZE_LIMIT: usize = 512 * 1024;
+/// Undelivered audit events a scope holds at most.
+pub const AUDIT_CAPACITY: usize = 2000;
+
+/// What a budget is counted for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Scope {
+    /// Scheme, host and port of `ChittyConnect`.
+    pub origin: String,
+    /// What `of` names.
+    pub kind: RateScope,
+    /// The service, or an HMAC of the API key.
+    pub of: String,
+}
+
+impl Scope {
+    /// Name of the ConfigMap that holds this scope's journal.
+    #[must_use]
+    pub fn journal_name(&self) -> String {
+        let kind = match self.kind {
+            RateScope::Service => "service",
+            RateScope::Key => "key",
+        };
+        let hash = digest([self.origin.as_str(), kind, self.of.as_str()]);
+        format!("chitty-journal-{}", &hash[..16])
+    }
+
+    /// What a person calls this budget.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        match self.kind {
+            RateScope::Service => &self.of,
+            RateScope::Key => "this API key",
+        }
+    }
+}
+
+/// The durable state of one scope.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Journal {
+    /// Layout version, [`VERSION`].
+    pub version: u32,
+    /// What this journal is of; never changes.
+    pub scope: Scope,
+    /// The longest window any connection ever counted in, in seconds: how long attempts are kept.
+    pub window_seconds: i64,
+    /// Every request that counts, oldest first.
+    #[serde(default)]
+    pub attempts: Vec<Attempt>,
+    /// Requests under way, by credential uid.
+    #[serde(default)]
+    pub claims: BTreeMap<String, Claim>,
+    /// What each credential holds, by uid.
+    #[serde(default)]
+    pub credentials: BTreeMap<String, Record>,
+    /// Tokens to revoke.
+    #[serde(default)]
+    pub revocations: Vec<Revocation>,
+    /// What the server's 429s taught.
+    #[serde(default)]
+    pub throttle: Throttle,
+    /// Set when the server refused a key with 401.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unauthorized: Option<Unauthorized>,
+    /// The lifetime the last answer gave, in seconds: what a newcomer is expected to need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub typical_lifetime: Option<i64>,
+    /// Audit events not yet acknowledged, oldest first.
+    #[serde(default)]
+    pub audit: Vec<AuditEvent>,
+    /// No newcomer is admitted before this: set when the journal had to be rebuilt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newcomers_after: Option<Time>,
+}
+
+/// Why a mint is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// The first token of a credential, or one after its last has ended.
+    First,
+    /// A changed spec.
+    Change,
+    /// The rotate annotation.
+    Rotate,
+    /// A managed Secret was changed or removed.
+    Heal,
+    /// The live token nears its end.
+    Renewal,
+}
+
+impl Kind {
+    /// Whether this mint competes for what renewals leave over.
+    #[must_use]
+    pub const fn is_newcomer(self) -> bool {
+        !matches!(self, Self::Renewal)
+    }
+}
+
+/// One request that counts against the budget.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// Its claim.
+    pub claim: String,
+    /// Who asked.
+    pub uid: String,
+    /// Where the credential lives: fairness is counted by namespace.
+    pub namespace: String,
+    /// Why.
+    pub kind: Kind,
+    /// When it counts from: the answer, or the latest time one could have come.
+    pub at: Time,
+}
+
+/// A request that is, or may be, under way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// Random; also the default `run_id` and the idempotency key.
+    pub id: String,
+    /// Namespace of the credential.
+    pub namespace: String,
+    /// Name of the credential.
+    pub name: String,
+    /// Revision the token will have.
+    pub revision: u64,
+    /// When it was committed.
+    pub at: Time,
+    /// Identity of the process that holds it.
+    pub holder: String,
+    /// How long the holder waits for the answer, in seconds.
+    pub timeout_seconds: i64,
+    /// Why.
+    pub kind: Kind,
+    /// What is asked for.
+    pub request: RequestFacts,
+    /// Digest of the request.
+    pub request_hash: String,
+    /// Digest of the Secrets' layout.
+    pub layout_hash: String,
+    /// Digest of the rotate annotation this mint serves.
+    pub rotate: String,
+    /// Names of the Secrets it will be written to.
+    pub secrets: Vec<String>,
+    /// Runway asked for, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew_before_ms: Option<i64>,
+    /// Set once the answer is in and only its Secrets remain to be written: what was minted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minted: Option<Minted>,
+}
+
+impl Claim {
+    /// The time from which nobody can be waiting for this claim's answer any more.
+    #[must_use]
+    pub fn answered_by(&self) -> Time {
+        self.at + CLAIM_FRESH + TimeDelta::seconds(self.timeout_seconds)
+    }
+}
+
+/// What came back, without the values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Minted {
+    /// When the answer came.
+    pub issued_at: Time,
+    /// When the tokens end for us.
+    pub ends_at: Time,
+    /// Ids under which the tokens can be revoked.
+    #[serde(default)]
+    pub token_ids: Vec<String>,
+}
+
+/// What was asked for, as audit events tell it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestFacts {
+    /// Name of the connection.
+    pub connection: String,
+    /// The service.
+    pub service: String,
+    /// The purpose.
+    pub purpose: String,
+    /// The repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repo: Option<String>,
+    /// The `run_id` as it was sent.
+    pub run_id: String,
+}
+
+/// What the journal knows of one credential.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// How many tokens were published: the next has this plus one.
+    pub revision: u64,
+    /// Number of the last audit event.
+    pub seq: u64,
+    /// The token in its Secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<Live>,
+    /// The last try, where it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// When healing cost a mint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heals: Vec<Time>,
+    /// The last token ended before it could be renewed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expired: bool,
+}
+
+/// A published token, without its values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Live {
+    /// The claim that made it.
+    pub claim: String,
+    /// Its revision.
+    pub revision: u64,
+    /// What was asked for.
+    pub request: RequestFacts,
+    /// Digest of the request.
+    pub request_hash: String,
+    /// Digest of the layout.
+    pub layout_hash: String,
+    /// Digest of the rotate annotation it served.
+    pub rotate: String,
+    /// When it was issued.
+    pub issued_at: Time,
+    /// When it ends for us.
+    pub ends_at: Time,
+    /// `maxLifetime`, not `ChittyConnect`, set that end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub capped: bool,
+    /// Runway, in milliseconds, as the spec asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew_before_ms: Option<i64>,
+    /// Ids under which it can be revoked.
+    #[serde(default)]
+    pub token_ids: Vec<String>,
+    /// Names of its outputs.
+    #[serde(default)]
+    pub outputs: Vec<String>,
+    /// What was written, by Secret name.
+    pub secrets: BTreeMap<String, Written>,
+}
+
+impl Live {
+    /// The runway asked for.
+    #[must_use]
+    pub fn renew_before(&self) -> Option<TimeDelta> {
+        self.renew_before_ms.map(TimeDelta::milliseconds)
+    }
+}
+
+/// What was written to one Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Written {
+    /// Its data keys.
+    pub keys: Vec<String>,
+    /// Digest of claim, keys and values.
+    pub fingerprint: String,
+}
+
+/// A failed try.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// Why.
+    pub reason: Reason,
+    /// A known phrase; never the server's text.
+    pub message: String,
+    /// When.
+    pub at: Time,
+    /// How many in a row.
+    pub count: u32,
+    /// When to try again; never by itself where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Time>,
+    /// The request that failed: another one may be tried at once.
+    pub request_hash: String,
+    /// The layout it was for.
+    pub layout_hash: String,
+    /// The rotate annotation then.
+    pub rotate: String,
+}
+
+/// A token to revoke. It says all that is needed once credential and connection are gone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Revocation {
+    /// The token's id.
+    pub token_id: String,
+    /// Not before this.
+    pub due: Time,
+}
+
+/// What the server's 429s taught.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Throttle {
+    /// Nothing is asked before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked_until: Option<Time>,
+    /// 429s in a row.
+    #[serde(default)]
+    pub count: u32,
+    /// A limit smaller than the configured one, and when it was learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learnt: Option<(u32, Time)>,
+}
+
+/// A key the server refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unauthorized {
+    /// Digest of the key under the seal key: another key is tried at once.
+    pub key: String,
+    /// When one request may test the same key again.
+    pub probe_at: Time,
+}
+
+/// How an attempt ended that was under way.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    /// Its Secrets are written.
+    Published(Box<Live>),
+    /// It failed; `counted` is false where the request provably never left.
+    Failed {
+        /// The failure, ready to be kept.
+        failure: Failure,
+        /// Whether the request may have reached the server.
+        counted: bool,
+    },
+}
+
+impl Journal {
+    /// An empty journal of `scope`.
+    #[must_use]
+    pub fn new(scope: Scope) -> Self {
+        Self {
+            version: VERSION,
+            scope,
+            window_seconds: 0,
+            attempts: Vec::new(),
+            claims: BTreeMap::new(),
+            credentials: BTreeMap::new(),
+            revocations: Vec::new(),
+            throttle: Throttle::default(),
+            unauthorized: None,
+            typical_lifetime: None,
+            audit: Vec::new(),
+            newcomers_after: None,
+        }
+    }
+
+    /// Reads a journal, and refuses what this code did not write.
+    ///
+    /// # Errors
+    /// Says what is wrong with the text; the caller says how to mend it.
+    pub fn parse(text: &str, scope: &Scope) -> Result<Self, String> {
+        let journal: Self = serde_json::from_str(text).map_err(|e| format!("it cannot be read: {e}"))?;
+        if journal.version != VERSION {
+            return Err(format!(
+                "it has version {}, and this controller reads version {VERSION}",
+                journal.version
+            ));
+        }
+        if journal.scope != *scope {
+            return Err("it is the journal of another scope".to_owned());
+        }
+        Ok(journal)
+    }
+
+    /// Drops what no decision needs any more.
+    pub fn compact(&mut self, now: Time) {
+        let window = TimeDelta::seconds(self.window_seconds);
+        self.attempts.retain(|a| a.at + window > now);
+        if self.throttle.blocked_until.is_some_and(|at| at <= now) {
+            self.throttle.blocked_until = None;
+        }
+        if self.newcomers_after.is_some_and(|at| at <= now) {
+            self.newcomers_after = None;
+        }
+        for record in self.credentials.values_mut() {
+            record.heals.retain(|at| *at + window > now);
+        }
+    }
+
+    /// Commits to one request: its claim, and its place in the budget.
+    pub fn claim(&mut self, uid: &str, claim: Claim, window: TimeDelta) {
+        self.window_seconds = self.window_seconds.max(window.num_seconds());
+        let record = self.record(uid, &claim.namespace, &claim.name);
+        if claim.kind == Kind::Heal {
+            record.heals.push(claim.at);
+        }
+        self.attempts.push(Attempt {
+            claim: claim.id.clone(),
+            uid: uid.to_owned(),
+            namespace: claim.namespace.clone(),
+            kind: claim.kind,
+            at: claim.answered_by(),
+        });
+        self.claims.insert(uid.to_owned(), claim);
+    }
+
+    /// Notes what was minted before its Secrets are there, so that it can be revoked whatever happens.
+    pub fn minted(&mut self, uid: &str, claim_id: &str, minted: Minted) -> bool {
+        match self.claims.get_mut(uid).filter(|c| c.id == claim_id) {
+            Some(claim) => {
+                claim.minted = Some(minted);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Ends the claim `claim_id` of `uid`. False where somebody else has ended it already.
+    pub fn end(&mut self, uid: &str, claim_id: &str, ending: Ending, now: Time) -> bool {
+        if self.claims.get(uid).is_none_or(|c| c.id != claim_id) {
+            return false;
+        }
+        let Some(claim) = self.claims.remove(uid) else {
+            return false;
+        };
+        self.count_from(&claim.id, now);
+        match ending {
+            Ending::Published(live) => {
+                if !live.capped || self.typical_lifetime.is_none() {
+                    self.typical_lifetime = Some((live.ends_at - live.issued_at).num_seconds().max(1));
+                }
+                self.throttle.count = 0;
+                self.unauthorized = None;
+                let record = self.record(uid, &claim.namespace, &claim.name);
+                record.revision = live.revision;
+                record.failure = None;
+                record.expired = false;
+                if let Some(old) = record.live.replace(*live) {
+                    self.owe(&old.token_ids, old.ends_at);
+                }
+            }
+            Ending::Failed { failure, counted } => {
+                if !counted {
+                    self.attempts.retain(|a| a.claim != claim.id);
+                }
+                if let Some(minted) = &claim.minted {
+                    let ids = minted.token_ids.clone();
+                    self.owe(&ids, now);
+                }
+                self.record(uid, &claim.namespace, &claim.name).failure = Some(failure);
+            }
+        }
+        true
+    }
+
+    /// Takes back a claim whose request never left this process.
+    pub fn withdraw(&mut self, uid: &str, claim_id: &str) {
+        if self.claims.get(uid).is_some_and(|c| c.id == claim_id) {
+            self.claims.remove(uid);
+            self.attempts.retain(|a| a.claim != claim_id);
+        }
+    }
+
+    /// Takes in a live token that only its sealed Secrets tell of: the journal was lost, and with it
+    /// the count of the window, so newcomers wait until `newcomers_after`.
+    pub fn adopt_lost(&mut self, uid: &str, (namespace, name): (&str, &str), live: Live, newcomers_after: Time) {
+        let record = self.record(uid, namespace, name);
+        if record.live.is_none() {
+            record.revision = record.revision.max(live.revision);
+            record.live = Some(live);
+            self.newcomers_after.get_or_insert(newcomers_after);
+        }
+    }
+
+    /// Owes the revocation of tokens that nobody will hold.
+    pub fn disown(&mut self, token_ids: &[String], now: Time) {
+        self.owe(token_ids, now);
+    }
+
+    /// Goes on counting revisions and audit events where another scope's journal left off.
+    pub fn raise(&mut self, uid: &str, (revision, seq): (u64, u64)) {
+        if let Some(record) = self.credentials.get_mut(uid) {
+            record.revision = record.revision.max(revision);
+            record.seq = record.seq.max(seq);
+        }
+    }
+
+    /// Forgets the live token of `uid` and owes its revocation from `due` on.
+    pub fn release(&mut self, uid: &str, due: Time) -> Option<Live> {
+        let live = self.credentials.get_mut(uid)?.live.take()?;
+        self.owe(&live.token_ids, due);
+        Some(live)
+    }
+
+    /// Forgets a credential that is gone; what it holds is revoked at once.
+    pub fn forget(&mut self, uid: &str, now: Time) -> Option<Record> {
+        let live = self.release(uid, now);
+        let mut record = self.credentials.remove(uid)?;
+        record.live = live;
+        if self.throttle == Throttle::default() && self.credentials.is_empty() {
+            self.typical_lifetime = None;
+        }
+        Some(record)
+    }
+
+    /// The number of failures in a row for the same request, this one included.
+    #[must_use]
+    pub fn failures_in_a_row(&self, uid: &str, request_hash: &str, rotate: &str) -> u32 {
+        self.credentials
+            .get(uid)
+            .and_then(|r| r.failure.as_ref())
+            .filter(|f| f.request_hash == request_hash && f.rotate == rotate)
+            .map_or(1, |f| f.count.saturating_add(1))
+    }
+
+    /// Appends an audit event of `uid`, numbered in order; the number and id are filled in.
+    pub fn record_event(&mut self, uid: &str, mut event: AuditEvent) -> AuditEvent {
+        let record = self.record(uid, &event.namespace, &event.name);
+        record.seq += 1;
+        event.seq = record.seq;
+        event.id = format!("{uid}-{}", event.seq);
+        if event.deliver {
+            self.audit.push(event.clone());
+        }
+        event
+    }
+
+    fn record(&mut self, uid: &str, namespace: &str, name: &str) -> &mut Record {
+        self.credentials.entry(uid.to_owned()).or_insert_with(|| Record {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            ..Record::default()
+        })
+    }
+
+    fn owe(&mut self, token_ids: &[String], due: Time) {
+        for id in token_ids {
+            match self.revocations.iter_mut().find(|r| r.token_id == *id) {
+                Some(known) => known.due = known.due.min(due),
+                None => self.revocations.push(Revocation {
+                    token_id: id.clone(),
+                    due,
+                }),
+            }
+        }
+    }
+
+    /// An answered request counts from its answer on.
+    fn count_from(&mut self, claim_id: &str, now: Time) {
+        if let Some(attempt) = self.attempts.iter_mut().find(|a| a.claim == claim_id) {
+            attempt.at = attempt.at.min(now);
+        }
+    }
+}

@@ -1,0 +1,666 @@
+//! What to do about one credential: an ordered chain of checks on what was observed.
+//!
+//! The first check that objects decides what a user reads; what must be done whatever the verdict
+//! (Secrets past their end, settled claims) is collected on the way.
+
+use std::collections::BTreeMap;
+
+use chrono::TimeDelta;
+
+use super::budget::Waiting;
+use super::journal::{Claim, Failure, Kind, Live, Record};
+use super::schedule::{CLAIM_GRACE, renew_at};
+use super::seal::Seal;
+use super::spec::Wanted;
+use super::{Problem, Time, clock};
+use crate::api::Reason;
+
+/// How soon to look again at a Secret that is not ours and that nothing tells us about.
+const CONFLICT_POLL: TimeDelta = TimeDelta::seconds(15);
+/// How soon to look again for a predecessor's Secret to be collected.
+const LEFTOVER_POLL: TimeDelta = TimeDelta::seconds(1);
+/// A request that takes longer than this is worth telling about.
+const WORTH_TELLING: TimeDelta = TimeDelta::seconds(1);
+
+/// All that a decision about one credential depends on.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Its uid.
+    pub uid: String,
+    /// It, or its namespace, is being deleted.
+    pub terminating: bool,
+    /// `spec.suspend`.
+    pub suspended: bool,
+    /// What the spec asks for.
+    pub wanted: Result<Wanted, Problem>,
+    /// What its connection allows.
+    pub permitted: Result<(), Problem>,
+    /// How its connection is.
+    pub connection: Connection,
+    /// Every Secret that the spec or the journal names, or that the credential owns.
+    pub secrets: BTreeMap<String, SecretState>,
+    /// What the journal knows.
+    pub record: Option<Record>,
+    /// A request that is, or may be, under way.
+    pub claim: Option<Claim>,
+    /// A task of this process works on that claim.
+    pub working: bool,
+    /// What holds the publication of that claim's token up.
+    pub held_up: Option<Problem>,
+    /// The journal cannot be read: nothing is known, and so nothing is done.
+    pub blind: bool,
+    /// This process's identity, as claims name it.
+    pub holder: String,
+    /// What the budget said last.
+    pub waiting: Option<Waiting>,
+    /// Why the last attempt to prepare a mint was given up, and when to try again.
+    pub unprepared: Option<(Problem, Time)>,
+}
+
+/// How a connection is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Connection {
+    /// Ready to mint.
+    Ready {
+        /// The longest window of its budget.
+        window: TimeDelta,
+    },
+    /// Not there, or not usable; why. Looked at again when it changes.
+    Unusable(Problem),
+    /// The key was refused; one request may test it again at this time.
+    Unauthorized {
+        /// When.
+        probe_at: Time,
+        /// For a person.
+        message: String,
+    },
+}
+
+/// A Secret as it is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SecretState {
+    /// Not there.
+    Absent,
+    /// Somebody else's.
+    Foreign,
+    /// That of a deleted credential of the same name; garbage collection will take it.
+    Leftover,
+    /// Ours.
+    Ours {
+        /// The seal, where it is valid and its fingerprint fits the data.
+        seal: Option<Box<Seal>>,
+        /// Its data, against what the journal says was written.
+        content: Content,
+        /// Labels, annotations and owner are as we set them.
+        dressed: bool,
+    },
+}
+
+/// The data of a Secret, against what the journal says was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Exactly that.
+    Intact,
+    /// That, and more keys.
+    Extra,
+    /// Not that.
+    Altered,
+}
+
+/// Something to do now.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Delete a Secret of ours.
+    Delete {
+        /// Its name.
+        secret: String,
+    },
+    /// Delete a Secret that somebody changed, and say so.
+    DeleteTampered {
+        /// Its name.
+        secret: String,
+    },
+    /// Restore labels, annotations and owner; remove keys that are not ours. Values stay.
+    Restore {
+        /// Its name.
+        secret: String,
+    },
+    /// The live token is no more: forget it, owe its revocation.
+    Release {
+        /// `Expired` or `NotPermitted`.
+        reason: Reason,
+    },
+    /// The claim's Secrets were all written: record that.
+    Adopt,
+    /// Nobody knows what became of the claim: record that.
+    GiveUp,
+    /// The journal knows nothing of a token that is in sealed Secrets: take it from them.
+    Rebuild,
+}
+
+/// What a user should read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// A valid Secret for the current spec is there.
+    pub ready: bool,
+    /// A valid Secret is there.
+    pub issued: bool,
+    /// Nothing will happen until somebody changes something.
+    pub stalled: bool,
+    /// Why.
+    pub reason: Reason,
+    /// For a person.
+    pub message: String,
+    /// When `ChittyConnect` is asked next.
+    pub next_attempt: Option<Time>,
+}
+
+/// What to do about one credential.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// To do now, in order.
+    pub actions: Vec<Action>,
+    /// A mint is wanted: the budget decides when.
+    pub demand: Option<Kind>,
+    /// What to tell; nothing where it would change again at once.
+    pub verdict: Option<Verdict>,
+    /// When to look again.
+    pub wake: Option<Time>,
+}
+
+impl Plan {
+    fn wake_at(&mut self, at: Time) {
+        self.wake = Some(self.wake.map_or(at, |w| w.min(at)));
+    }
+}
+
+/// Decides.
+#[must_use]
+pub fn plan(o: &Observed, now: Time) -> Plan {
+    let mut plan = Plan::default();
+    if o.terminating {
+        return plan;
+    }
+    if o.blind {
+        let Connection::Unusable(problem) = &o.connection else {
+            return plan;
+        };
+        plan.verdict = Some(Verdict {
+            ready: false,
+            issued: o.secrets.values().any(|s| matches!(s, SecretState::Ours { .. })),
+            stalled: true,
+            reason: problem.reason,
+            message: problem.message.clone(),
+            next_attempt: None,
+        });
+        plan.wake_at(now + CONFLICT_POLL);
+        return plan;
+    }
+    if let Some(claim) = &o.claim {
+        under_way(o, claim, now, &mut plan);
+        return plan;
+    }
+    let live = sift(o, now, &mut plan);
+    let standing = Standing::of(o, live, now);
+    if plan.actions.iter().any(|a| matches!(a, Action::Rebuild)) {
+        return plan;
+    }
+    let objection = not_permitted(o)
+        .or_else(|| invalid(o))
+        .or_else(|| suspended(o))
+        .or_else(|| unusable(o, &standing))
+        .or_else(|| conflict(o, now))
+        .or_else(|| unprepared(o, &standing, now))
+        .or_else(|| failed(o, &standing, now))
+        .or_else(|| healed_already(o, &standing, now))
+        .or_else(|| waits(o, &standing));
+    if objection.as_ref().is_none_or(|objection| objection.queued) {
+        plan.demand = standing.need;
+    }
+    if let Some(at) = objection.as_ref().and_then(|objection| objection.until) {
+        plan.wake_at(at);
+    }
+    plan.verdict = verdict(o, &standing, objection, now);
+    plan
+}
+
+/// Where a credential stands once Secrets past their end are out of the way.
+struct Standing<'a> {
+    /// The token that is not past its end.
+    live: Option<&'a Live>,
+    /// Its Secrets are all as they were written.
+    intact: bool,
+    /// It is what the current spec asks for.
+    current: bool,
+    /// Which mint is needed, if any.
+    need: Option<Kind>,
+}
+
+impl<'a> Standing<'a> {
+    fn of(o: &Observed, live: Option<&'a Live>, now: Time) -> Self {
+        let intact = live.is_some_and(|l| is_intact(o, l));
+        let Ok(wanted) = &o.wanted else {
+            return Self {
+                live,
+                intact,
+                current: false,
+                need: None,
+            };
+        };
+        let current =
+            live.is_some_and(|l| l.request_hash == wanted.request_hash && l.layout_hash == wanted.layout_hash);
+        let need = match live {
+            None => Some(Kind::First),
+            Some(l) if renew_at(l.issued_at, l.ends_at, wanted.renew_before, &o.uid) <= now => Some(Kind::Renewal),
+            Some(_) if !current => Some(Kind::Change),
+            Some(_) if !intact => Some(Kind::Heal),
+            Some(l) if l.rotate != wanted.rotate => Some(Kind::Rotate),
+            Some(_) => None,
+        };
+        Self {
+            live,
+            intact,
+            current,
+            need,
+        }
+    }
+
+    /// A valid Secret for the current spec is there.
+    fn ready(&self) -> bool {
+        self.intact && self.current
+    }
+}
+
+fn is_intact(o: &Observed, live: &Live) -> bool {
+    live.secrets.keys().all(|name| {
+        matches!(
+            o.secrets.get(name),
+            Some(SecretState::Ours {
+                content: Content::Intact | Content::Extra,
+                ..
+            })
+        )
+    })
+}
+
+/// A claim is open: nothing is begun; it is settled once nobody can be working on it.
+fn under_way(o: &Observed, claim: &Claim, now: Time, plan: &mut Plan) {
+    // Past its end the old token goes, whatever becomes of the new one.
+    if let Some(live) = o.record.as_ref().and_then(|r| r.live.as_ref()) {
+        if live.ends_at <= now {
+            for name in live.secrets.keys() {
+                if matches!(o.secrets.get(name), Some(SecretState::Ours { seal, .. })
+                    if seal.as_ref().is_none_or(|s| s.claim != claim.id))
+                {
+                    plan.actions.push(Action::Delete { secret: name.clone() });
+                }
+            }
+            plan.actions.push(Action::Release {
+                reason: Reason::Expired,
+            });
+        } else {
+            plan.wake_at(live.ends_at);
+        }
+    }
+    if !o.working {
+        let judge_at = if claim.holder == o.holder {
+            claim.at
+        } else {
+            claim.answered_by() + CLAIM_GRACE
+        };
+        if judge_at > now {
+            plan.wake_at(judge_at);
+        } else if !claim.secrets.is_empty() && claim.secrets.iter().all(|name| sealed_by(o, name, &claim.id)) {
+            plan.actions.push(Action::Adopt);
+        } else {
+            plan.actions.push(Action::GiveUp);
+        }
+        return;
+    }
+    let tell_at = claim.at + WORTH_TELLING;
+    if tell_at > now && o.held_up.is_none() {
+        plan.wake_at(tell_at);
+        return;
+    }
+    let standing = Standing::of(
+        o,
+        o.record
+            .as_ref()
+            .and_then(|r| r.live.as_ref())
+            .filter(|l| l.ends_at > now),
+        now,
+    );
+    let (reason, message) = match &o.held_up {
+        Some(problem) => (problem.reason, problem.message.clone()),
+        None => (
+            Reason::Issuing,
+            format!("waiting for ChittyConnect's answer since {}", clock(claim.at, now)),
+        ),
+    };
+    plan.verdict = Some(Verdict {
+        ready: standing.ready(),
+        issued: standing.intact,
+        stalled: false,
+        reason,
+        message,
+        next_attempt: None,
+    });
+}
+
+fn sealed_by(o: &Observed, name: &str, claim: &str) -> bool {
+    matches!(o.secrets.get(name), Some(SecretState::Ours { seal: Some(seal), .. }) if seal.claim == claim)
+}
+
+/// Collects what must go or be restored whatever else is decided; returns what is live after that.
+fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a Live> {
+    let live = o.record.as_ref().and_then(|r| r.live.as_ref());
+    let ours = |name: &str| matches!(o.secrets.get(name), Some(SecretState::Ours { .. }));
+    if o.permitted.is_err() {
+        plan.actions.extend(
+            o.secrets
+                .keys()
+                .filter(|n| ours(n))
+                .map(|n| Action::Delete { secret: n.clone() }),
+        );
+        if live.is_some() {
+            plan.actions.push(Action::Release {
+                reason: Reason::NotPermitted,
+            });
+        }
+        return None;
+    }
+    let Some(live) = live else {
+        if rebuildable(o, now) {
+            plan.actions.push(Action::Rebuild);
+            return None;
+        }
+        plan.actions.extend(
+            o.secrets
+                .keys()
+                .filter(|n| ours(n))
+                .map(|n| Action::Delete { secret: n.clone() }),
+        );
+        return None;
+    };
+    let expired = live.ends_at <= now;
+    for (name, state) in &o.secrets {
+        let SecretState::Ours { content, dressed, .. } = state else {
+            continue;
+        };
+        let written = live.secrets.contains_key(name);
+        if expired || !written {
+            plan.actions.push(Action::Delete { secret: name.clone() });
+        } else if *content == Content::Altered {
+            plan.actions.push(Action::DeleteTampered { secret: name.clone() });
+        } else if *content == Content::Extra || !dressed {
+            plan.actions.push(Action::Restore { secret: name.clone() });
+        }
+    }
+    if expired {
+        plan.actions.push(Action::Release {
+            reason: Reason::Expired,
+        });
+        return None;
+    }
+    plan.wake_at(live.ends_at);
+    Some(live)
+}
+
+/// The journal was lost: sealed Secrets of one claim, all there and not past their end, say it all.
+fn rebuildable(o: &Observed, now: Time) -> bool {
+    let Ok(wanted) = &o.wanted else { return false };
+    if o.record.is_some() {
+        return false;
+    }
+    let claims: Vec<Option<&str>> = wanted
+        .secrets
+        .iter()
+        .map(|s| match o.secrets.get(&s.name) {
+            Some(SecretState::Ours { seal: Some(seal), .. }) if seal.ends_at > now => Some(seal.claim.as_str()),
+            _ => None,
+        })
+        .collect();
+    claims.first().is_some_and(Option::is_some) && claims.iter().all(|c| *c == claims[0])
+}
+
+/// Why no mint is made now.
+struct Objection {
+    problem: Problem,
+    stalled: bool,
+    until: Option<Time>,
+    /// It only waits for its turn: the demand stands.
+    queued: bool,
+}
+
+impl Objection {
+    fn new(problem: Problem) -> Self {
+        Self {
+            problem,
+            stalled: false,
+            until: None,
+            queued: false,
+        }
+    }
+    fn stalled(problem: Problem) -> Self {
+        Self {
+            stalled: true,
+            ..Self::new(problem)
+        }
+    }
+    fn until(mut self, at: Time) -> Self {
+        self.until = Some(at);
+        self
+    }
+}
+
+fn not_permitted(o: &Observed) -> Option<Objection> {
+    o.permitted.as_ref().err().cloned().map(Objection::stalled)
+}
+
+fn invalid(o: &Observed) -> Option<Objection> {
+    o.wanted.as_ref().err().cloned().map(Objection::stalled)
+}
+
+fn suspended(o: &Observed) -> Option<Objection> {
+    o.suspended.then(|| {
+        Objection::new(Problem::new(
+            Reason::Suspended,
+            "spec.suspend is true: nothing is minted, and a token that is there is not renewed",
+        ))
+    })
+}
+
+fn unusable(o: &Observed, standing: &Standing<'_>) -> Option<Objection> {
+    match &o.connection {
+        Connection::Ready { .. } => None,
+        Connection::Unusable(problem) => Some(Objection::new(problem.clone())),
+        Connection::Unauthorized { probe_at, message } => {
+            let mut objection = Objection::new(Problem::new(Reason::Unauthorized, message.clone())).until(*probe_at);
+            // Whoever needs a token stays in line: one of them will be the probe.
+            objection.queued = standing.need.is_some();
+            Some(objection)
+        }
+    }
+}
+
+fn conflict(o: &Observed, now: Time) -> Option<Objection> {
+    let wanted = o.wanted.as_ref().ok()?;
+    for secret in &wanted.secrets {
+        match o.secrets.get(&secret.name) {
+            Some(SecretState::Foreign) => {
+                return Some(
+                    Objection::stalled(Problem::new(
+                        Reason::SecretConflict,
+                        format!(
+                            "Secret {} exists and is not this credential's; it is left alone: delete it, or name another in spec.secrets",
+                            secret.name
+                        ),
+                    ))
+                    .until(now + CONFLICT_POLL),
+                );
+            }
+            Some(SecretState::Leftover) => {
+                return Some(
+                    Objection::new(Problem::new(
+                        Reason::SecretConflict,
+                        format!(
+                            "Secret {} still is that of a deleted credential; waiting for it to be collected",
+                            secret.name
+                        ),
+                    ))
+                    .until(now + LEFTOVER_POLL),
+                );
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+fn unprepared(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
+    standing.need?;
+    let (problem, until) = o.unprepared.as_ref()?;
+    (*until > now).then(|| Objection::new(problem.clone()).until(*until))
+}
+
+fn failed(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
+    standing.need?;
+    let failure = failure(o)?;
+    match failure.retry_at {
+        Some(at) if at <= now => None,
+        Some(at) => {
+            let problem = Problem::new(
+                failure.reason,
+                format!("{}; asked again at {}", failure.message, clock(at, now)),
+            );
+            let mut objection = Objection::new(problem).until(at);
+            objection.stalled = failure.reason == Reason::Denied;
+            Some(objection)
+        }
+        None => Some(Objection::stalled(Problem::new(
+            failure.reason,
+            format!(
+                "{}; not asked again by itself: change the spec, or set the annotation connect.chitty.cc/rotate to a new value",
+                failure.message
+            ),
+        ))),
+    }
+}
+
+/// The failure that is about the current spec.
+fn failure(o: &Observed) -> Option<&Failure> {
+    let wanted = o.wanted.as_ref().ok()?;
+    let failure = o.record.as_ref()?.failure.as_ref()?;
+    (failure.request_hash == wanted.request_hash
+        && failure.layout_hash == wanted.layout_hash
+        && failure.rotate == wanted.rotate)
+        .then_some(failure)
+}
+
+fn healed_already(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
+    if standing.need != Some(Kind::Heal) {
+        return None;
+    }
+    let Connection::Ready { window } = o.connection else {
+        return None;
+    };
+    let until = o
+        .record
+        .as_ref()?
+        .heals
+        .iter()
+        .map(|at| *at + window)
+        .max()
+        .filter(|at| *at > now)?;
+    Some(
+        Objection::stalled(Problem::new(
+            Reason::Tampered,
+            format!(
+                "a managed Secret was changed or removed again; healing costs a mint and is done once a window: next at {}. \
+                 Find out who changes it",
+                clock(until, now)
+            ),
+        ))
+        .until(until),
+    )
+}
+
+fn waits(o: &Observed, standing: &Standing<'_>) -> Option<Objection> {
+    standing.need?;
+    let waiting = o.waiting.as_ref()?;
+    let mut objection = Objection::new(Problem::new(waiting.reason, waiting.message.clone()));
+    objection.queued = true;
+    objection.until = waiting.next_slot;
+    Some(objection)
+}
+
+fn verdict(o: &Observed, standing: &Standing<'_>, objection: Option<Objection>, now: Time) -> Option<Verdict> {
+    let next_attempt = objection.as_ref().and_then(|x| x.until);
+    let rested = standing.live.filter(|_| standing.ready());
+    match objection {
+        Some(x) => {
+            // Nothing is due and the token is good: a spent budget or a failure elsewhere is no news.
+            if standing.need.is_none()
+                && let Some(live) = rested
+                && !matches!(
+                    x.problem.reason,
+                    Reason::Suspended | Reason::Unauthorized | Reason::ConnectionNotFound | Reason::ConnectionNotReady
+                )
+            {
+                return Some(good(o, live, now));
+            }
+            Some(Verdict {
+                ready: standing.ready(),
+                issued: standing.intact,
+                stalled: x.stalled && !standing.ready(),
+                reason: lapsed(o, standing, x.problem.reason),
+                message: x.problem.message,
+                next_attempt,
+            })
+        }
+        // It is about to be minted; the outcome will be told.
+        None if standing.need.is_some() => None,
+        None => rested.map(|live| good(o, live, now)),
+    }
+}
+
+/// A token that ran out unrenewed says so, unless a sharper reason is known.
+fn lapsed(o: &Observed, standing: &Standing<'_>, reason: Reason) -> Reason {
+    let expired = o.record.as_ref().is_some_and(|r| r.expired || r.live.is_some()) && standing.live.is_none();
+    if expired && reason == Reason::Suspended {
+        Reason::Expired
+    } else {
+        reason
+    }
+}
+
+fn good(o: &Observed, live: &Live, now: Time) -> Verdict {
+    let renew = o.wanted.as_ref().ok().and_then(|w| w.renew_before);
+    let renews = renew_at(live.issued_at, live.ends_at, renew, &o.uid);
+    Verdict {
+        ready: true,
+        issued: true,
+        stalled: false,
+        reason: if live.revision > 1 {
+            Reason::Rotated
+        } else {
+            Reason::Issued
+        },
+        message: format!(
+            "revision {} is valid until {} and renewed at {}; a job starting until then has at least {}",
+            live.revision,
+            clock(live.ends_at, now),
+            clock(renews, now),
+            runway_text(live.ends_at - renews),
+        ),
+        next_attempt: None,
+    }
+}
+
+fn runway_text(runway: TimeDelta) -> String {
+    if runway < TimeDelta::minutes(2) {
+        format!("{} s", runway.num_seconds())
+    } else {
+        format!("{} min", runway.num_minutes())
+    }
+}

@@ -1,0 +1,141 @@
+//! Arguments -> settings -> run.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use chittyconnect_operator::controller::{self, Settings};
+use chittyconnect_operator::ops::telemetry::{self, Format};
+use chittyconnect_operator::{api, cluster};
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Gives every workload short-lived credentials from ChittyConnect, and leaves no long-lived secret anywhere.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the controller (the default).
+    Run(RunArguments),
+    /// Print the CustomResourceDefinitions as YAML.
+    Crd,
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// Namespace of the controller itself: API keys and journals live there.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "chittyconnect-system")]
+    namespace: String,
+    /// Context of the kubeconfig to use. In a Pod its service account is used.
+    #[arg(long)]
+    context: Option<String>,
+    /// Name of this process in claims and Events. Two running processes must not share it.
+    #[arg(long, env = "POD_NAME")]
+    identity: Option<String>,
+    /// Where /metrics is served.
+    #[arg(long, env = "METRICS_ADDR", default_value = "0.0.0.0:8080", value_parser = address)]
+    metrics_addr: SocketAddr,
+    /// Where /livez and /readyz are served.
+    #[arg(long, env = "HEALTH_ADDR", default_value = "0.0.0.0:8081", value_parser = address)]
+    health_addr: SocketAddr,
+    /// How log lines are written.
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]
+    log_format: Format,
+    /// What is logged, as in RUST_LOG.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    log: String,
+    /// How many credentials are looked at at once.
+    #[arg(long, env = "CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    concurrency: u16,
+}
+
+/// An address to listen on; `:8080` is every interface, as usual in Kubernetes.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let full = if text.starts_with(':') {
+        format!("0.0.0.0{text}")
+    } else {
+        text.to_owned()
+    };
+    full.parse()
+        .map_err(|_| "expected an address such as :8080 or 127.0.0.1:8080".to_owned())
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Some(Command::Crd) => print_crds(),
+        Some(Command::Run(run)) => start(run),
+        None => start(arguments.run),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_crds() -> anyhow::Result<()> {
+    print!("{}", api::crds_yaml()?);
+    Ok(())
+}
+
+fn start(arguments: RunArguments) -> anyhow::Result<()> {
+    let RunArguments {
+        namespace,
+        context,
+        identity,
+        metrics_addr,
+        health_addr,
+        log_format,
+        log,
+        concurrency,
+    } = arguments;
+    telemetry::init(log_format, &log)?;
+    // Both kube and reqwest ask rustls for the process' provider.
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
+    let settings = Settings {
+        namespace,
+        identity: identity.unwrap_or_else(host_name),
+        concurrency,
+        metrics_addr,
+        health_addr,
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let stop = CancellationToken::new();
+            let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            let on_signal = stop.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = term.recv() => {}
+                    _ = int.recv() => {}
+                }
+                tracing::info!("stopping");
+                on_signal.cancel();
+            });
+            let client = cluster::config::client(context.as_deref()).await?;
+            tracing::info!(version = env!("CARGO_PKG_VERSION"), namespace = %settings.namespace, identity = %settings.identity, "starting");
+            controller::run(client, settings, stop).await
+        })
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "chittyconnect-operator".to_owned())
+}
