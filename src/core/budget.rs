@@ -538,8 +538,8 @@ impl<'a> Projection<'a> {
         }
         let each = tenths / i64::try_from(periods.len()).unwrap_or(1).max(1);
         let text = format!(
-            "; {} credentials of {} with about {}.{} renewals in {} each need {} of its {}: not all can be live at once",
-            periods.len(),
+            "; {} of {} with about {}.{} renewals in {} each need {} of its {}: not all can be live at once",
+            if periods.len() == 1 { "1 credential".to_owned() } else { format!("{} credentials", periods.len()) },
             self.title,
             each / 10,
             each % 10,

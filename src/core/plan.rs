@@ -205,6 +205,9 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
     if plan.actions.iter().any(|a| matches!(a, Action::Rebuild)) {
         return plan;
     }
+    if let Some(at) = standing.renews(o).filter(|at| *at > now) {
+        plan.wake_at(at);
+    }
     let objection = not_permitted(o)
         .or_else(|| invalid(o))
         .or_else(|| suspended(o))
@@ -263,6 +266,12 @@ impl<'a> Standing<'a> {
             current,
             need,
         }
+    }
+
+    /// When the live token is due to be renewed.
+    fn renews(&self, o: &Observed) -> Option<Time> {
+        let renew_before = o.wanted.as_ref().ok()?.renew_before;
+        self.live.map(|l| renew_at(l.issued_at, l.ends_at, renew_before, &o.uid))
     }
 
     /// A valid Secret for the current spec is there.

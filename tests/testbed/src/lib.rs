@@ -18,7 +18,7 @@ pub mod chronicle;
 pub mod control_plane;
 mod pki;
 mod ports;
-mod process;
+pub mod process;
 mod rules;
 mod server;
 

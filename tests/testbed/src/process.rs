@@ -44,14 +44,14 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running child. Dropping it kills it.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     shell: Child,
     pid: u32,
 }
 
 impl Process {
     /// Starts `program`, its output appended to `log`.
-    pub(crate) fn spawn(program: &Path, args: &[String], log: &Path) -> anyhow::Result<Self> {
+    pub fn spawn(program: &Path, args: &[String], log: &Path) -> anyhow::Result<Self> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -80,17 +80,17 @@ impl Process {
     }
 
     /// The child's own process id.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Whether the child has ended, and how.
-    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+    pub fn exited(&mut self) -> Option<ExitStatus> {
         self.shell.try_wait().ok().flatten()
     }
 
     /// SIGKILL, and waits until the child is gone.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         drop(self.shell.stdin.take());
         let deadline = Instant::now() + KILL_TIMEOUT;
         while self.exited().is_none() {
@@ -117,7 +117,7 @@ pub(crate) struct Janitor {
 }
 
 impl Janitor {
-    pub(crate) fn watch(dir: &Path) -> anyhow::Result<Self> {
+    pub fn watch(dir: &Path) -> anyhow::Result<Self> {
         let mut shell = Command::new("sh")
             .args(["-c", JANITOR, "sh"])
             .arg(dir)

@@ -1,0 +1,9 @@
+//! The operator on a real API server, against the simulators. One control plane and one controller
+//! serve most tests; those that kill or starve things have their own.
+
+mod answers;
+mod lifecycle;
+mod records;
+mod secrets;
+mod schema;
+mod support;

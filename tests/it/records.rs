@@ -1,0 +1,101 @@
+//! What is recorded: conditions, Events, audit entries; and tokens nowhere but in Secrets.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::*;
+
+#[tokio::test]
+async fn a_credential_tells_its_life_in_a_few_events() {
+    let case = Case::new().await;
+    case.issued("a", json!({})).await;
+    case.patch("a", json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "1"}}})).await;
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2)).await;
+    let events = wait_for("both Events", || async {
+        let events = case.events("a").await;
+        (events.len() >= 2).then_some(events)
+    })
+    .await;
+    let reasons: Vec<&str> = events.iter().map(|(r, _)| r.as_str()).collect();
+    assert!(reasons.contains(&"Issued") && reasons.contains(&"Rotated"), "{events:?}");
+    assert!(events.len() <= 6, "{events:?}");
+}
+
+#[tokio::test]
+async fn every_outcome_reaches_chittychronicle_once_and_in_order() {
+    let case = Case::new().await;
+    let (chronicle, field) = chronicle(&case).await;
+    case.connect(field).await;
+    case.issued("a", json!({})).await;
+    case.patch("a", json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "1"}}})).await;
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2)).await;
+    case.delete("a").await;
+    let entries = wait_for("three entries", || async {
+        let entries = chronicle.entries();
+        (entries.len() >= 3).then_some(entries)
+    })
+    .await;
+    let types: Vec<&str> = entries.iter().map(|e| e.event_type.as_str()).collect();
+    assert_eq!(types, ["credential.provisioned", "credential.rotated", "credential.released"]);
+    let numbers: Vec<u64> = entries.iter().map(|e| e.data["seq"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [1, 2, 3]);
+    assert!(entries.iter().all(|e| e.entity_id == "chittyid"));
+    assert_eq!(entries[0].data["purpose"], "worker-deploy");
+    assert_eq!(entries[0].data["namespace"], case.namespace);
+}
+
+#[tokio::test]
+async fn an_outage_of_chittychronicle_loses_no_event_and_stops_no_mint() {
+    let case = Case::new().await;
+    let (chronicle, field) = chronicle(&case).await;
+    case.connect(field).await;
+    chronicle.go_down().unwrap();
+    for name in ["a", "b", "c"] {
+        case.issued(name, json!({})).await;
+    }
+    assert!(chronicle.entries().is_empty());
+    chronicle.come_back().unwrap();
+    let entries = wait_for("three entries", || async {
+        let entries = chronicle.entries();
+        (entries.len() >= 3).then_some(entries)
+    })
+    .await;
+    let mut ids: Vec<String> = entries.iter().map(|e| e.data["id"].as_str().unwrap().to_owned()).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 3);
+}
+
+#[tokio::test]
+async fn tokens_are_found_in_secrets_and_nowhere_else() {
+    let world = World::start("canary").await;
+    let case = Setup::within(world.clone(), generous().ttl(Duration::from_secs(6))).case().await;
+    let (_chronicle, field) = chronicle(&case).await;
+    case.connect(field).await;
+    case.issued("a", json!({})).await;
+    case.issued("b", json!({"secrets": [{"name": "shaped", "data": {"x": "{{ npm_token }}"}}]})).await;
+    case.broker
+        .on(testbed::chittyconnect::Match::any().service("odd"))
+        .fault(testbed::chittyconnect::Fault::TruncatedJson);
+    case.apply("odd", json!({"service": "odd"})).await;
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) >= Some(3)).await;
+    let mut tokens = case.broker.ledger().secret_values();
+    tokens.push(case.broker.api_key().to_owned());
+    assert!(tokens.len() > 10);
+    let log = world.log();
+    assert!(log.len() > 10_000, "the log is expected to be talkative");
+    let dump = world.plane.etcd_dump().await.unwrap();
+    for token in &tokens {
+        assert!(!log.contains(token), "a token is in the log");
+        for (key, value) in &dump {
+            let found = value.windows(token.len()).any(|w| w == token.as_bytes())
+                || value.windows(token.len()).any(|w| w == base64(token).as_bytes());
+            assert!(!found || key.contains("/secrets/"), "a token is in {key}");
+        }
+    }
+}
+
+fn base64(text: &str) -> String {
+    data_encoding::BASE64_NOPAD.encode(text.as_bytes())
+}

@@ -1,0 +1,188 @@
+//! Managed Secrets: laid out as asked, healed when changed, and nobody else's touched.
+
+use std::collections::BTreeMap;
+
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::json;
+
+use crate::support::*;
+
+#[tokio::test]
+async fn one_mint_fills_several_secrets_each_laid_out_as_asked() {
+    let case = Case::new().await;
+    let layout = json!({"secrets": [
+        {"name": "plain"},
+        {"name": "shaped", "labels": {"app": "ci"}, "data": {".npmrc": "//registry.npmjs.org/:_authToken={{ npm_token }}\n"}},
+        {"name": "both", "presets": ["outputs"], "data": {"CF": "{{ cloudflare_token }}"}},
+        {"name": "pull", "type": "kubernetes.io/dockerconfigjson",
+         "data": {".dockerconfigjson": "{\"auths\":{\"ghcr.io\":{\"password\":\"{{ github_token }}\"}}}"}},
+    ]});
+    case.issued("a", layout).await;
+    assert_eq!(case.posts_for("chittyid"), 1);
+    let ledger = case.broker.ledger();
+    let minted = &ledger.mints_for("chittyid")[0].secrets;
+    let npm = &minted["npm_token"];
+    assert_eq!(
+        case.value("shaped", ".npmrc").await.unwrap(),
+        format!("//registry.npmjs.org/:_authToken={npm}\n")
+    );
+    assert_eq!(case.value("plain", "npm_token").await.as_ref(), Some(npm));
+    assert_eq!(case.value("both", "CF").await.as_ref(), Some(&minted["cloudflare_token"]));
+    assert!(case.value("both", "github_token").await.is_some());
+    assert!(case.value("shaped", "github_token").await.is_none());
+    let pull = case.secret("pull").await.unwrap();
+    assert_eq!(pull.type_.as_deref(), Some("kubernetes.io/dockerconfigjson"));
+    let labels = case.secret("shaped").await.unwrap().metadata.labels.unwrap();
+    assert_eq!(labels.get("app").map(String::as_str), Some("ci"));
+    for name in ["plain", "shaped", "both", "pull"] {
+        assert!(case.value(name, "expires_at").await.is_some(), "{name}");
+    }
+    assert!(case.secret("a").await.is_none());
+}
+
+#[tokio::test]
+async fn items_come_and_go_with_one_mint_and_what_is_dropped_is_removed() {
+    let case = Case::new().await;
+    case.issued("a", json!({"secrets": [{"name": "one"}, {"name": "two"}]})).await;
+    case.apply("a", json!({"secrets": [{"name": "two"}, {"name": "three"}]})).await;
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2)).await;
+    wait_for("the dropped Secret to go", || async { case.secret("one").await.is_none().then_some(()) }).await;
+    assert!(case.secret("three").await.is_some());
+    assert_eq!(case.posts_for("chittyid"), 2);
+}
+
+#[tokio::test]
+async fn a_changed_value_is_removed_and_healed_once_then_it_stalls() {
+    let case = Case::new().await;
+    case.issued("a", json!({})).await;
+    let forge = json!({"stringData": {"npm_token": "forged"}});
+    case.secrets().patch("a", &PatchParams::default(), &Patch::Merge(forge.clone())).await.unwrap();
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2)).await;
+    assert_ne!(case.value("a", "npm_token").await.as_deref(), Some("forged"));
+    case.until_ready_is("a", "True", "Rotated").await;
+    case.secrets().patch("a", &PatchParams::default(), &Patch::Merge(forge)).await.unwrap();
+    let stalled = case.until_ready_is("a", "False", "Tampered").await;
+    assert_eq!(condition(&stalled, "Stalled").0, "True");
+    assert!(case.secret("a").await.is_none());
+    case.settle().await;
+    assert_eq!(case.posts_for("chittyid"), 2);
+}
+
+#[tokio::test]
+async fn a_removed_secret_is_healed() {
+    let case = Case::new().await;
+    case.issued("a", json!({})).await;
+    case.secrets().delete("a", &DeleteParams::default()).await.unwrap();
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2)).await;
+    assert!(case.secret("a").await.is_some());
+}
+
+#[tokio::test]
+async fn what_is_not_a_value_is_restored_without_a_mint() {
+    let case = Case::new().await;
+    let credential = case.issued("a", json!({})).await;
+    let edit = json!({
+        "metadata": {
+            "labels": {"app.kubernetes.io/managed-by": null, "mine": "stays"},
+            "annotations": {"connect.chitty.cc/seal": "forged", "connect.chitty.cc/expires-at": "2099-01-01T00:00:00Z"},
+            "ownerReferences": null,
+        },
+        "stringData": {"extra": "key"},
+    });
+    // In two steps: without owner and seal at once it would be nobody's.
+    let mut first = edit.clone();
+    first["metadata"]["annotations"].as_object_mut().unwrap().remove("connect.chitty.cc/seal");
+    case.secrets().patch("a", &PatchParams::default(), &Patch::Merge(first)).await.unwrap();
+    let restored = || async {
+        let secret = case.secret("a").await?;
+        let owner = secret.metadata.owner_references.as_ref()?.first()?;
+        let labels = secret.metadata.labels.clone()?;
+        let annotations = secret.metadata.annotations.clone()?;
+        (Some(&owner.uid) == credential.metadata.uid.as_ref()
+            && labels.get("app.kubernetes.io/managed-by").is_some()
+            && labels.get("mine").is_some()
+            && !annotations["connect.chitty.cc/expires-at"].starts_with("2099")
+            && annotations["connect.chitty.cc/seal"] != "forged"
+            && !secret.data?.contains_key("extra"))
+        .then_some(())
+    };
+    wait_for("owner, label, annotations and keys to be restored", restored).await;
+    let forged = json!({"metadata": {"annotations": edit["metadata"]["annotations"]}});
+    case.secrets().patch("a", &PatchParams::default(), &Patch::Merge(forged)).await.unwrap();
+    wait_for("the seal to be restored", restored).await;
+    case.settle().await;
+    assert_eq!(case.posts_for("chittyid"), 1);
+}
+
+#[tokio::test]
+async fn a_secret_of_somebody_else_is_left_alone_and_nothing_is_minted() {
+    let case = Case::new().await;
+    let foreign = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}, "stringData": {"mine": "value"},
+    });
+    apply(&case.secrets(), &foreign).await;
+    case.apply("a", json!({})).await;
+    let refused = case.until_ready_is("a", "False", "SecretConflict").await;
+    assert_eq!(condition(&refused, "Stalled").0, "True");
+    assert_eq!(case.posts(), 0);
+    assert_eq!(case.value("a", "mine").await.as_deref(), Some("value"));
+    case.secrets().delete("a", &DeleteParams::default()).await.unwrap();
+    case.until_ready_is("a", "True", "Issued").await;
+}
+
+#[tokio::test]
+async fn where_the_secret_cannot_be_written_nothing_is_minted() {
+    let case = Case::new().await;
+    let quota = json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "no-secrets"},
+        "spec": {"hard": {"secrets": "0"}},
+    });
+    let quotas: kube::Api<k8s_openapi::api::core::v1::ResourceQuota> =
+        kube::Api::namespaced(case.client.clone(), &case.namespace);
+    apply(&quotas, &quota).await;
+    wait_for("the quota to be in force", || async {
+        quotas.get("no-secrets").await.ok()?.status?.hard?.contains_key("secrets").then_some(())
+    })
+    .await;
+    case.apply("a", json!({})).await;
+    let refused = case.until_ready_is("a", "False", "SecretRefused").await;
+    let message = condition(&refused, "Ready").2;
+    assert!(message.contains("nothing is minted") && message.contains("quota"), "{message}");
+    assert_eq!(case.posts(), 0);
+    quotas.delete("no-secrets", &DeleteParams::default()).await.unwrap();
+    case.until_ready_is("a", "True", "Issued").await;
+    assert_eq!(case.posts(), 1);
+}
+
+#[tokio::test]
+async fn a_template_that_does_not_compile_is_told_and_nothing_is_minted() {
+    let case = Case::new().await;
+    case.apply("a", json!({"secrets": [{"name": "a", "data": {"x": "{{ oops"}}]})).await;
+    let refused = case.until_ready_is("a", "False", "InvalidTemplate").await;
+    assert_eq!(condition(&refused, "Stalled").0, "True");
+    assert_eq!(case.posts(), 0);
+    case.apply("a", json!({"secrets": [{"name": "a", "data": {"x": "{{ npm_token }}"}}]})).await;
+    case.until_ready_is("a", "True", "Issued").await;
+}
+
+#[tokio::test]
+async fn a_template_that_needs_a_missing_output_names_both_lists_and_does_not_ask_again() {
+    let case = Case::new().await;
+    case.broker.set_outputs("chittyid", testbed::chittyconnect::Outputs::default().without("npm_token"));
+    case.apply("a", json!({"secrets": [{"name": "a", "data": {"x": "{{ npm_token }}"}}]})).await;
+    let refused = case.until_ready_is("a", "False", "InvalidTemplate").await;
+    let message = condition(&refused, "Ready").2;
+    assert!(message.contains("needs npm_token; ChittyConnect gave account_id"), "{message}");
+    case.settle().await;
+    assert_eq!(case.posts_for("chittyid"), 1);
+}
+
+#[tokio::test]
+async fn an_unknown_extra_output_is_passed_through() {
+    let case = Case::new().await;
+    case.broker.set_outputs("chittyid", testbed::chittyconnect::Outputs::default().with("vercel_token"));
+    case.issued("a", json!({})).await;
+    let ledger = case.broker.ledger();
+    let minted: &BTreeMap<String, String> = &ledger.mints_for("chittyid")[0].secrets;
+    assert_eq!(case.value("a", "vercel_token").await.as_ref(), Some(&minted["vercel_token"]));
+}

@@ -1,0 +1,456 @@
+//! The world tests run in.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use chittyconnect_operator::api::{ChittyConnection, EphemeralCredential};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Secret};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use testbed::chittyconnect::Builder;
+use testbed::process::Process;
+use testbed::{ChittyConnect, Chronicle, ControlPlane, Options};
+use tokio::sync::OnceCell;
+
+/// The controller's namespace.
+pub const SYSTEM: &str = "chittyconnect-system";
+/// How long anything may take that has no deadline of its own.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+static SHARED: OnceCell<Arc<World>> = OnceCell::const_new();
+
+/// A control plane with the CRDs, and a controller.
+pub struct World {
+    pub plane: ControlPlane,
+    controller: Mutex<Option<Process>>,
+    dir: PathBuf,
+    identity: String,
+}
+
+impl World {
+    /// The one that tests share.
+    pub async fn shared() -> Arc<Self> {
+        SHARED
+            .get_or_init(|| async { Self::start("shared").await })
+            .await
+            .clone()
+    }
+
+    /// One of its own, with a running controller.
+    pub async fn start(name: &str) -> Arc<Self> {
+        let world = Self::without_controller(name).await;
+        world.start_controller();
+        world
+    }
+
+    /// One of its own, without a controller.
+    pub async fn without_controller(name: &str) -> Arc<Self> {
+        testbed::install_crypto_provider();
+        let plane = ControlPlane::start(Options::default()).await.expect("a control plane");
+        let dir = plane.kubeconfig().parent().expect("a directory").to_path_buf();
+        let world = Arc::new(Self {
+            plane,
+            controller: Mutex::new(None),
+            dir,
+            identity: format!("test-{name}"),
+        });
+        world.install().await;
+        world
+    }
+
+    async fn install(&self) {
+        let client = self.client().await;
+        let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
+        for (_, yaml) in chittyconnect_operator::api::crd_files().unwrap() {
+            let crd: CustomResourceDefinition = serde_yaml::from_str(&yaml).unwrap();
+            crds.create(&PostParams::default(), &crd).await.unwrap();
+        }
+        wait_for("the CRDs to be established", || async {
+            let list = crds.list(&ListParams::default()).await.ok()?;
+            let established = |c: &CustomResourceDefinition| {
+                let conditions = c.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+                conditions.iter().any(|c| c.type_ == "Established" && c.status == "True")
+            };
+            (list.items.len() >= 2 && list.items.iter().all(established)).then_some(())
+        })
+        .await;
+        // It learns of new kinds slowly; restarted it knows them at once.
+        self.plane.restart_controller_manager().unwrap();
+        create_namespace(&client, SYSTEM, &json!({})).await;
+    }
+
+    pub async fn client(&self) -> Client {
+        self.plane.client().await.expect("a client")
+    }
+
+    /// Starts the controller; panics if it runs.
+    pub fn start_controller(&self) {
+        let mut controller = self.controller.lock().unwrap();
+        assert!(controller.is_none(), "the controller runs already");
+        *controller = Some(self.spawn_controller(&self.identity, self.plane.kubeconfig()));
+    }
+
+    /// A controller beside the one that [`World::start_controller`] started.
+    pub fn spawn_controller(&self, identity: &str, kubeconfig: &Path) -> Process {
+        let arguments = [
+            format!("KUBECONFIG={}", kubeconfig.display()),
+            env!("CARGO_BIN_EXE_chittyconnect-operator").to_owned(),
+            "--identity".to_owned(),
+            identity.to_owned(),
+            "--namespace".to_owned(),
+            SYSTEM.to_owned(),
+            "--metrics-addr".to_owned(),
+            "127.0.0.1:0".to_owned(),
+            "--health-addr".to_owned(),
+            "127.0.0.1:0".to_owned(),
+            "--log".to_owned(),
+            "trace,h2=info,rustls=info".to_owned(),
+        ];
+        Process::spawn(Path::new("/usr/bin/env"), &arguments, &self.log_file()).expect("the controller")
+    }
+
+    /// SIGKILL.
+    pub fn kill_controller(&self) {
+        drop(self.controller.lock().unwrap().take());
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.join("controller.log")
+    }
+
+    /// Everything the controllers of this world ever logged, at the most talkative level.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+}
+
+/// One test: a namespace, a broker and a connection of its own.
+pub struct Case {
+    pub world: Arc<World>,
+    pub client: Client,
+    pub namespace: String,
+    pub connection: String,
+    pub broker: ChittyConnect,
+}
+
+/// What a test may set before its connection is made.
+pub struct Setup {
+    pub world: Arc<World>,
+    pub broker: ChittyConnect,
+    pub spec: Value,
+}
+
+impl Setup {
+    /// In the shared world, with a broker that has no limits.
+    pub async fn new(builder: Builder) -> Self {
+        Self::within(World::shared().await, builder)
+    }
+
+    pub fn within(world: Arc<World>, builder: Builder) -> Self {
+        let broker = builder.start().expect("a broker");
+        Self {
+            world,
+            broker,
+            spec: json!({}),
+        }
+    }
+
+    /// Merged over the spec of the connection.
+    pub fn connection(mut self, spec: Value) -> Self {
+        self.spec = spec;
+        self
+    }
+
+    pub async fn case(self) -> Case {
+        let client = self.world.client().await;
+        let id = format!("t{:08x}", rand::random::<u32>());
+        create_namespace(&client, &id, &json!({"purpose": "test"})).await;
+        let case = Case {
+            world: self.world,
+            client,
+            namespace: id.clone(),
+            connection: id,
+            broker: self.broker,
+        };
+        case.write_key(case.broker.api_key()).await;
+        case.connect(self.spec).await;
+        case
+    }
+}
+
+/// A broker whose limits stay out of the way.
+pub fn generous() -> Builder {
+    ChittyConnect::builder().ttl(Duration::from_secs(3600)).without_limits()
+}
+
+impl Case {
+    /// In the shared world.
+    pub async fn new() -> Self {
+        Setup::new(generous()).await.case().await
+    }
+
+    /// In the shared world, with tokens that live so long.
+    pub async fn with_ttl(ttl: Duration) -> Self {
+        Setup::new(generous().ttl(ttl)).await.case().await
+    }
+
+    pub fn credentials(&self) -> Api<EphemeralCredential> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn connections(&self) -> Api<ChittyConnection> {
+        Api::all(self.client.clone())
+    }
+
+    pub fn keys(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), SYSTEM)
+    }
+
+    /// Writes this case's API key.
+    pub async fn write_key(&self, key: &str) {
+        let host = self.broker.authority();
+        apply(
+            &self.keys(),
+            &json!({
+                "apiVersion": "v1", "kind": "Secret",
+                "metadata": {"name": self.connection, "annotations": {"connect.chitty.cc/host": host}},
+                "stringData": {"api-key": key},
+            }),
+        )
+        .await;
+    }
+
+    /// Writes this case's connection: everything allowed in its namespace, `over` merged over that.
+    pub async fn connect(&self, over: Value) {
+        let mut spec = json!({
+            "url": self.broker.url(),
+            "allowInsecure": self.broker.url().starts_with("http://"),
+            "auth": {"apiKeySecretRef": {"name": self.connection, "key": "api-key"}},
+            "timeout": "2s",
+            "rateLimit": {"limit": 10000, "window": "1h"},
+            "access": [{"namespaces": [self.namespace], "services": ["*"], "purposes": ["*"], "repos": ["*"]}],
+        });
+        merge(&mut spec, over);
+        apply(
+            &self.connections(),
+            &json!({
+                "apiVersion": "connect.chitty.cc/v1alpha1", "kind": "ChittyConnection",
+                "metadata": {"name": self.connection}, "spec": spec,
+            }),
+        )
+        .await;
+    }
+
+    /// A credential of this case, `over` merged over its spec.
+    pub fn manifest(&self, name: &str, over: Value) -> Value {
+        let mut spec = json!({
+            "connection": self.connection,
+            "service": "chittyid",
+            "purpose": "worker-deploy",
+            "repo": "CHITTYOS/chittyid",
+        });
+        merge(&mut spec, over);
+        json!({
+            "apiVersion": "connect.chitty.cc/v1alpha1", "kind": "EphemeralCredential",
+            "metadata": {"name": name, "namespace": self.namespace}, "spec": spec,
+        })
+    }
+
+    pub async fn apply(&self, name: &str, over: Value) -> EphemeralCredential {
+        apply(&self.credentials(), &self.manifest(name, over)).await
+    }
+
+    /// Applied, and ready.
+    pub async fn issued(&self, name: &str, over: Value) -> EphemeralCredential {
+        self.apply(name, over).await;
+        self.until(name, |c| condition(c, "Ready").0 == "True").await
+    }
+
+    pub async fn get(&self, name: &str) -> EphemeralCredential {
+        self.credentials().get(name).await.unwrap()
+    }
+
+    /// Waits until `holds` of the credential.
+    pub async fn until(&self, name: &str, holds: impl Fn(&EphemeralCredential) -> bool) -> EphemeralCredential {
+        let api = self.credentials();
+        let started = Instant::now();
+        loop {
+            let now = api.get_opt(name).await.unwrap();
+            if let Some(credential) = now.as_ref().filter(|c| holds(c)) {
+                return credential.clone();
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "waited in vain for {name}; it is {:#?}\nposts: {:#?}",
+                now.and_then(|c| c.status),
+                self.broker.ledger().posts
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until Ready has this status and reason, for the current spec.
+    pub async fn until_ready_is(&self, name: &str, status: &str, reason: &str) -> EphemeralCredential {
+        self.until(name, |c| {
+            let (is, why, _) = condition(c, "Ready");
+            let observed = c.status.as_ref().and_then(|s| s.observed_generation);
+            is == status && why == reason && observed == c.metadata.generation
+        })
+        .await
+    }
+
+    pub async fn patch(&self, name: &str, patch: Value) {
+        self.credentials()
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
+    }
+
+    pub async fn delete(&self, name: &str) {
+        self.credentials().delete(name, &DeleteParams::default()).await.unwrap();
+    }
+
+    pub async fn secret(&self, name: &str) -> Option<Secret> {
+        self.secrets().get_opt(name).await.unwrap()
+    }
+
+    /// The value of one key, as text.
+    pub async fn value(&self, secret: &str, key: &str) -> Option<String> {
+        let secret = self.secret(secret).await?;
+        secret.data?.get(key).map(|v| String::from_utf8(v.0.clone()).unwrap())
+    }
+
+    pub fn posts(&self) -> usize {
+        self.broker.ledger().posts()
+    }
+
+    /// Waits until no reconcile could still be on its way: an unrelated credential is issued and gone.
+    pub async fn settle(&self) {
+        // Two full rounds of the controller over this namespace: whatever was due has been done.
+        let probe = format!("probe-{:08x}", rand::random::<u32>());
+        self.issued(&probe, json!({"service": "probe"})).await;
+        self.delete(&probe).await;
+        wait_for("the probe's Secret to go", || async { self.secret(&probe).await.is_none().then_some(()) }).await;
+    }
+
+    /// As [`Case::settle`], with a purpose of its own.
+    pub async fn settle_with(&self, purpose: &str) {
+        let probe = format!("probe-{:08x}", rand::random::<u32>());
+        self.issued(&probe, json!({"service": "probe", "purpose": purpose})).await;
+    }
+
+    /// Lets this case's key go to another host.
+    pub async fn write_key_for(&self, host: &str) {
+        let annotate = json!({"metadata": {"annotations": {"connect.chitty.cc/host": host}}});
+        self.keys()
+            .patch(&self.connection, &PatchParams::default(), &Patch::Merge(annotate))
+            .await
+            .unwrap();
+    }
+
+    /// Requests for the service that tests use, leaving out what [`Case::settle`] asked for.
+    pub fn posts_for(&self, service: &str) -> usize {
+        self.broker.ledger().posts_for(service).len()
+    }
+
+    /// The notes of the Events about a credential, by reason.
+    pub async fn events(&self, name: &str) -> Vec<(String, String)> {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
+        let all = api.list(&ListParams::default()).await.unwrap();
+        all.items
+            .into_iter()
+            .filter(|e| e.involved_object.name.as_deref() == Some(name))
+            .map(|e| (e.reason.unwrap_or_default(), e.message.unwrap_or_default()))
+            .collect()
+    }
+
+    /// The journal of the service tests use.
+    pub async fn journal(&self, service: &str) -> Option<ConfigMap> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), SYSTEM);
+        let all = api.list(&ListParams::default().labels("connect.chitty.cc/journal")).await.unwrap();
+        let title = format!("{service} at {}", self.broker.url());
+        all.items
+            .into_iter()
+            .find(|m| m.annotations().get("connect.chitty.cc/budget-of") == Some(&title))
+    }
+}
+
+pub async fn create_namespace(client: &Client, name: &str, labels: &Value) {
+    let api: Api<Namespace> = Api::all(client.clone());
+    apply(
+        &api,
+        &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
+    )
+    .await;
+}
+
+pub async fn apply<K>(api: &Api<K>, manifest: &Value) -> K
+where
+    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let name = manifest["metadata"]["name"].as_str().unwrap();
+    let params = PatchParams::apply("tests").force();
+    api.patch(name, &params, &Patch::Apply(manifest)).await.unwrap()
+}
+
+/// Status, reason and message of a condition; empty where it is not there.
+pub fn condition(credential: &EphemeralCredential, kind: &str) -> (String, String, String) {
+    credential
+        .status
+        .as_ref()
+        .and_then(|s| s.conditions.iter().find(|c| c.type_ == kind))
+        .map(|c| (c.status.clone(), c.reason.clone(), c.message.clone()))
+        .unwrap_or_default()
+}
+
+/// Asks until there is an answer.
+pub async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn merge(base: &mut Value, over: Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                if value.is_null() {
+                    base.remove(&key);
+                } else {
+                    merge(base.entry(key).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (base, over) => *base = over,
+    }
+}
+
+/// A ChittyChronicle, and the connection field that sends events to it.
+pub async fn chronicle(case: &Case) -> (Chronicle, Value) {
+    let chronicle = Chronicle::start().unwrap();
+    let name = format!("{}-chronicle", case.connection);
+    let host = chronicle.url().trim_start_matches("http://").to_owned();
+    apply(
+        &case.keys(),
+        &json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": name, "annotations": {"connect.chitty.cc/host": host}},
+            "stringData": {"token": chronicle.token()},
+        }),
+    )
+    .await;
+    let field = json!({"audit": {"chronicle": {"url": chronicle.url(), "tokenSecretRef": {"name": name, "key": "token"}}}});
+    (chronicle, field)
+}
