@@ -3,6 +3,7 @@
 pub mod config;
 pub mod journal;
 pub mod keys;
+pub mod lease;
 pub mod records;
 pub mod secrets;
 

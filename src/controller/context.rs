@@ -55,7 +55,7 @@ pub struct Context {
     /// The scopes with a budget task.
     pub scopes: Locked<HashMap<Scope, Arc<ScopeRunner>>>,
     /// Requests this process has under way, by uid; with what holds their publication up.
-    pub working: Locked<HashMap<String, Option<Problem>>>,
+    pub working: Arc<Locked<HashMap<String, Option<Problem>>>>,
     /// Why a mint could not be prepared, by uid, and until when that holds for which generation.
     pub unprepared: Locked<HashMap<String, (Problem, Time, Option<i64>)>>,
     /// Secrets as last looked at, by uid and name, with the resource version and the claim that held then.
@@ -70,8 +70,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Whether this process leads.
     pub leads: AtomicBool,
-    /// Credentials that were there at the start and were not looked at yet.
-    pub unseen: Locked<HashSet<Name>>,
+    /// Credentials that were there at the start and were not looked at yet; unknown before the first list.
+    pub unseen: Locked<Option<HashSet<Name>>>,
     /// Whether all of those were: only then is it known who waits.
     pub warm: AtomicBool,
     /// Fires when the process is to stop.
@@ -272,10 +272,11 @@ impl Context {
         if self.warm.load(Ordering::Acquire) {
             return;
         }
-        let mut unseen = self.unseen.lock();
-        unseen.remove(name);
-        if unseen.is_empty() {
-            drop(unseen);
+        let all_seen = self.unseen.lock().as_mut().is_some_and(|unseen| {
+            unseen.remove(name);
+            unseen.is_empty()
+        });
+        if all_seen {
             self.warmed();
         }
     }

@@ -14,22 +14,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use kube::runtime::controller::{Action as Requeue, Config as ControllerConfig, Error as ControllerError};
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{Controller, Predicate, WatchStreamExt, predicates, watcher};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::PartialObjectMeta;
 use kube::{Api, Client, ResourceExt};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::EphemeralCredential;
+use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::Cluster;
 use crate::cluster::journal::Journals;
+use crate::cluster::lease::Election;
 use crate::cluster::records::Events;
 use crate::core::schedule::spread;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use context::{Context, Locked};
+
+/// How long a stopping process finishes what it minted.
+const FINISH_WITHIN: Duration = Duration::from_secs(20);
 
 /// What the controller is started with.
 #[derive(Clone, Debug)]
@@ -66,53 +73,91 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
     }
     health.waiting_for("the seal key");
     let seal = cluster.seal_key().await?;
-    let (triggers, triggered) = mpsc::unbounded_channel();
-    let (credentials, credential_writer) = reflector::store();
-    let (connection_store, connection_writer) = reflector::store();
-    let (namespaces, namespace_writer) = reflector::store();
-    let context = Arc::new(Context {
-        journals: Journals::new(cluster.clone(), seal.clone()),
-        events: Events::new(&cluster, &settings.identity),
-        cluster,
-        identity: settings.identity.clone(),
-        seal,
-        connections: connections::Connections::default(),
-        credentials,
-        connection_store,
-        namespaces,
-        secrets: Locked::default(),
-        homes: Locked::default(),
-        scopes: Locked::default(),
-        working: Locked::default(),
-        unprepared: Locked::default(),
-        looked_at: Locked::default(),
-        unauthorized: Locked::default(),
-        triggers,
-        metrics,
-        leads: AtomicBool::new(true),
-        unseen: Locked::default(),
-        warm: AtomicBool::new(false),
-        stop: stop.clone(),
-    });
+    let events = Events::new(&cluster, &settings.identity);
+    let election = Election::new(&cluster, &settings.identity);
+    // Requests in flight outlive a term: the next must not take them for lost.
+    let working = Arc::new(Locked::default());
+    while !stop.is_cancelled() {
+        // A standby is as ready as can be.
+        health.ready();
+        if stop.run_until_cancelled(election.win()).await.is_none() {
+            break;
+        }
+        tracing::info!("leading");
+        metrics.leads(true);
+        let over = stop.child_token();
+        let (triggers, triggered) = mpsc::unbounded_channel();
+        let (credentials, credential_writer) = reflector::store();
+        let (connection_store, connection_writer) = reflector::store();
+        let (namespaces, namespace_writer) = reflector::store();
+        let context = Arc::new(Context {
+            journals: Journals::new(cluster.clone(), seal.clone()),
+            events: events.clone(),
+            cluster: cluster.clone(),
+            identity: settings.identity.clone(),
+            seal: seal.clone(),
+            connections: connections::Connections::default(),
+            credentials,
+            connection_store,
+            namespaces,
+            secrets: Locked::default(),
+            homes: Locked::default(),
+            scopes: Locked::default(),
+            working: Arc::clone(&working),
+            unprepared: Locked::default(),
+            looked_at: Locked::default(),
+            unauthorized: Locked::default(),
+            triggers,
+            metrics: metrics.clone(),
+            leads: AtomicBool::new(true),
+            unseen: Locked::default(),
+            warm: AtomicBool::new(false),
+            stop: over.clone(),
+        });
+        let term = Term {
+            connections: connection_writer,
+            namespaces: namespace_writer,
+            credentials: credential_writer,
+            triggered,
+        };
+        let work = tokio::spawn(serve(Arc::clone(&context), term, settings.concurrency, health.clone()));
+        election.lead(&stop).await;
+        context.leads.store(false, Ordering::Release);
+        metrics.leads(false);
+        over.cancel();
+        work.await?;
+        election.release().await;
+    }
+    // What was minted is written and recorded before the process goes, as far as its grace allows.
+    let patience = tokio::time::Instant::now() + FINISH_WITHIN;
+    while !working.lock().is_empty() && tokio::time::Instant::now() < patience {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// What one term of leadership is made of.
+struct Term {
+    connections: Writer<ChittyConnection>,
+    namespaces: Writer<PartialObjectMeta<Namespace>>,
+    credentials: Writer<EphemeralCredential>,
+    triggered: mpsc::UnboundedReceiver<ObjectRef<EphemeralCredential>>,
+}
+
+/// Does all there is to do until the term is over.
+async fn serve(context: Arc<Context>, term: Term, concurrency: u16, health: Health) {
+    let stop = context.stop.clone();
     health.waiting_for("connections, namespaces and Secrets to be read");
-    watches::start(&context, connection_writer, namespace_writer);
+    watches::start(&context, term.connections, term.namespaces);
     context.open_journals(&stop).await;
     if stop.is_cancelled() {
-        return Ok(());
+        return;
     }
     watches::await_synced(&context, &stop).await;
-    let controller = tokio::spawn(drive(
-        Arc::clone(&context),
-        credential_writer,
-        triggered,
-        settings.concurrency,
-        health.clone(),
-    ));
     tokio::spawn(run_until(&stop, Arc::clone(&context).sweep_for_ever()));
     tokio::spawn(run_until(&stop, delivery::deliver_for_ever(Arc::clone(&context))));
     tokio::spawn(run_until(&stop, watches::report_for_ever(Arc::clone(&context))));
-    controller.await?;
-    Ok(())
+    drive(context, term.credentials, term.triggered, concurrency, health).await;
 }
 
 fn run_until(
@@ -128,12 +173,15 @@ fn run_until(
 /// The reconcile loop.
 async fn drive(
     context: Arc<Context>,
-    writer: reflector::store::Writer<EphemeralCredential>,
+    writer: Writer<EphemeralCredential>,
     triggered: mpsc::UnboundedReceiver<ObjectRef<EphemeralCredential>>,
     concurrency: u16,
     health: Health,
 ) {
     let api: Api<EphemeralCredential> = Api::all(context.cluster.client.clone());
+    // The store wakes only one of those who wait for it, and that one is the Controller.
+    let synced = Arc::new(Notify::new());
+    let on_synced = Arc::clone(&synced);
     // Our own status writes are no news; a new rotate annotation is.
     let changes = watches::tolerant(watcher::watcher(
         Api::<kube::core::DeserializeGuard<EphemeralCredential>>::all(api.into_client()),
@@ -141,6 +189,11 @@ async fn drive(
     ))
     .default_backoff()
     .reflect(writer)
+    .inspect_ok(move |event| {
+        if matches!(event, watcher::Event::InitDone) {
+            synced.notify_one();
+        }
+    })
     .touched_objects()
     .predicate_filter(
         predicates::generation
@@ -151,19 +204,15 @@ async fn drive(
     let store = context.credentials.clone();
     let on_sync = Arc::clone(&context);
     tokio::spawn(async move {
-        if on_sync.credentials.wait_until_ready().await.is_err() {
-            return;
-        }
+        on_synced.notified().await;
         let all = on_sync.credentials.state();
         health.ready();
         if all.is_empty() {
             on_sync.warmed();
             return;
         }
-        on_sync
-            .unseen
-            .lock()
-            .extend(all.iter().map(|c| (c.namespace().unwrap_or_default(), c.name_any())));
+        let names = all.iter().map(|c| (c.namespace().unwrap_or_default(), c.name_any()));
+        *on_sync.unseen.lock() = Some(names.collect());
         on_sync.trigger_where(|_| true);
         // A credential that can never be looked at must not keep newcomers out for ever.
         tokio::time::sleep(Duration::from_secs(30)).await;
@@ -247,6 +296,5 @@ impl Context {
                 self.unauthorized.lock().insert(refused.key.clone(), refused.probe_at);
             }
         }
-        self.leads.store(true, Ordering::Release);
     }
 }

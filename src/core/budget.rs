@@ -211,8 +211,8 @@ pub fn select(journal: &Journal, demands: &[Demand], limits: &[Limit], now: Time
                 _ => plan.wait(reason, position, until, now, journal),
             })
         } else if teaching && (!journal.claims.is_empty() || !selection.admitted.is_empty()) {
-            position += 1;
-            Err(plan.wait(Reason::RateLimited, position, None, now, journal))
+            // A moment, and nothing to tell.
+            continue;
         } else if position == 0 && plan.admits(demand, false, now) {
             Ok(())
         } else {
@@ -498,7 +498,6 @@ impl<'a> Projection<'a> {
             );
             match next_slot {
                 Some(at) => text.push_str(&format!("; next slot {}", clock(at, now))),
-                None if self.typical.is_none() => text.push_str("; waiting for the first answer"),
                 None => text.push_str("; no slot frees while the live credentials are renewed"),
             }
             if position > 0 {

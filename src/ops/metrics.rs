@@ -54,6 +54,7 @@ pub struct Metrics {
     waiting: Family<BudgetLabels, Gauge>,
     reconciles: Family<ResultLabels, Counter>,
     delivered: Counter,
+    leads: Gauge,
     answers: Histogram,
 }
 
@@ -72,6 +73,7 @@ impl Metrics {
             waiting: Family::default(),
             reconciles: Family::default(),
             delivered: Counter::default(),
+            leads: Gauge::default(),
             answers: Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]),
         };
         registry.register(
@@ -151,6 +153,11 @@ impl Metrics {
     pub fn reconciled(&self, ok: bool) {
         let result = if ok { "ok" } else { "error" }.to_owned();
         self.reconciles.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Sets whether this process leads.
+    pub fn leads(&self, leads: bool) {
+        self.leads.set(i64::from(leads));
     }
 
     /// Counts one delivered audit event.

@@ -2,6 +2,8 @@
 //! serve most tests; those that kill or starve things have their own.
 
 mod answers;
+mod budget;
+mod crash;
 mod lifecycle;
 mod records;
 mod secrets;

@@ -121,6 +121,13 @@ impl World {
         self.dir.join("controller.log")
     }
 
+    /// The end of what was logged about a namespace.
+    pub fn log_of(&self, namespace: &str) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().filter(|l| l.contains(namespace) && !l.contains("kube_client::client")).collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
     /// Everything the controllers of this world ever logged, at the most talkative level.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
@@ -273,10 +280,6 @@ impl Case {
         self.until(name, |c| condition(c, "Ready").0 == "True").await
     }
 
-    pub async fn get(&self, name: &str) -> EphemeralCredential {
-        self.credentials().get(name).await.unwrap()
-    }
-
     /// Waits until `holds` of the credential.
     pub async fn until(&self, name: &str, holds: impl Fn(&EphemeralCredential) -> bool) -> EphemeralCredential {
         let api = self.credentials();
@@ -288,9 +291,10 @@ impl Case {
             }
             assert!(
                 started.elapsed() < PATIENCE,
-                "waited in vain for {name}; it is {:#?}\nposts: {:#?}",
+                "waited in vain for {name}; it is {:#?}\nposts: {:#?}\nlog:\n{}",
                 now.and_then(|c| c.status),
-                self.broker.ledger().posts
+                self.broker.ledger().posts,
+                self.world.log_of(&self.namespace),
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -302,6 +306,18 @@ impl Case {
             let (is, why, _) = condition(c, "Ready");
             let observed = c.status.as_ref().and_then(|s| s.observed_generation);
             is == status && why == reason && observed == c.metadata.generation
+        })
+        .await
+    }
+
+    /// Waits until any credential of this case is not ready for that reason.
+    pub async fn until_any(&self, reason: &str) -> EphemeralCredential {
+        wait_for(reason, || async {
+            let all = self.credentials().list(&ListParams::default()).await.ok()?;
+            all.items.into_iter().find(|c| {
+                let (status, why, _) = condition(c, "Ready");
+                status == "False" && why == reason
+            })
         })
         .await
     }

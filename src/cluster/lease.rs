@@ -1,0 +1,159 @@
+//! Leadership: a Lease, judged by this process's own monotonic clock.
+//!
+//! The fence on minting is the journal's compare-and-swap; leading only avoids wasted work. So this
+//! needs no more than: at most one leader most of the time, no trust in anybody's wall clock, and a
+//! leader that stops when it cannot renew.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::api::{ObjectMeta, PostParams};
+use tokio_util::sync::CancellationToken;
+
+use super::{Cluster, Error, bounded};
+
+/// Name of the Lease.
+pub const LEASE: &str = "chittyconnect-operator";
+/// A leader that has not renewed for this long is not one any more.
+const DURATION: Duration = Duration::from_secs(10);
+/// A leader renews this often.
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+/// A leader that could not renew for this long steps down, well before others may take over.
+const RENEW_WITHIN: Duration = Duration::from_secs(7);
+/// A standby looks this often: a released Lease is taken over within two seconds.
+const LOOK_EVERY: Duration = Duration::from_millis(700);
+
+/// Stands for election, and leads.
+pub struct Election {
+    api: Api<Lease>,
+    identity: String,
+}
+
+/// What a standby last saw, and since when by its own clock.
+struct Watched {
+    version: String,
+    since: Instant,
+}
+
+impl Election {
+    /// A candidate.
+    #[must_use]
+    pub fn new(cluster: &Cluster, identity: &str) -> Self {
+        Self {
+            api: Api::namespaced(cluster.client.clone(), &cluster.namespace),
+            identity: identity.to_owned(),
+        }
+    }
+
+    /// Waits until this process leads.
+    pub async fn win(&self) {
+        let mut watched: Option<Watched> = None;
+        loop {
+            match self.try_take(&mut watched).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) if error.is_conflict() => {}
+                Err(error) => tracing::warn!(error = %error.brief(), "failed to stand for election; trying again"),
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn try_take(&self, watched: &mut Option<Watched>) -> Result<bool, Error> {
+        let Some(lease) = bounded(self.api.get_opt(LEASE)).await? else {
+            bounded(self.api.create(&PostParams::default(), &self.lease(None))).await?;
+            return Ok(true);
+        };
+        let spec = lease.spec.clone().unwrap_or_default();
+        let holder = spec.holder_identity.as_deref().unwrap_or_default();
+        if holder != self.identity && !holder.is_empty() {
+            let version = lease.metadata.resource_version.clone().unwrap_or_default();
+            let seen = watched.get_or_insert_with(|| Watched { version: version.clone(), since: Instant::now() });
+            if seen.version != version {
+                *seen = Watched { version, since: Instant::now() };
+            }
+            let seconds = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(DURATION.as_secs());
+            if seen.since.elapsed() < Duration::from_secs(seconds) {
+                return Ok(false);
+            }
+        }
+        bounded(self.api.replace(LEASE, &PostParams::default(), &self.lease(Some(&lease)))).await?;
+        Ok(true)
+    }
+
+    /// Renews until that fails for too long, somebody else leads, or `stop` fires; then releases
+    /// what is still ours.
+    pub async fn lead(&self, stop: &CancellationToken) {
+        let mut renewed = Instant::now();
+        while stop.run_until_cancelled(tokio::time::sleep(RENEW_EVERY)).await.is_some() {
+            match tokio::time::timeout(RENEW_EVERY, self.renew()).await {
+                Ok(Ok(true)) => renewed = Instant::now(),
+                Ok(Ok(false)) => {
+                    tracing::warn!("somebody else leads; stepping down");
+                    return;
+                }
+                Ok(Err(error)) => tracing::warn!(error = %error.brief(), "failed to renew the Lease"),
+                Err(_) => tracing::warn!("failed to renew the Lease in time"),
+            }
+            if renewed.elapsed() >= RENEW_WITHIN {
+                tracing::warn!("the Lease could not be renewed for {} s; stepping down", RENEW_WITHIN.as_secs());
+                return;
+            }
+        }
+    }
+
+    async fn renew(&self) -> Result<bool, Error> {
+        let lease = bounded(self.api.get(LEASE)).await?;
+        if lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) != Some(&self.identity) {
+            return Ok(false);
+        }
+        match bounded(self.api.replace(LEASE, &PostParams::default(), &self.lease(Some(&lease)))).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.is_conflict() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Lets go of the Lease, if it still is ours: its version is the precondition.
+    pub async fn release(&self) {
+        let Ok(lease) = bounded(self.api.get(LEASE)).await else { return };
+        if lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) != Some(&self.identity) {
+            return;
+        }
+        let mut free = lease;
+        if let Some(spec) = &mut free.spec {
+            spec.holder_identity = Some(String::new());
+            spec.lease_duration_seconds = Some(1);
+        }
+        if let Err(error) = bounded(self.api.replace(LEASE, &PostParams::default(), &free)).await {
+            tracing::debug!(error = %error.brief(), "failed to release the Lease; it runs out");
+        }
+    }
+
+    fn lease(&self, before: Option<&Lease>) -> Lease {
+        let now = MicroTime(Timestamp::now());
+        let spec = before.and_then(|l| l.spec.clone()).unwrap_or_default();
+        let ours = spec.holder_identity.as_deref() == Some(&self.identity);
+        let metadata = before.map_or_else(
+            || ObjectMeta {
+                name: Some(LEASE.to_owned()),
+                ..ObjectMeta::default()
+            },
+            |l| l.metadata.clone(),
+        );
+        Lease {
+            metadata,
+            spec: Some(LeaseSpec {
+                holder_identity: Some(self.identity.clone()),
+                lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+                acquire_time: if ours { spec.acquire_time.clone() } else { Some(now.clone()) },
+                renew_time: Some(now),
+                lease_transitions: Some(spec.lease_transitions.unwrap_or(0) + i32::from(!ours)),
+                ..spec
+            }),
+        }
+    }
+}

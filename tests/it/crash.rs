@@ -1,0 +1,251 @@
+//! Killed, cut off, or with its memory damaged: nothing is minted twice, nothing valid is minted anew.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use testbed::chittyconnect::{Fault, Match, Scope};
+
+use crate::support::*;
+
+#[tokio::test]
+async fn killed_and_restarted_it_mints_nothing_for_what_is_still_valid() {
+    let world = World::start("restart").await;
+    let case = Setup::within(world.clone(), generous()).case().await;
+    for i in 0..8 {
+        case.issued(&format!("c{i}"), json!({"service": format!("s{}", i % 3)})).await;
+    }
+    let minted = case.posts();
+    for _ in 0..3 {
+        world.kill_controller();
+        world.start_controller();
+        case.settle_with("any").await;
+    }
+    assert_eq!(case.posts() - minted, 3, "only the three probes are minted");
+}
+
+#[tokio::test]
+async fn a_request_in_flight_when_it_was_killed_is_told_stays_counted_and_is_repeated_only_later() {
+    let world = World::start("in-flight").await;
+    let case = Setup::within(world.clone(), generous()).case().await;
+    case.broker.on(Match::any().service("chittyid")).times(1).fault(Fault::DelayAfter(Duration::from_secs(5)));
+    case.apply("a", json!({})).await;
+    wait_for("the request to arrive", || async { (case.posts_for("chittyid") == 1).then_some(()) }).await;
+    world.kill_controller();
+    world.start_controller();
+    let unknown = case.until_ready_is("a", "False", "OutcomeUnknown").await;
+    assert!(condition(&unknown, "Ready").2.contains("stays counted"));
+    let journal: serde_json::Value =
+        serde_json::from_str(&case.journal("chittyid").await.unwrap().data.unwrap()["journal.json"]).unwrap();
+    assert_eq!(journal["attempts"].as_array().unwrap().len(), 1);
+    case.until_ready_is("a", "True", "Issued").await;
+    assert_eq!(case.posts_for("chittyid"), 2);
+}
+
+#[tokio::test]
+async fn a_secret_written_but_not_recorded_when_it_was_killed_is_adopted() {
+    let world = World::start("adopt").await;
+    let case = Setup::within(world.clone(), generous()).case().await;
+    // The API server takes claims, and refuses outcomes: as if the process died right before them.
+    let kubectl = |arguments: &[&str], input: &str| {
+        use std::io::Write;
+        let mut child = world
+            .plane
+            .kubectl()
+            .unwrap()
+            .args(arguments)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+    };
+    let policy = r#"
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: no-outcomes}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: [UPDATE, CREATE], resources: [configmaps]}]
+  validations: [{expression: "!has(object.data) || !('journal.json' in object.data) || !object.data['journal.json'].contains('\"live\":')"}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: no-outcomes}
+spec: {policyName: no-outcomes, validationActions: [Deny]}
+"#;
+    kubectl(&["apply", "-f", "-"], policy);
+    let maps: Api<ConfigMap> = Api::namespaced(case.client.clone(), SYSTEM);
+    wait_for("the policy to be in force", || async {
+        let probe = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probe"}, "data": {"journal.json": "\"live\":"}});
+        let params = PatchParams::apply("tests").force().dry_run();
+        maps.patch("probe", &params, &Patch::Apply(&probe)).await.is_err().then_some(())
+    })
+    .await;
+    case.apply("a", json!({})).await;
+    let written = wait_for("the Secret", || case.secret("a")).await;
+    world.kill_controller();
+    kubectl(&["delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "no-outcomes"], "");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world.start_controller();
+    case.until_ready_is("a", "True", "Issued").await;
+    assert_eq!(case.posts_for("chittyid"), 1);
+    assert_eq!(case.secret("a").await.unwrap().data, written.data);
+}
+
+#[tokio::test]
+async fn killed_every_second_it_never_exceeds_the_limit_and_loses_no_live_credential() {
+    let world = World::start("storm").await;
+    let window = Duration::from_secs(12);
+    let builder = generous().ttl(Duration::from_secs(18)).limit(8, window, Scope::Service);
+    let case = Setup::within(world.clone(), builder)
+        .connection(json!({"rateLimit": {"limit": 8, "window": "12s"}}))
+        .case()
+        .await;
+    for i in 0..12 {
+        case.apply(&format!("c{i:02}"), json!({})).await;
+    }
+    let until = Instant::now() + Duration::from_secs(40);
+    while Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(1700)).await;
+        world.kill_controller();
+        world.start_controller();
+    }
+    let ledger = case.broker.ledger();
+    let most = ledger.max_posts_in_any_window(window, Scope::Service);
+    assert!(most <= 8, "{most} requests in a window");
+    let refused = ledger.posts.iter().filter(|p| p.status == Some(429)).count();
+    assert_eq!(refused, 0, "the broker had to refuse");
+    assert!(ledger.mints.len() >= 8, "only {} were minted", ledger.mints.len());
+}
+
+#[tokio::test]
+async fn a_standby_takes_over_after_a_kill_and_at_once_after_a_sigterm() {
+    let world = World::without_controller("leaders").await;
+    let case = Setup::within(world.clone(), generous()).case().await;
+    let first = world.spawn_controller("one", world.plane.kubeconfig());
+    case.issued("a", json!({})).await;
+    let second = world.spawn_controller("two", world.plane.kubeconfig());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    drop(first);
+    let killed = Instant::now();
+    case.issued("b", json!({})).await;
+    let took = killed.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?} after a kill");
+    let third = world.spawn_controller("three", world.plane.kubeconfig());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let pid = second.pid().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let stopped = Instant::now();
+    case.issued("c", json!({})).await;
+    let took = stopped.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?} after a SIGTERM");
+    drop(third);
+    assert_eq!(case.posts_for("chittyid"), 3);
+}
+
+#[tokio::test]
+async fn after_an_outage_of_the_api_server_work_resumes_and_nothing_is_minted_twice() {
+    let world = World::start("outage").await;
+    let case = Setup::within(world.clone(), generous()).case().await;
+    case.issued("a", json!({})).await;
+    world.plane.kill_apiserver();
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    world.plane.start_apiserver().await.unwrap();
+    let back = Instant::now();
+    wait_for("the API server", || async {
+        case.credentials().get("a").await.ok().map(|_| ())
+    })
+    .await;
+    case.issued("b", json!({})).await;
+    let took = back.elapsed();
+    assert!(took < Duration::from_secs(60), "{took:?}");
+    assert_eq!(case.posts_for("chittyid"), 2);
+}
+
+#[tokio::test]
+async fn an_edited_journal_stops_minting_and_says_how_to_mend_it() {
+    let world = World::start("edited").await;
+    let case = Setup::within(world.clone(), generous()).case().await;
+    case.issued("a", json!({})).await;
+    let journal = case.journal("chittyid").await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(case.client.clone(), SYSTEM);
+    let text = journal.data.clone().unwrap()["journal.json"].replace("\"attempts\":[", "\"attempts\": [");
+    world.kill_controller();
+    let edit = json!({"data": {"journal.json": text}});
+    maps.patch(&journal.name_any(), &PatchParams::default(), &Patch::Merge(edit)).await.unwrap();
+    world.start_controller();
+    case.apply("b", json!({})).await;
+    let stopped = case.until_ready_is("b", "False", "ConnectionNotReady").await;
+    let message = condition(&stopped, "Ready").2;
+    assert!(message.contains(&journal.name_any()) && message.contains("Restore it, or delete it"), "{message}");
+    assert!(case.secret("a").await.is_some());
+    assert_eq!(case.posts_for("chittyid"), 1);
+    let restore = json!({"data": journal.data});
+    maps.patch(&journal.name_any(), &PatchParams::default(), &Patch::Merge(restore)).await.unwrap();
+    case.until_ready_is("b", "True", "Issued").await;
+    assert_eq!(case.posts_for("chittyid"), 2);
+}
+
+#[tokio::test]
+async fn a_lost_journal_is_rebuilt_from_sealed_secrets_and_newcomers_wait_a_window() {
+    let world = World::start("lost").await;
+    let case = Setup::within(world.clone(), generous())
+        .connection(json!({"rateLimit": {"limit": 100, "window": "10s"}}))
+        .case()
+        .await;
+    case.issued("a", json!({})).await;
+    world.kill_controller();
+    let maps: Api<ConfigMap> = Api::namespaced(case.client.clone(), SYSTEM);
+    let journal = case.journal("chittyid").await.unwrap();
+    maps.delete(&journal.name_any(), &DeleteParams::default()).await.unwrap();
+    case.apply("b", json!({})).await;
+    world.start_controller();
+    let waiting = case.until_ready_is("b", "False", "RateLimited").await;
+    assert!(condition(&waiting, "Ready").2.contains("was lost and rebuilt"), "{:?}", condition(&waiting, "Ready"));
+    case.until_ready_is("a", "True", "Issued").await;
+    assert_eq!(case.posts_for("chittyid"), 1);
+    case.until_ready_is("b", "True", "Issued").await;
+    assert_eq!(case.posts_for("chittyid"), 2);
+}
+
+#[tokio::test]
+async fn a_lost_seal_key_is_made_anew_and_costs_no_mint() {
+    let world = World::start("seal").await;
+    let case = Setup::within(world.clone(), generous()).case().await;
+    case.issued("a", json!({})).await;
+    let before = case.secret("a").await.unwrap();
+    world.kill_controller();
+    case.keys().delete("chittyconnect-operator-seal", &DeleteParams::default()).await.unwrap();
+    world.start_controller();
+    wait_for("a new seal", || async {
+        let now = case.secret("a").await?;
+        (now.annotations().get("connect.chitty.cc/seal") != before.annotations().get("connect.chitty.cc/seal"))
+            .then_some(())
+    })
+    .await;
+    case.settle_with("any").await;
+    assert_eq!(case.posts_for("chittyid"), 1);
+    assert_eq!(case.secret("a").await.unwrap().data, before.data);
+}
+
+#[tokio::test]
+async fn a_secret_past_its_end_is_removed_first_thing_after_a_standstill() {
+    let world = World::start("standstill").await;
+    let case = Setup::within(world.clone(), generous().ttl(Duration::from_secs(5))).case().await;
+    case.issued("a", json!({})).await;
+    world.kill_controller();
+    case.broker.go_down().unwrap();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let secrets: Api<Secret> = case.secrets();
+    assert_eq!(secrets.list(&ListParams::default()).await.unwrap().items.len(), 1);
+    world.start_controller();
+    let started = Instant::now();
+    wait_for("the Secret to go", || async { case.secret("a").await.is_none().then_some(()) }).await;
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
