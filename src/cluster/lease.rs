@@ -71,16 +71,29 @@ impl Election {
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         if holder != self.identity && !holder.is_empty() {
             let version = lease.metadata.resource_version.clone().unwrap_or_default();
-            let seen = watched.get_or_insert_with(|| Watched { version: version.clone(), since: Instant::now() });
+            let seen = watched.get_or_insert_with(|| Watched {
+                version: version.clone(),
+                since: Instant::now(),
+            });
             if seen.version != version {
-                *seen = Watched { version, since: Instant::now() };
+                *seen = Watched {
+                    version,
+                    since: Instant::now(),
+                };
             }
-            let seconds = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(DURATION.as_secs());
+            let seconds = spec
+                .lease_duration_seconds
+                .and_then(|s| u64::try_from(s).ok())
+                .unwrap_or(DURATION.as_secs());
             if seen.since.elapsed() < Duration::from_secs(seconds) {
                 return Ok(false);
             }
         }
-        bounded(self.api.replace(LEASE, &PostParams::default(), &self.lease(Some(&lease)))).await?;
+        bounded(
+            self.api
+                .replace(LEASE, &PostParams::default(), &self.lease(Some(&lease))),
+        )
+        .await?;
         Ok(true)
     }
 
@@ -88,7 +101,11 @@ impl Election {
     /// what is still ours.
     pub async fn lead(&self, stop: &CancellationToken) {
         let mut renewed = Instant::now();
-        while stop.run_until_cancelled(tokio::time::sleep(RENEW_EVERY)).await.is_some() {
+        while stop
+            .run_until_cancelled(tokio::time::sleep(RENEW_EVERY))
+            .await
+            .is_some()
+        {
             match tokio::time::timeout(RENEW_EVERY, self.renew()).await {
                 Ok(Ok(true)) => renewed = Instant::now(),
                 Ok(Ok(false)) => {
@@ -99,7 +116,10 @@ impl Election {
                 Err(_) => tracing::warn!("failed to renew the Lease in time"),
             }
             if renewed.elapsed() >= RENEW_WITHIN {
-                tracing::warn!("the Lease could not be renewed for {} s; stepping down", RENEW_WITHIN.as_secs());
+                tracing::warn!(
+                    "the Lease could not be renewed for {} s; stepping down",
+                    RENEW_WITHIN.as_secs()
+                );
                 return;
             }
         }
@@ -110,7 +130,12 @@ impl Election {
         if lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) != Some(&self.identity) {
             return Ok(false);
         }
-        match bounded(self.api.replace(LEASE, &PostParams::default(), &self.lease(Some(&lease)))).await {
+        match bounded(
+            self.api
+                .replace(LEASE, &PostParams::default(), &self.lease(Some(&lease))),
+        )
+        .await
+        {
             Ok(_) => Ok(true),
             Err(e) if e.is_conflict() => Ok(false),
             Err(e) => Err(e),
@@ -119,7 +144,9 @@ impl Election {
 
     /// Lets go of the Lease, if it still is ours: its version is the precondition.
     pub async fn release(&self) {
-        let Ok(lease) = bounded(self.api.get(LEASE)).await else { return };
+        let Ok(lease) = bounded(self.api.get(LEASE)).await else {
+            return;
+        };
         if lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) != Some(&self.identity) {
             return;
         }
@@ -149,7 +176,11 @@ impl Election {
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.identity.clone()),
                 lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
-                acquire_time: if ours { spec.acquire_time.clone() } else { Some(now.clone()) },
+                acquire_time: if ours {
+                    spec.acquire_time.clone()
+                } else {
+                    Some(now.clone())
+                },
                 renew_time: Some(now),
                 lease_transitions: Some(spec.lease_transitions.unwrap_or(0) + i32::from(!ours)),
                 ..spec

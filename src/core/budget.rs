@@ -293,8 +293,16 @@ fn slots_by_namespace<'a>(journal: &'a Journal, now: Time, limits: &[Limit]) -> 
 }
 
 /// The time from one renewal to the next, if each is made at its latest safe time.
+///
+/// Ends are whole seconds, answers are not: lifetimes that differ by such a fraction are the same, or
+/// renewals that will stay in step would be projected to drift into each other.
 fn period(lifetime: TimeDelta, renew_before: Option<TimeDelta>) -> TimeDelta {
+    let lifetime = whole_seconds(lifetime);
     (lifetime - runway(lifetime, renew_before)).max(TimeDelta::milliseconds(100))
+}
+
+fn whole_seconds(lifetime: TimeDelta) -> TimeDelta {
+    TimeDelta::seconds((lifetime.num_milliseconds() + 999).div_euclid(1000))
 }
 
 struct Projection<'a> {
@@ -369,11 +377,15 @@ impl<'a> Projection<'a> {
         }
         let others = self.events(limit, Some(&demand.uid), now);
         let with = self.excess_with(&others, limit, demand, at, now);
-        if demand.kind.is_newcomer() {
-            return with == 0;
-        }
-        // A renewal may go early where that makes nothing worse than its latest safe time would.
-        with <= excess(&self.events(limit, None, now), limit)
+        // What others have come to need (a limit turned out smaller, an end was rounded down) is not
+        // the newcomer's doing; adding to it would be.
+        let standing = if demand.kind.is_newcomer() {
+            excess(&others, limit)
+        } else {
+            // A renewal may go early where that makes nothing worse than its latest safe time would.
+            excess(&self.events(limit, None, now), limit)
+        };
+        with <= standing
     }
 
     fn excess_with(&self, others: &[(Time, bool)], limit: Limit, demand: &Demand, at: Time, now: Time) -> usize {
@@ -448,7 +460,7 @@ impl<'a> Projection<'a> {
         candidates.into_iter().take(64).find(|at| {
             per_limit
                 .iter()
-                .all(|(l, events)| self.excess_with(events, *l, demand, *at, now) == 0)
+                .all(|(l, events)| self.excess_with(events, *l, demand, *at, now) <= excess(events, *l))
         })
     }
 
@@ -538,7 +550,11 @@ impl<'a> Projection<'a> {
         let each = tenths / i64::try_from(periods.len()).unwrap_or(1).max(1);
         let text = format!(
             "; {} of {} with about {}.{} renewals in {} each need {} of its {}: not all can be live at once",
-            if periods.len() == 1 { "1 credential".to_owned() } else { format!("{} credentials", periods.len()) },
+            if periods.len() == 1 {
+                "1 credential".to_owned()
+            } else {
+                format!("{} credentials", periods.len())
+            },
             self.title,
             each / 10,
             each % 10,

@@ -455,7 +455,11 @@ impl Journal {
         match ending {
             Ending::Published(live) => {
                 if !live.capped || self.typical_lifetime.is_none() {
-                    self.typical_lifetime = Some((live.ends_at - live.issued_at).num_seconds().max(1));
+                    self.typical_lifetime = Some(
+                        ((live.ends_at - live.issued_at).num_milliseconds() + 999)
+                            .div_euclid(1000)
+                            .max(1),
+                    );
                 }
                 self.throttle.count = 0;
                 self.unauthorized = None;

@@ -271,7 +271,8 @@ impl<'a> Standing<'a> {
     /// When the live token is due to be renewed.
     fn renews(&self, o: &Observed) -> Option<Time> {
         let renew_before = o.wanted.as_ref().ok()?.renew_before;
-        self.live.map(|l| renew_at(l.issued_at, l.ends_at, renew_before, &o.uid))
+        self.live
+            .map(|l| renew_at(l.issued_at, l.ends_at, renew_before, &o.uid))
     }
 
     /// A valid Secret for the current spec is there.

@@ -15,7 +15,11 @@ struct Row {
 }
 
 fn row(name: &'static str, fault: impl Into<Fault>, reason: &'static str) -> Row {
-    Row { name, fault: fault.into(), reason }
+    Row {
+        name,
+        fault: fault.into(),
+        reason,
+    }
 }
 
 fn error(status: u16, message: &str) -> Canned {
@@ -28,8 +32,18 @@ async fn every_answer_has_its_reason_and_publishes_nothing() {
     let rows = [
         row("e400", error(400, "service is required"), "BrokerRejected"),
         row("e403", error(403, "Request DENIED by policy"), "Denied"),
-        row("e404", Canned::status(404).body("text/plain", "404 Not Found"), "BrokerRejected"),
-        row("e429", Canned::status(429).header("Retry-After", "60").json(&json!({"error": "Rate limit exceeded"})), "RateLimited"),
+        row(
+            "e404",
+            Canned::status(404).body("text/plain", "404 Not Found"),
+            "BrokerRejected",
+        ),
+        row(
+            "e429",
+            Canned::status(429)
+                .header("Retry-After", "60")
+                .json(&json!({"error": "Rate limit exceeded"})),
+            "RateLimited",
+        ),
         row("e500", error(500, "boom"), "BrokerUnavailable"),
         row("risk500", error(500, "Risk score too high: 80"), "Denied"),
         row("e503", error(503, "not configured"), "BrokerUnavailable"),
@@ -39,7 +53,11 @@ async fn every_answer_has_its_reason_and_publishes_nothing() {
         row("cut-minted", Fault::CutAfter, "OutcomeUnknown"),
         row("truncated", Fault::TruncatedJson, "InvalidResponse"),
         row("huge", Fault::HugeBody, "InvalidResponse"),
-        row("redirect", Fault::Redirect("http://127.0.0.1:9/".to_owned()), "InvalidResponse"),
+        row(
+            "redirect",
+            Fault::Redirect("http://127.0.0.1:9/".to_owned()),
+            "InvalidResponse",
+        ),
         row("html", Fault::Html, "InvalidResponse"),
         row("unsuccessful", Fault::Unsuccessful, "InvalidResponse"),
         row("wrong-types", Fault::WrongTypes, "InvalidResponse"),
@@ -53,10 +71,16 @@ async fn every_answer_has_its_reason_and_publishes_nothing() {
     }
     for row in &rows {
         let credential = case
-            .until(row.name, |c| condition(c, "Ready").0 == "False" && condition(c, "Ready").1 == row.reason)
+            .until(row.name, |c| {
+                condition(c, "Ready").0 == "False" && condition(c, "Ready").1 == row.reason
+            })
             .await;
         let message = condition(&credential, "Ready").2;
-        assert!(!message.contains("boom") && !message.contains("at line 1"), "{}: {message}", row.name);
+        assert!(
+            !message.contains("boom") && !message.contains("at line 1"),
+            "{}: {message}",
+            row.name
+        );
         assert!(case.secret(row.name).await.is_none(), "{}", row.name);
         assert_eq!(condition(&credential, "Issued").0, "False", "{}", row.name);
         let stalled = condition(&credential, "Stalled").0 == "True";
@@ -82,14 +106,22 @@ async fn a_token_that_lives_for_a_year_is_published() {
 #[tokio::test]
 async fn a_denial_stands_until_the_spec_or_the_annotation_changes() {
     let case = Case::new().await;
-    case.broker.deny(Match::any().purpose("worker-deploy"), Denial::Forbidden);
+    case.broker
+        .deny(Match::any().purpose("worker-deploy"), Denial::Forbidden);
     case.apply("a", json!({})).await;
     let denied = case.until_ready_is("a", "False", "Denied").await;
     assert_eq!(condition(&denied, "Stalled").0, "True");
     case.settle_with("package-publish").await;
     assert_eq!(case.posts_for("chittyid"), 1);
-    case.patch("a", json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "again"}}})).await;
-    wait_for("a second request", || async { (case.posts_for("chittyid") == 2).then_some(()) }).await;
+    case.patch(
+        "a",
+        json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "again"}}}),
+    )
+    .await;
+    wait_for("a second request", || async {
+        (case.posts_for("chittyid") == 2).then_some(())
+    })
+    .await;
     case.broker.clear_denials();
     case.apply("a", json!({"purpose": "package-publish"})).await;
     case.until_ready_is("a", "True", "Issued").await;
@@ -127,9 +159,14 @@ async fn what_failed_for_a_while_is_tried_again_and_issued() {
 async fn a_renewal_that_fails_leaves_the_credential_ready_and_is_tried_until_the_end() {
     let case = Case::with_ttl(Duration::from_secs(12)).await;
     case.issued("a", json!({})).await;
-    case.broker.on(Match::any()).times(2).fault(error(503, "not configured"));
+    case.broker
+        .on(Match::any())
+        .times(2)
+        .fault(error(503, "not configured"));
     case.until_ready_is("a", "True", "BrokerUnavailable").await;
-    let renewed = case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2)).await;
+    let renewed = case
+        .until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
+        .await;
     assert_eq!(condition(&renewed, "Ready").1, "Rotated");
 }
 
@@ -137,17 +174,24 @@ async fn a_renewal_that_fails_leaves_the_credential_ready_and_is_tried_until_the
 async fn a_name_that_does_not_resolve_a_closed_port_and_a_plain_port_for_tls_are_told_apart_from_answers() {
     let case = Case::new().await;
     case.write_key_for("broker.invalid").await;
-    case.connect(json!({"url": "https://broker.invalid", "allowInsecure": false})).await;
+    case.connect(json!({"url": "https://broker.invalid", "allowInsecure": false}))
+        .await;
     case.apply("a", json!({})).await;
     let unresolved = case.until_ready_is("a", "False", "BrokerUnavailable").await;
-    assert!(condition(&unresolved, "Ready").2.contains("resolve"), "{:?}", condition(&unresolved, "Ready"));
+    assert!(
+        condition(&unresolved, "Ready").2.contains("resolve"),
+        "{:?}",
+        condition(&unresolved, "Ready")
+    );
     let plain = case.broker.authority();
     case.write_key_for(&plain).await;
-    case.connect(json!({"url": format!("https://{plain}"), "allowInsecure": false})).await;
+    case.connect(json!({"url": format!("https://{plain}"), "allowInsecure": false}))
+        .await;
     case.until("a", |c| condition(c, "Ready").2.contains("TLS")).await;
     case.broker.go_down().unwrap();
     case.connect(json!({})).await;
-    case.until("a", |c| condition(c, "Ready").2.contains("no connection")).await;
+    case.until("a", |c| condition(c, "Ready").2.contains("no connection"))
+        .await;
     assert_eq!(case.posts(), 0);
     case.broker.come_back().unwrap();
     case.until_ready_is("a", "True", "Issued").await;
@@ -167,6 +211,7 @@ async fn a_private_ca_is_trusted_where_the_connection_names_it() {
         &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": case.connection}, "data": {"ca.crt": pem}}),
     )
     .await;
-    case.connect(json!({"caBundleRef": {"name": case.connection, "key": "ca.crt"}})).await;
+    case.connect(json!({"caBundleRef": {"name": case.connection, "key": "ca.crt"}}))
+        .await;
     case.until_ready_is("a", "True", "Issued").await;
 }

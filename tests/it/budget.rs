@@ -11,11 +11,15 @@ use crate::support::*;
 const WINDOW: Duration = Duration::from_secs(10);
 
 async fn tight(limit: u32, ttl: u64) -> Case {
-    Setup::new(generous().ttl(Duration::from_secs(ttl)).limit(limit, WINDOW, Scope::Service))
-        .await
-        .connection(json!({"rateLimit": {"limit": limit, "window": "10s"}}))
-        .case()
-        .await
+    Setup::new(
+        generous()
+            .ttl(Duration::from_secs(ttl))
+            .limit(limit, WINDOW, Scope::Service),
+    )
+    .await
+    .connection(json!({"rateLimit": {"limit": limit, "window": "10s"}}))
+    .case()
+    .await
 }
 
 #[tokio::test]
@@ -26,7 +30,10 @@ async fn whoever_does_not_fit_waits_and_reads_why_and_until_when() {
     }
     let waiting = case.until_any("RateLimited").await;
     let message = condition(&waiting, "Ready").2;
-    assert!(message.contains("chittyid may mint 4 times in 10 seconds:"), "{message}");
+    assert!(
+        message.contains("chittyid may mint 4 times in 10 seconds:"),
+        "{message}"
+    );
     assert!(message.contains("next slot"), "{message}");
     assert!(message.contains("position"), "{message}");
     for i in 0..6 {
@@ -116,11 +123,17 @@ async fn one_budget_for_a_whole_key_is_shared_by_its_services() {
 #[tokio::test]
 async fn a_429_stops_its_scope_for_as_long_as_the_server_says_and_no_other() {
     let case = Case::new().await;
-    let busy = Canned::status(429).header("Retry-After", "4").json(&json!({"error": "Rate limit exceeded"}));
+    let busy = Canned::status(429)
+        .header("Retry-After", "4")
+        .json(&json!({"error": "Rate limit exceeded"}));
     case.broker.on(Match::any().service("chittyid")).times(1).fault(busy);
     case.apply("a", json!({})).await;
     let limited = case.until_ready_is("a", "False", "RateLimited").await;
-    assert!(condition(&limited, "Ready").2.contains("asked to leave chittyid alone until"));
+    assert!(
+        condition(&limited, "Ready")
+            .2
+            .contains("asked to leave chittyid alone until")
+    );
     case.issued("b", json!({"service": "other"})).await;
     let first = case.broker.ledger().posts_for("chittyid")[0].since_start;
     case.until_ready_is("a", "True", "Issued").await;
@@ -135,7 +148,10 @@ async fn the_connection_tells_how_its_budget_stands() {
     let status = wait_for("the figures", || async {
         // Written now and then: a touched connection is written at once.
         let note = format!("{}", rand::random::<u32>());
-        case.connect(json!({"rateLimit": {"limit": 4, "window": "10s"}, "timeout": format!("{}ms", 2000 + note.len())})).await;
+        case.connect(
+            json!({"rateLimit": {"limit": 4, "window": "10s"}, "timeout": format!("{}ms", 2000 + note.len())}),
+        )
+        .await;
         let status = case.connections().get(&case.connection).await.ok()?.status?;
         (status.scopes.get("chittyid")?.used >= 1).then_some(status)
     })
@@ -152,9 +168,16 @@ async fn a_deleted_credential_leaves_the_line() {
     }
     case.until_any("RateLimited").await;
     for i in 0..5 {
-        case.credentials().delete(&format!("c{i}"), &DeleteParams::default()).await.unwrap();
+        case.credentials()
+            .delete(&format!("c{i}"), &DeleteParams::default())
+            .await
+            .unwrap();
     }
     let posts = case.posts();
     tokio::time::sleep(WINDOW + Duration::from_secs(1)).await;
-    assert!(case.posts() <= posts + 1, "{} requests for deleted credentials", case.posts() - posts);
+    assert!(
+        case.posts() <= posts + 1,
+        "{} requests for deleted credentials",
+        case.posts() - posts
+    );
 }

@@ -15,7 +15,8 @@ async fn killed_and_restarted_it_mints_nothing_for_what_is_still_valid() {
     let world = World::start("restart").await;
     let case = Setup::within(world.clone(), generous()).case().await;
     for i in 0..8 {
-        case.issued(&format!("c{i}"), json!({"service": format!("s{}", i % 3)})).await;
+        case.issued(&format!("c{i}"), json!({"service": format!("s{}", i % 3)}))
+            .await;
     }
     let minted = case.posts();
     for _ in 0..3 {
@@ -30,9 +31,15 @@ async fn killed_and_restarted_it_mints_nothing_for_what_is_still_valid() {
 async fn a_request_in_flight_when_it_was_killed_is_told_stays_counted_and_is_repeated_only_later() {
     let world = World::start("in-flight").await;
     let case = Setup::within(world.clone(), generous()).case().await;
-    case.broker.on(Match::any().service("chittyid")).times(1).fault(Fault::DelayAfter(Duration::from_secs(5)));
+    case.broker
+        .on(Match::any().service("chittyid"))
+        .times(1)
+        .fault(Fault::DelayAfter(Duration::from_secs(5)));
     case.apply("a", json!({})).await;
-    wait_for("the request to arrive", || async { (case.posts_for("chittyid") == 1).then_some(()) }).await;
+    wait_for("the request to arrive", || async {
+        (case.posts_for("chittyid") == 1).then_some(())
+    })
+    .await;
     world.kill_controller();
     world.start_controller();
     let unknown = case.until_ready_is("a", "False", "OutcomeUnknown").await;
@@ -89,7 +96,14 @@ spec: {policyName: no-outcomes, validationActions: [Deny]}
     case.apply("a", json!({})).await;
     let written = wait_for("the Secret", || case.secret("a")).await;
     world.kill_controller();
-    kubectl(&["delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "no-outcomes"], "");
+    kubectl(
+        &[
+            "delete",
+            "validatingadmissionpolicybinding,validatingadmissionpolicy",
+            "no-outcomes",
+        ],
+        "",
+    );
     tokio::time::sleep(Duration::from_millis(500)).await;
     world.start_controller();
     case.until_ready_is("a", "True", "Issued").await;
@@ -139,7 +153,13 @@ async fn a_standby_takes_over_after_a_kill_and_at_once_after_a_sigterm() {
     let third = world.spawn_controller("three", world.plane.kubeconfig());
     tokio::time::sleep(Duration::from_secs(2)).await;
     let pid = second.pid().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
     let stopped = Instant::now();
     case.issued("c", json!({})).await;
     let took = stopped.elapsed();
@@ -177,16 +197,23 @@ async fn an_edited_journal_stops_minting_and_says_how_to_mend_it() {
     let text = journal.data.clone().unwrap()["journal.json"].replace("\"attempts\":[", "\"attempts\": [");
     world.kill_controller();
     let edit = json!({"data": {"journal.json": text}});
-    maps.patch(&journal.name_any(), &PatchParams::default(), &Patch::Merge(edit)).await.unwrap();
+    maps.patch(&journal.name_any(), &PatchParams::default(), &Patch::Merge(edit))
+        .await
+        .unwrap();
     world.start_controller();
     case.apply("b", json!({})).await;
     let stopped = case.until_ready_is("b", "False", "ConnectionNotReady").await;
     let message = condition(&stopped, "Ready").2;
-    assert!(message.contains(&journal.name_any()) && message.contains("Restore it, or delete it"), "{message}");
+    assert!(
+        message.contains(&journal.name_any()) && message.contains("Restore it, or delete it"),
+        "{message}"
+    );
     assert!(case.secret("a").await.is_some());
     assert_eq!(case.posts_for("chittyid"), 1);
     let restore = json!({"data": journal.data});
-    maps.patch(&journal.name_any(), &PatchParams::default(), &Patch::Merge(restore)).await.unwrap();
+    maps.patch(&journal.name_any(), &PatchParams::default(), &Patch::Merge(restore))
+        .await
+        .unwrap();
     case.until_ready_is("b", "True", "Issued").await;
     assert_eq!(case.posts_for("chittyid"), 2);
 }
@@ -202,11 +229,17 @@ async fn a_lost_journal_is_rebuilt_from_sealed_secrets_and_newcomers_wait_a_wind
     world.kill_controller();
     let maps: Api<ConfigMap> = Api::namespaced(case.client.clone(), SYSTEM);
     let journal = case.journal("chittyid").await.unwrap();
-    maps.delete(&journal.name_any(), &DeleteParams::default()).await.unwrap();
+    maps.delete(&journal.name_any(), &DeleteParams::default())
+        .await
+        .unwrap();
     case.apply("b", json!({})).await;
     world.start_controller();
     let waiting = case.until_ready_is("b", "False", "RateLimited").await;
-    assert!(condition(&waiting, "Ready").2.contains("was lost and rebuilt"), "{:?}", condition(&waiting, "Ready"));
+    assert!(
+        condition(&waiting, "Ready").2.contains("was lost and rebuilt"),
+        "{:?}",
+        condition(&waiting, "Ready")
+    );
     case.until_ready_is("a", "True", "Issued").await;
     assert_eq!(case.posts_for("chittyid"), 1);
     case.until_ready_is("b", "True", "Issued").await;
@@ -220,7 +253,10 @@ async fn a_lost_seal_key_is_made_anew_and_costs_no_mint() {
     case.issued("a", json!({})).await;
     let before = case.secret("a").await.unwrap();
     world.kill_controller();
-    case.keys().delete("chittyconnect-operator-seal", &DeleteParams::default()).await.unwrap();
+    case.keys()
+        .delete("chittyconnect-operator-seal", &DeleteParams::default())
+        .await
+        .unwrap();
     world.start_controller();
     wait_for("a new seal", || async {
         let now = case.secret("a").await?;
@@ -236,7 +272,9 @@ async fn a_lost_seal_key_is_made_anew_and_costs_no_mint() {
 #[tokio::test]
 async fn a_secret_past_its_end_is_removed_first_thing_after_a_standstill() {
     let world = World::start("standstill").await;
-    let case = Setup::within(world.clone(), generous().ttl(Duration::from_secs(5))).case().await;
+    let case = Setup::within(world.clone(), generous().ttl(Duration::from_secs(5)))
+        .case()
+        .await;
     case.issued("a", json!({})).await;
     world.kill_controller();
     case.broker.go_down().unwrap();
@@ -245,7 +283,10 @@ async fn a_secret_past_its_end_is_removed_first_thing_after_a_standstill() {
     assert_eq!(secrets.list(&ListParams::default()).await.unwrap().items.len(), 1);
     world.start_controller();
     let started = Instant::now();
-    wait_for("the Secret to go", || async { case.secret("a").await.is_none().then_some(()) }).await;
+    wait_for("the Secret to go", || async {
+        case.secret("a").await.is_none().then_some(())
+    })
+    .await;
     let took = started.elapsed();
     assert!(took < Duration::from_secs(3), "{took:?}");
 }

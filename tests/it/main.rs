@@ -6,6 +6,6 @@ mod budget;
 mod crash;
 mod lifecycle;
 mod records;
-mod secrets;
 mod schema;
+mod secrets;
 mod support;

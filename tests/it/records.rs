@@ -10,15 +10,23 @@ use crate::support::*;
 async fn a_credential_tells_its_life_in_a_few_events() {
     let case = Case::new().await;
     case.issued("a", json!({})).await;
-    case.patch("a", json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "1"}}})).await;
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2)).await;
+    case.patch(
+        "a",
+        json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "1"}}}),
+    )
+    .await;
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
+        .await;
     let events = wait_for("both Events", || async {
         let events = case.events("a").await;
         (events.len() >= 2).then_some(events)
     })
     .await;
     let reasons: Vec<&str> = events.iter().map(|(r, _)| r.as_str()).collect();
-    assert!(reasons.contains(&"Issued") && reasons.contains(&"Rotated"), "{events:?}");
+    assert!(
+        reasons.contains(&"Issued") && reasons.contains(&"Rotated"),
+        "{events:?}"
+    );
     assert!(events.len() <= 6, "{events:?}");
 }
 
@@ -28,8 +36,13 @@ async fn every_outcome_reaches_chittychronicle_once_and_in_order() {
     let (chronicle, field) = chronicle(&case).await;
     case.connect(field).await;
     case.issued("a", json!({})).await;
-    case.patch("a", json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "1"}}})).await;
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2)).await;
+    case.patch(
+        "a",
+        json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "1"}}}),
+    )
+    .await;
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
+        .await;
     case.delete("a").await;
     let entries = wait_for("three entries", || async {
         let entries = chronicle.entries();
@@ -37,7 +50,10 @@ async fn every_outcome_reaches_chittychronicle_once_and_in_order() {
     })
     .await;
     let types: Vec<&str> = entries.iter().map(|e| e.event_type.as_str()).collect();
-    assert_eq!(types, ["credential.provisioned", "credential.rotated", "credential.released"]);
+    assert_eq!(
+        types,
+        ["credential.provisioned", "credential.rotated", "credential.released"]
+    );
     let numbers: Vec<u64> = entries.iter().map(|e| e.data["seq"].as_u64().unwrap()).collect();
     assert_eq!(numbers, [1, 2, 3]);
     assert!(entries.iter().all(|e| e.entity_id == "chittyid"));
@@ -61,7 +77,10 @@ async fn an_outage_of_chittychronicle_loses_no_event_and_stops_no_mint() {
         (entries.len() >= 3).then_some(entries)
     })
     .await;
-    let mut ids: Vec<String> = entries.iter().map(|e| e.data["id"].as_str().unwrap().to_owned()).collect();
+    let mut ids: Vec<String> = entries
+        .iter()
+        .map(|e| e.data["id"].as_str().unwrap().to_owned())
+        .collect();
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), 3);
@@ -70,16 +89,23 @@ async fn an_outage_of_chittychronicle_loses_no_event_and_stops_no_mint() {
 #[tokio::test]
 async fn tokens_are_found_in_secrets_and_nowhere_else() {
     let world = World::start("canary").await;
-    let case = Setup::within(world.clone(), generous().ttl(Duration::from_secs(6))).case().await;
+    let case = Setup::within(world.clone(), generous().ttl(Duration::from_secs(6)))
+        .case()
+        .await;
     let (_chronicle, field) = chronicle(&case).await;
     case.connect(field).await;
     case.issued("a", json!({})).await;
-    case.issued("b", json!({"secrets": [{"name": "shaped", "data": {"x": "{{ npm_token }}"}}]})).await;
+    case.issued(
+        "b",
+        json!({"secrets": [{"name": "shaped", "data": {"x": "{{ npm_token }}"}}]}),
+    )
+    .await;
     case.broker
         .on(testbed::chittyconnect::Match::any().service("odd"))
         .fault(testbed::chittyconnect::Fault::TruncatedJson);
     case.apply("odd", json!({"service": "odd"})).await;
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) >= Some(3)).await;
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) >= Some(3))
+        .await;
     let mut tokens = case.broker.ledger().secret_values();
     tokens.push(case.broker.api_key().to_owned());
     assert!(tokens.len() > 10);

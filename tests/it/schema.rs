@@ -14,7 +14,11 @@ fn the_crds_in_the_repository_are_those_the_binary_prints() {
             std::fs::write(&file, &yaml).unwrap();
         }
         let stored = std::fs::read_to_string(&file).unwrap_or_default();
-        assert!(stored == yaml, "{} is out of date: run the tests once with UPDATE_CRDS=1", file.display());
+        assert!(
+            stored == yaml,
+            "{} is out of date: run the tests once with UPDATE_CRDS=1",
+            file.display()
+        );
     }
 }
 
@@ -51,14 +55,35 @@ async fn the_api_server_refuses_bad_credentials_and_says_why() {
         (json!({"purpose": null}), "spec.purpose"),
         (json!({"repo": "no-slash"}), "spec.repo"),
         (json!({"runId": "a b"}), "spec.runId"),
-        (json!({"rotation": {"renewBefore": "0s"}}), "renewBefore must be between 1s and 24h"),
+        (
+            json!({"rotation": {"renewBefore": "0s"}}),
+            "renewBefore must be between 1s and 24h",
+        ),
         (json!({"rotation": {"renewBefore": "soon"}}), "renewBefore"),
-        (json!({"rotation": {"maxLifetime": "1s"}}), "maxLifetime must be between 5s and 24h"),
-        (json!({"rotation": {"renewBefore": "1h", "maxLifetime": "1h"}}), "renewBefore must be shorter than maxLifetime"),
-        (json!({"secrets": [{"name": "a", "data": {"expires_at": "x"}}]}), "expires_at is reserved"),
-        (json!({"secrets": [{"name": "a", "data": {"a/b": "x"}}]}), "keys of data consist of"),
-        (json!({"secrets": [{"name": "a", "labels": {"pod-security.kubernetes.io/enforce": "x"}}]}), "make other controllers act"),
-        (json!({"secrets": [{"name": "a", "type": "kubernetes.io/service-account-token"}]}), "Unsupported value"),
+        (
+            json!({"rotation": {"maxLifetime": "1s"}}),
+            "maxLifetime must be between 5s and 24h",
+        ),
+        (
+            json!({"rotation": {"renewBefore": "1h", "maxLifetime": "1h"}}),
+            "renewBefore must be shorter than maxLifetime",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "data": {"expires_at": "x"}}]}),
+            "expires_at is reserved",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "data": {"a/b": "x"}}]}),
+            "keys of data consist of",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "labels": {"pod-security.kubernetes.io/enforce": "x"}}]}),
+            "make other controllers act",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "type": "kubernetes.io/service-account-token"}]}),
+            "Unsupported value",
+        ),
     ];
     for (over, why) in refused {
         let error = try_credential(&case, over.clone()).await.expect_err(&over.to_string());
@@ -71,7 +96,9 @@ async fn the_api_server_refuses_bad_credentials_and_says_why() {
         json!({"secrets": [{"name": "a", "data": {".npmrc": "x", "config.json": "y"}, "labels": {"app": "x", "example.com/team": "y"}}]}),
     ];
     for over in admitted {
-        try_credential(&case, over.clone()).await.unwrap_or_else(|e| panic!("{over}: {e}"));
+        try_credential(&case, over.clone())
+            .await
+            .unwrap_or_else(|e| panic!("{over}: {e}"));
     }
 }
 
@@ -81,7 +108,11 @@ async fn a_long_name_and_a_changed_secret_type_are_refused() {
     let name = "n".repeat(64);
     let error = case
         .credentials()
-        .patch(&name, &PatchParams::apply("tests"), &Patch::Apply(&case.manifest(&name, json!({}))))
+        .patch(
+            &name,
+            &PatchParams::apply("tests"),
+            &Patch::Apply(&case.manifest(&name, json!({}))),
+        )
         .await
         .expect_err("64 characters")
         .to_string();
@@ -104,18 +135,36 @@ async fn the_api_server_refuses_bad_connections_and_says_why() {
     let rule = json!([{"namespaces": ["*"], "services": ["*"], "purposes": ["*"], "repos": ["*"]}]);
     let refused: [(Value, &str); 13] = [
         (json!({"url": "ftp://connect.chitty.cc"}), "url must be an https URL"),
-        (json!({"url": "https://user@connect.chitty.cc"}), "url must be an https URL"),
-        (json!({"url": "https://connect.chitty.cc/?x=1"}), "url must be an https URL"),
+        (
+            json!({"url": "https://user@connect.chitty.cc"}),
+            "url must be an https URL",
+        ),
+        (
+            json!({"url": "https://connect.chitty.cc/?x=1"}),
+            "url must be an https URL",
+        ),
         (json!({"url": "not a url"}), "url must be an https URL"),
         (json!({"url": "http://127.0.0.1:1"}), "http is for loopback"),
-        (json!({"url": "http://connect.chitty.cc", "allowInsecure": true}), "http is for loopback"),
-        (json!({"url": "http://127.0.0.1.evil.example", "allowInsecure": true}), "http is for loopback"),
+        (
+            json!({"url": "http://connect.chitty.cc", "allowInsecure": true}),
+            "http is for loopback",
+        ),
+        (
+            json!({"url": "http://127.0.0.1.evil.example", "allowInsecure": true}),
+            "http is for loopback",
+        ),
         (json!({"timeout": "0s"}), "timeout must be between"),
         (json!({"timeout": "2m"}), "timeout must be between"),
         (json!({"rateLimit": {"limit": 0}}), "spec.rateLimit.limit"),
         (json!({"rateLimit": {"window": "25h"}}), "window must be between"),
-        (json!({"access": [{"services": ["*"], "purposes": ["*"], "repos": ["*"]}]}), "name namespaces"),
-        (json!({"access": [{"namespaces": ["*"], "services": [], "purposes": ["*"], "repos": ["*"]}]}), "services"),
+        (
+            json!({"access": [{"services": ["*"], "purposes": ["*"], "repos": ["*"]}]}),
+            "name namespaces",
+        ),
+        (
+            json!({"access": [{"namespaces": ["*"], "services": [], "purposes": ["*"], "repos": ["*"]}]}),
+            "services",
+        ),
     ];
     for (spec, why) in refused {
         let error = try_connection(&case, spec.clone()).await.expect_err(&spec.to_string());
@@ -133,7 +182,9 @@ async fn the_api_server_refuses_bad_connections_and_says_why() {
         json!({"audit": {"chronicle": {"tokenSecretRef": {"name": "t", "key": "token"}}}}),
     ];
     for spec in admitted {
-        try_connection(&case, spec.clone()).await.unwrap_or_else(|e| panic!("{spec}: {e}"));
+        try_connection(&case, spec.clone())
+            .await
+            .unwrap_or_else(|e| panic!("{spec}: {e}"));
     }
 }
 

@@ -27,7 +27,10 @@ async fn one_mint_fills_several_secrets_each_laid_out_as_asked() {
         format!("//registry.npmjs.org/:_authToken={npm}\n")
     );
     assert_eq!(case.value("plain", "npm_token").await.as_ref(), Some(npm));
-    assert_eq!(case.value("both", "CF").await.as_ref(), Some(&minted["cloudflare_token"]));
+    assert_eq!(
+        case.value("both", "CF").await.as_ref(),
+        Some(&minted["cloudflare_token"])
+    );
     assert!(case.value("both", "github_token").await.is_some());
     assert!(case.value("shaped", "github_token").await.is_none());
     let pull = case.secret("pull").await.unwrap();
@@ -43,10 +46,16 @@ async fn one_mint_fills_several_secrets_each_laid_out_as_asked() {
 #[tokio::test]
 async fn items_come_and_go_with_one_mint_and_what_is_dropped_is_removed() {
     let case = Case::new().await;
-    case.issued("a", json!({"secrets": [{"name": "one"}, {"name": "two"}]})).await;
-    case.apply("a", json!({"secrets": [{"name": "two"}, {"name": "three"}]})).await;
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2)).await;
-    wait_for("the dropped Secret to go", || async { case.secret("one").await.is_none().then_some(()) }).await;
+    case.issued("a", json!({"secrets": [{"name": "one"}, {"name": "two"}]}))
+        .await;
+    case.apply("a", json!({"secrets": [{"name": "two"}, {"name": "three"}]}))
+        .await;
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
+        .await;
+    wait_for("the dropped Secret to go", || async {
+        case.secret("one").await.is_none().then_some(())
+    })
+    .await;
     assert!(case.secret("three").await.is_some());
     assert_eq!(case.posts_for("chittyid"), 2);
 }
@@ -56,11 +65,18 @@ async fn a_changed_value_is_removed_and_healed_once_then_it_stalls() {
     let case = Case::new().await;
     case.issued("a", json!({})).await;
     let forge = json!({"stringData": {"npm_token": "forged"}});
-    case.secrets().patch("a", &PatchParams::default(), &Patch::Merge(forge.clone())).await.unwrap();
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2)).await;
+    case.secrets()
+        .patch("a", &PatchParams::default(), &Patch::Merge(forge.clone()))
+        .await
+        .unwrap();
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
+        .await;
     assert_ne!(case.value("a", "npm_token").await.as_deref(), Some("forged"));
     case.until_ready_is("a", "True", "Rotated").await;
-    case.secrets().patch("a", &PatchParams::default(), &Patch::Merge(forge)).await.unwrap();
+    case.secrets()
+        .patch("a", &PatchParams::default(), &Patch::Merge(forge))
+        .await
+        .unwrap();
     let stalled = case.until_ready_is("a", "False", "Tampered").await;
     assert_eq!(condition(&stalled, "Stalled").0, "True");
     assert!(case.secret("a").await.is_none());
@@ -73,7 +89,8 @@ async fn a_removed_secret_is_healed() {
     let case = Case::new().await;
     case.issued("a", json!({})).await;
     case.secrets().delete("a", &DeleteParams::default()).await.unwrap();
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2)).await;
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
+        .await;
     assert!(case.secret("a").await.is_some());
 }
 
@@ -91,8 +108,14 @@ async fn what_is_not_a_value_is_restored_without_a_mint() {
     });
     // In two steps: without owner and seal at once it would be nobody's.
     let mut first = edit.clone();
-    first["metadata"]["annotations"].as_object_mut().unwrap().remove("connect.chitty.cc/seal");
-    case.secrets().patch("a", &PatchParams::default(), &Patch::Merge(first)).await.unwrap();
+    first["metadata"]["annotations"]
+        .as_object_mut()
+        .unwrap()
+        .remove("connect.chitty.cc/seal");
+    case.secrets()
+        .patch("a", &PatchParams::default(), &Patch::Merge(first))
+        .await
+        .unwrap();
     let restored = || async {
         let secret = case.secret("a").await?;
         let owner = secret.metadata.owner_references.as_ref()?.first()?;
@@ -108,7 +131,10 @@ async fn what_is_not_a_value_is_restored_without_a_mint() {
     };
     wait_for("owner, label, annotations and keys to be restored", restored).await;
     let forged = json!({"metadata": {"annotations": edit["metadata"]["annotations"]}});
-    case.secrets().patch("a", &PatchParams::default(), &Patch::Merge(forged)).await.unwrap();
+    case.secrets()
+        .patch("a", &PatchParams::default(), &Patch::Merge(forged))
+        .await
+        .unwrap();
     wait_for("the seal to be restored", restored).await;
     case.settle().await;
     assert_eq!(case.posts_for("chittyid"), 1);
@@ -141,13 +167,23 @@ async fn where_the_secret_cannot_be_written_nothing_is_minted() {
         kube::Api::namespaced(case.client.clone(), &case.namespace);
     apply(&quotas, &quota).await;
     wait_for("the quota to be in force", || async {
-        quotas.get("no-secrets").await.ok()?.status?.hard?.contains_key("secrets").then_some(())
+        quotas
+            .get("no-secrets")
+            .await
+            .ok()?
+            .status?
+            .hard?
+            .contains_key("secrets")
+            .then_some(())
     })
     .await;
     case.apply("a", json!({})).await;
     let refused = case.until_ready_is("a", "False", "SecretRefused").await;
     let message = condition(&refused, "Ready").2;
-    assert!(message.contains("nothing is minted") && message.contains("quota"), "{message}");
+    assert!(
+        message.contains("nothing is minted") && message.contains("quota"),
+        "{message}"
+    );
     assert_eq!(case.posts(), 0);
     quotas.delete("no-secrets", &DeleteParams::default()).await.unwrap();
     case.until_ready_is("a", "True", "Issued").await;
@@ -157,22 +193,37 @@ async fn where_the_secret_cannot_be_written_nothing_is_minted() {
 #[tokio::test]
 async fn a_template_that_does_not_compile_is_told_and_nothing_is_minted() {
     let case = Case::new().await;
-    case.apply("a", json!({"secrets": [{"name": "a", "data": {"x": "{{ oops"}}]})).await;
+    case.apply("a", json!({"secrets": [{"name": "a", "data": {"x": "{{ oops"}}]}))
+        .await;
     let refused = case.until_ready_is("a", "False", "InvalidTemplate").await;
     assert_eq!(condition(&refused, "Stalled").0, "True");
     assert_eq!(case.posts(), 0);
-    case.apply("a", json!({"secrets": [{"name": "a", "data": {"x": "{{ npm_token }}"}}]})).await;
+    case.apply(
+        "a",
+        json!({"secrets": [{"name": "a", "data": {"x": "{{ npm_token }}"}}]}),
+    )
+    .await;
     case.until_ready_is("a", "True", "Issued").await;
 }
 
 #[tokio::test]
 async fn a_template_that_needs_a_missing_output_names_both_lists_and_does_not_ask_again() {
     let case = Case::new().await;
-    case.broker.set_outputs("chittyid", testbed::chittyconnect::Outputs::default().without("npm_token"));
-    case.apply("a", json!({"secrets": [{"name": "a", "data": {"x": "{{ npm_token }}"}}]})).await;
+    case.broker.set_outputs(
+        "chittyid",
+        testbed::chittyconnect::Outputs::default().without("npm_token"),
+    );
+    case.apply(
+        "a",
+        json!({"secrets": [{"name": "a", "data": {"x": "{{ npm_token }}"}}]}),
+    )
+    .await;
     let refused = case.until_ready_is("a", "False", "InvalidTemplate").await;
     let message = condition(&refused, "Ready").2;
-    assert!(message.contains("needs npm_token; ChittyConnect gave account_id"), "{message}");
+    assert!(
+        message.contains("needs npm_token; ChittyConnect gave account_id"),
+        "{message}"
+    );
     case.settle().await;
     assert_eq!(case.posts_for("chittyid"), 1);
 }
@@ -180,9 +231,15 @@ async fn a_template_that_needs_a_missing_output_names_both_lists_and_does_not_as
 #[tokio::test]
 async fn an_unknown_extra_output_is_passed_through() {
     let case = Case::new().await;
-    case.broker.set_outputs("chittyid", testbed::chittyconnect::Outputs::default().with("vercel_token"));
+    case.broker.set_outputs(
+        "chittyid",
+        testbed::chittyconnect::Outputs::default().with("vercel_token"),
+    );
     case.issued("a", json!({})).await;
     let ledger = case.broker.ledger();
     let minted: &BTreeMap<String, String> = &ledger.mints_for("chittyid")[0].secrets;
-    assert_eq!(case.value("a", "vercel_token").await.as_ref(), Some(&minted["vercel_token"]));
+    assert_eq!(
+        case.value("a", "vercel_token").await.as_ref(),
+        Some(&minted["vercel_token"])
+    );
 }

@@ -72,7 +72,9 @@ impl World {
             let list = crds.list(&ListParams::default()).await.ok()?;
             let established = |c: &CustomResourceDefinition| {
                 let conditions = c.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
-                conditions.iter().any(|c| c.type_ == "Established" && c.status == "True")
+                conditions
+                    .iter()
+                    .any(|c| c.type_ == "Established" && c.status == "True")
             };
             (list.items.len() >= 2 && list.items.iter().all(established)).then_some(())
         })
@@ -124,7 +126,10 @@ impl World {
     /// The end of what was logged about a namespace.
     pub fn log_of(&self, namespace: &str) -> String {
         let log = self.log();
-        let lines: Vec<&str> = log.lines().filter(|l| l.contains(namespace) && !l.contains("kube_client::client")).collect();
+        let lines: Vec<&str> = log
+            .lines()
+            .filter(|l| l.contains(namespace) && !l.contains("kube_client::client"))
+            .collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
@@ -353,13 +358,17 @@ impl Case {
         let probe = format!("probe-{:08x}", rand::random::<u32>());
         self.issued(&probe, json!({"service": "probe"})).await;
         self.delete(&probe).await;
-        wait_for("the probe's Secret to go", || async { self.secret(&probe).await.is_none().then_some(()) }).await;
+        wait_for("the probe's Secret to go", || async {
+            self.secret(&probe).await.is_none().then_some(())
+        })
+        .await;
     }
 
     /// As [`Case::settle`], with a purpose of its own.
     pub async fn settle_with(&self, purpose: &str) {
         let probe = format!("probe-{:08x}", rand::random::<u32>());
-        self.issued(&probe, json!({"service": "probe", "purpose": purpose})).await;
+        self.issued(&probe, json!({"service": "probe", "purpose": purpose}))
+            .await;
     }
 
     /// Lets this case's key go to another host.
@@ -390,7 +399,10 @@ impl Case {
     /// The journal of the service tests use.
     pub async fn journal(&self, service: &str) -> Option<ConfigMap> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), SYSTEM);
-        let all = api.list(&ListParams::default().labels("connect.chitty.cc/journal")).await.unwrap();
+        let all = api
+            .list(&ListParams::default().labels("connect.chitty.cc/journal"))
+            .await
+            .unwrap();
         let title = format!("{service} at {}", self.broker.url());
         all.items
             .into_iter()
@@ -467,6 +479,7 @@ pub async fn chronicle(case: &Case) -> (Chronicle, Value) {
         }),
     )
     .await;
-    let field = json!({"audit": {"chronicle": {"url": chronicle.url(), "tokenSecretRef": {"name": name, "key": "token"}}}});
+    let field =
+        json!({"audit": {"chronicle": {"url": chronicle.url(), "tokenSecretRef": {"name": name, "key": "token"}}}});
     (chronicle, field)
 }
