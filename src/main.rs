@@ -24,7 +24,7 @@ struct Arguments {
 enum Command {
     /// Run the controller (the default).
     Run(RunArguments),
-    /// Print the CustomResourceDefinitions as YAML.
+    /// Print the `CustomResourceDefinitions` as YAML.
     Crd,
 }
 
@@ -48,7 +48,7 @@ struct RunArguments {
     /// How log lines are written.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]
     log_format: Format,
-    /// What is logged, as in RUST_LOG.
+    /// What is logged, as in `RUST_LOG`.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     log: String,
     /// How many credentials are looked at at once.

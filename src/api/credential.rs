@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct EphemeralCredentialSpec {
-    /// Name of the ChittyConnection to ask. The default is "default".
+    /// Name of the `ChittyConnection` to ask. The default is "default".
     #[serde(default = "default_connection")]
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub connection: String,
@@ -54,7 +54,7 @@ pub struct EphemeralCredentialSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 3, max = 140), regex(pattern = "^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$"))]
     pub repo: Option<String>,
-    /// The run_id sent to ChittyConnect. Without it every mint has its own, so that a row of
+    /// The `run_id` sent to ChittyConnect. Without it every mint has its own, so that a row of
     /// ChittyConnect's audit can be traced to one mint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9._:/-]+$"))]
@@ -118,7 +118,7 @@ pub struct SecretTemplate {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "set"))]
     pub presets: Vec<Preset>,
-    /// Further keys, each a template over the outputs: "{{ cloudflare_token }}".
+    /// Further keys, each a template over the outputs: "{{ `cloudflare_token` }}".
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "data_schema")]
     pub data: BTreeMap<String, String>,
@@ -172,7 +172,7 @@ impl SecretType {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[serde(rename_all = "camelCase")]
 pub enum Preset {
-    /// Every output under its own name: cloudflare_token, account_id, npm_token, github_token, ...
+    /// Every output under its own name: `cloudflare_token`, `account_id`, `npm_token`, `github_token`, ...
     Outputs,
 }
 

@@ -63,8 +63,10 @@ pub fn crd_files() -> Result<Vec<(&'static str, String)>, serde_yaml::Error> {
 /// # Errors
 /// As [`crd_files`].
 pub fn crds_yaml() -> Result<String, serde_yaml::Error> {
-    Ok(crd_files()?
-        .into_iter()
-        .map(|(_, yaml)| format!("---\n{yaml}"))
-        .collect())
+    let mut documents = String::new();
+    for (_, yaml) in crd_files()? {
+        documents.push_str("---\n");
+        documents.push_str(&yaml);
+    }
+    Ok(documents)
 }

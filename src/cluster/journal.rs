@@ -193,13 +193,12 @@ impl Writer {
             loop {
                 let first = if read.is_err() {
                     // A journal that cannot be used is looked at again, so that mending it is enough.
-                    match tokio::time::timeout(Duration::from_secs(2), pending.recv()).await {
-                        Ok(first) => first,
-                        Err(_) => {
-                            read = writer.read().await;
-                            writer.publish(&read);
-                            continue;
-                        }
+                    if let Ok(first) = tokio::time::timeout(Duration::from_secs(2), pending.recv()).await {
+                        first
+                    } else {
+                        read = writer.read().await;
+                        writer.publish(&read);
+                        continue;
                     }
                 } else {
                     pending.recv().await
@@ -288,6 +287,7 @@ impl Writer {
             if known.commit == commit {
                 return Ok(());
             }
+            #[expect(clippy::disallowed_methods, reason = "each try decides on the time it is made at")]
             let now = Utc::now();
             let mut journal = known.journal.clone();
             journal.compact(now);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use secrecy::SecretString;
@@ -14,10 +14,10 @@ use crate::broker::{Api, Broker, Endpoint};
 use crate::chronicle::{Chronicle, Form};
 use crate::cluster::Cluster;
 use crate::cluster::keys::ApiKey;
-use crate::core::Problem;
 use crate::core::budget::Limit;
 use crate::core::journal::Scope;
 use crate::core::seal::SealKey;
+use crate::core::{Problem, Time};
 
 /// Where audit events may go without an annotation on the token's Secret.
 const DEFAULT_CHRONICLE_HOST: &str = "chronicle.chitty.cc";
@@ -68,7 +68,7 @@ impl Resolved {
 
     /// The condition that tells of it.
     #[must_use]
-    pub fn condition(&self, previous: &[Condition]) -> Condition {
+    pub fn condition(&self, previous: &[Condition], now: Time) -> Condition {
         let (ready, reason, message) = match &self.usable {
             Ok(_) => (
                 true,
@@ -78,15 +78,7 @@ impl Resolved {
             Err(problem) => (false, problem.reason.as_str(), problem.message.clone()),
         };
         let generation = self.connection.metadata.generation;
-        condition(
-            ConditionType::Ready,
-            ready,
-            reason,
-            &message,
-            generation,
-            previous,
-            Utc::now(),
-        )
+        condition(ConditionType::Ready, ready, reason, &message, generation, previous, now)
     }
 }
 

@@ -27,6 +27,9 @@ use crate::ops::metrics::Metrics;
 /// A credential, as queues and stores name it.
 pub type CredentialRef = ObjectRef<EphemeralCredential>;
 
+/// Why a mint could not be prepared, until when that holds, and for which generation.
+pub type Unprepared = (Problem, Time, Option<i64>);
+
 /// A credential by namespace and name.
 pub type Name = (String, String);
 
@@ -56,8 +59,8 @@ pub struct Context {
     pub scopes: Locked<HashMap<Scope, Arc<ScopeRunner>>>,
     /// Requests this process has under way, by uid; with what holds their publication up.
     pub working: Arc<Locked<HashMap<String, Option<Problem>>>>,
-    /// Why a mint could not be prepared, by uid, and until when that holds for which generation.
-    pub unprepared: Locked<HashMap<String, (Problem, Time, Option<i64>)>>,
+    /// Why a mint could not be prepared, by uid.
+    pub unprepared: Locked<HashMap<String, Unprepared>>,
     /// Secrets as last looked at, by uid and name, with the resource version and the claim that held then.
     pub looked_at: Locked<HashMap<String, BTreeMap<String, Look>>>,
     /// When a key that was refused may be tried again, by its digest.
@@ -307,7 +310,7 @@ impl Context {
     }
 
     /// Now, by this machine's clock.
-    #[expect(clippy::unused_self, reason = "the one place the shell reads the clock")]
+    #[expect(clippy::disallowed_methods, reason = "the one place the shell reads the clock")]
     pub fn now(&self) -> Time {
         Utc::now()
     }

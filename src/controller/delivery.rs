@@ -104,11 +104,9 @@ impl Delivery {
                 Err(NotDelivered::Refused { status }) => {
                     let tries = self.refused.entry(event.id.clone()).or_default();
                     *tries += 1;
-                    if *tries >= TRIES {
-                        if self.bury(event, status).await {
-                            self.note(event);
-                            continue;
-                        }
+                    if *tries >= TRIES && self.bury(event, status).await {
+                        self.note(event);
+                        continue;
                     }
                     held.insert(&event.uid);
                     rest = rest.max(FIRST_BACKOFF);
@@ -174,9 +172,8 @@ impl Delivery {
         let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
         tracing::error!(id = %event.id, status, "ChittyChronicle refuses an audit event; it is kept in ConfigMap {DEAD_LETTERS}");
         let entry = event.entry().to_string();
-        let known = match bounded(api.get_opt(DEAD_LETTERS)).await {
-            Ok(known) => known,
-            Err(_) => return false,
+        let Ok(known) = bounded(api.get_opt(DEAD_LETTERS)).await else {
+            return false;
         };
         let Some(known) = known else {
             let map = ConfigMap {

@@ -628,14 +628,14 @@ fn throttle(journal: &mut Journal, refusal: &Refusal, claim: &Claim, limits: &[L
         return;
     }
     journal.throttle.count = journal.throttle.count.saturating_add(1);
-    let wait = match refusal.retry_after {
-        // An advice of more than a day is no advice.
-        Some(advised) => advised.clamp(TimeDelta::seconds(1), TimeDelta::days(1)),
-        None => {
-            budget::learn(journal, limits, &claim.id, now);
-            unadvised_block(journal.throttle.count, window)
-        }
-    };
+    // An advice of more than a day is no advice.
+    let advised = refusal
+        .retry_after
+        .map(|wait| wait.clamp(TimeDelta::seconds(1), TimeDelta::days(1)));
+    let wait = advised.unwrap_or_else(|| {
+        budget::learn(journal, limits, &claim.id, now);
+        unadvised_block(journal.throttle.count, window)
+    });
     let until = now + wait;
     journal.throttle.blocked_until = Some(journal.throttle.blocked_until.map_or(until, |at| at.max(until)));
 }

@@ -20,6 +20,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{Action as Requeue, Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::utils::PredicateConfig;
 use kube::runtime::{Controller, Predicate, WatchStreamExt, predicates, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::{Notify, mpsc};
@@ -199,7 +200,7 @@ async fn drive(
         predicates::generation
             .combine(predicates::annotations)
             .combine(watches::deletion),
-        Default::default(),
+        PredicateConfig::default(),
     );
     let store = context.credentials.clone();
     let on_sync = Arc::clone(&context);
@@ -259,6 +260,7 @@ async fn drive(
 
 /// Nothing was minted by a pass that failed, and nothing will be by the next but through the journal:
 /// a short, spread wait is all it takes.
+#[expect(clippy::needless_pass_by_value, reason = "the signature of error policies")]
 fn retry(credential: Arc<EphemeralCredential>, _: &reconcile::ReconcileError, _: Arc<Context>) -> Requeue {
     let spread = u64::from(spread(credential.uid().as_deref().unwrap_or_default()));
     Requeue::requeue(Duration::from_millis(1000 + spread))

@@ -327,8 +327,8 @@ async fn look(
     record: Option<&Record>,
 ) -> Result<BTreeMap<String, Seen>, Error> {
     let live = record.and_then(|r| r.live.as_ref());
-    let owned = context.secrets.lock().of(&owner.uid);
-    let mut names: Vec<&String> = owned.keys().collect();
+    let listed = context.secrets.lock().of(&owner.uid);
+    let mut names: Vec<&String> = listed.keys().collect();
     names.extend(wanted.iter().flat_map(|w| w.secrets.iter().map(|s| &s.name)));
     names.extend(live.iter().flat_map(|l| l.secrets.keys()));
     names.sort();
@@ -342,7 +342,7 @@ async fn look(
             .map(|s| &s.labels);
         let against = format!("{} {labels:?}", live.map_or("", |l| l.claim.as_str()));
         let look = match looks.remove(name) {
-            Some(look) if owned.get(name) == Some(&look.resource_version) && look.against == against => look,
+            Some(look) if listed.get(name) == Some(&look.resource_version) && look.against == against => look,
             _ => {
                 let seen = context.cluster.look(owner, name, live, labels, &context.seal).await?;
                 let version = seen.guard.as_ref().and_then(|g| g.resource_version.clone());

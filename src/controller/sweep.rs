@@ -121,7 +121,7 @@ impl Context {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(namespace = %name.0, name = %name.1, %error, "failed to let go of a deleted credential")
+                    tracing::warn!(namespace = %name.0, name = %name.1, %error, "failed to let go of a deleted credential");
                 }
             }
         }
@@ -149,7 +149,7 @@ impl Context {
 }
 
 enum Released {
-    Gone(Option<AuditEvent>),
+    Gone(Option<Box<AuditEvent>>),
     /// A request may still be under way.
     Waits,
 }
@@ -189,7 +189,7 @@ fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time)
         if let Some(live) = &record.live {
             event = event.token(live.ends_at, &live.token_ids);
         }
-        journal.record_event(uid, event)
+        Box::new(journal.record_event(uid, event))
     });
     journal.forget(uid, now);
     Released::Gone(event)

@@ -26,6 +26,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(30);
 const MOST_SCOPES: usize = 64;
 
 /// Tells the deletion of an object as a change.
+#[expect(clippy::unnecessary_wraps, reason = "the signature of predicates")]
 pub fn deletion<K: Resource>(object: &K) -> Option<u64> {
     Some(u64::from(object.meta().deletion_timestamp.is_some()))
 }
@@ -89,13 +90,13 @@ pub fn start(
     connections: Writer<ChittyConnection>,
     namespaces: Writer<PartialObjectMeta<Namespace>>,
 ) {
-    let (changed, changes) = mpsc::unbounded_channel();
+    let (news, changes) = mpsc::unbounded_channel();
     spawn(
         context,
-        watch_connections(Arc::clone(context), connections, changed.clone()),
+        watch_connections(Arc::clone(context), connections, news.clone()),
     );
-    spawn(context, watch_keys::<Secret>(Arc::clone(context), changed.clone()));
-    spawn(context, watch_keys::<ConfigMap>(Arc::clone(context), changed));
+    spawn(context, watch_keys::<Secret>(Arc::clone(context), news.clone()));
+    spawn(context, watch_keys::<ConfigMap>(Arc::clone(context), news));
     spawn(context, refresh(Arc::clone(context), changes));
     spawn(context, watch_namespaces(Arc::clone(context), namespaces));
     spawn(context, watch_secrets(Arc::clone(context)));
@@ -180,10 +181,10 @@ async fn refresh(context: Arc<Context>, mut changes: mpsc::UnboundedReceiver<()>
         }
         while changes.try_recv().is_ok() {}
         let all = context.connection_store.state();
-        let changed = context.connections.refresh(&context.cluster, &context.seal, all).await;
+        let renewed = context.connections.refresh(&context.cluster, &context.seal, all).await;
         unread = context.connections.all().iter().any(|r| r.usable.is_err());
-        if !changed.is_empty() {
-            context.trigger_where(|c| changed.contains(&c.spec.connection));
+        if !renewed.is_empty() {
+            context.trigger_where(|c| renewed.contains(&c.spec.connection));
             for runner in context.scopes.lock().values() {
                 runner.wake();
             }
@@ -287,7 +288,7 @@ pub async fn report_for_ever(context: Arc<Context>) {
                 continue;
             };
             let before = connection.status.clone().unwrap_or_default();
-            let condition = resolved.condition(&before.conditions);
+            let condition = resolved.condition(&before.conditions, context.now());
             let sharp = !before.conditions.contains(&condition);
             if !sharp && written.get(&name).is_some_and(|at| at.elapsed() < REPORT_EVERY) {
                 continue;

@@ -509,11 +509,11 @@ impl<'a> Projection<'a> {
                 self.kept(limit, now),
             );
             match next_slot {
-                Some(at) => text.push_str(&format!("; next slot {}", clock(at, now))),
+                Some(at) => text = format!("{text}; next slot {}", clock(at, now)),
                 None => text.push_str("; no slot frees while the live credentials are renewed"),
             }
             if position > 0 {
-                text.push_str(&format!(", position {position}"));
+                text = format!("{text}, position {position}");
             }
             text
         } else {

@@ -23,6 +23,7 @@ const LEFTOVER_POLL: TimeDelta = TimeDelta::seconds(1);
 const WORTH_TELLING: TimeDelta = TimeDelta::seconds(1);
 
 /// All that a decision about one credential depends on.
+#[expect(clippy::struct_excessive_bools, reason = "facts, independent of each other")]
 #[derive(Clone, Debug)]
 pub struct Observed {
     /// Its uid.

@@ -9,7 +9,7 @@ use crate::api::Reason;
 const TICK: TimeDelta = TimeDelta::seconds(1);
 /// The longest wait between tries where no live token sets a deadline.
 const MAX_BACKOFF: TimeDelta = TimeDelta::minutes(10);
-/// A claim older than this is never POSTed.
+/// A claim older than this is never `POSTed`.
 pub const CLAIM_FRESH: TimeDelta = TimeDelta::seconds(5);
 /// How long past its timeout a claim of another process is left alone.
 pub const CLAIM_GRACE: TimeDelta = TimeDelta::seconds(15);

@@ -1,6 +1,8 @@
 //! The operator on a real API server, against the simulators. One control plane and one controller
 //! serve most tests; those that kill or starve things have their own.
 
+#![allow(clippy::disallowed_methods, reason = "tests run in real time")]
+
 mod answers;
 mod budget;
 mod crash;

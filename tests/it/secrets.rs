@@ -122,8 +122,8 @@ async fn what_is_not_a_value_is_restored_without_a_mint() {
         let labels = secret.metadata.labels.clone()?;
         let annotations = secret.metadata.annotations.clone()?;
         (Some(&owner.uid) == credential.metadata.uid.as_ref()
-            && labels.get("app.kubernetes.io/managed-by").is_some()
-            && labels.get("mine").is_some()
+            && labels.contains_key("app.kubernetes.io/managed-by")
+            && labels.contains_key("mine")
             && !annotations["connect.chitty.cc/expires-at"].starts_with("2099")
             && annotations["connect.chitty.cc/seal"] != "forged"
             && !secret.data?.contains_key("extra"))
