@@ -194,6 +194,7 @@ mod tests {
             purpose: "worker-deploy".into(),
             repo: None,
             run_id: "r".into(),
+            type_: None,
         };
         let subject = Subject {
             uid: "u",

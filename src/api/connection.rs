@@ -39,6 +39,10 @@ pub struct ChittyConnectionSpec {
     #[serde(default = "default_url")]
     #[schemars(length(min = 1, max = 253))]
     pub url: String,
+    /// The API to speak: Deploy (the default) mints a set of tokens for a purpose, which cannot be
+    /// revoked; Provision mints one credential of a type, some of which can.
+    #[serde(default)]
+    pub api: BrokerApi,
     /// Allows an http URL for a loopback or cluster-local host.
     #[serde(default)]
     pub allow_insecure: bool,
@@ -179,16 +183,52 @@ pub struct AccessRule {
     /// Globs of repositories (owner/name). A request without one matches only "*".
     #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 140)))]
     pub repos: Vec<String>,
+    /// Globs of credential types. For connections with api: Provision, and required there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
+    pub types: Vec<String>,
+    /// Context keys that requests may set (none by default), each with globs of its values. For
+    /// connections with api: Provision.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "context_rules_schema")]
+    pub context: BTreeMap<String, Vec<String>>,
+}
+
+fn context_rules_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "description": "Context keys that requests may set (none by default), each with globs of its values. For connections with api: Provision.",
+        "maxProperties": 16,
+        "additionalProperties": {"type": "array", "minItems": 1, "maxItems": 64, "items": {"type": "string", "minLength": 1, "maxLength": 253}},
+    })
+}
+
+/// The API to speak with ChittyConnect.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+pub enum BrokerApi {
+    /// POST /credentials/deploy.
+    #[default]
+    Deploy,
+    /// POST /api/credentials/provision.
+    Provision,
 }
 
 /// Where audit events go.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!(has(self.chronicle) && has(self.throughConnect))").message("name chronicle or throughConnect, not both"))]
 pub struct Audit {
     /// To ChittyChronicle itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chronicle: Option<Chronicle>,
+    /// Through ChittyConnect, with this connection's key: at most 60 events a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub through_connect: Option<ThroughConnect>,
 }
+
+/// Events go through ChittyConnect; there is nothing to set.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ThroughConnect {}
 
 /// A ChittyChronicle.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]

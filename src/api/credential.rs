@@ -59,6 +59,17 @@ pub struct EphemeralCredentialSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9._:/-]+$"))]
     pub run_id: Option<String>,
+    /// The credential type, such as cloudflare_workers_deploy. For connections with api: Provision,
+    /// and required there.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$"))]
+    pub type_: Option<String>,
+    /// What the type needs besides service, purpose, repo and run id, such as database, readonly
+    /// ("true"), ttl (a number) or zones (with commas between). For connections with api: Provision.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "context_schema")]
+    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[a-z0-9_]{1,63}$') && !(k in ['service', 'purpose', 'repo', 'run_id', 'type']))").message("context keys consist of lower-case letters, digits and '_'; service, purpose, repo, run_id and type are set by the fields of the spec"))]
+    pub context: BTreeMap<String, String>,
     /// When tokens are replaced.
     #[serde(default)]
     pub rotation: Rotation,
@@ -122,6 +133,15 @@ pub struct SecretTemplate {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "data_schema")]
     pub data: BTreeMap<String, String>,
+}
+
+fn context_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "description": "What the type needs besides service, purpose, repo and run id, such as database, readonly (\"true\"), ttl (a number) or zones (with commas between). For connections with api: Provision.",
+        "maxProperties": 16,
+        "additionalProperties": {"type": "string", "minLength": 1, "maxLength": 253},
+    })
 }
 
 fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
@@ -205,4 +225,9 @@ pub struct EphemeralCredentialStatus {
     /// When ChittyConnect is asked next, where an earlier try failed or must wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_at: Option<DateTime<Utc>>,
+    /// Ids of tokens that requests whose answers were lost may have made: nobody holds them, and they
+    /// may be revoked by hand. Known with api: Provision only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub orphans: Vec<String>,
 }

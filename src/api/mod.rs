@@ -9,8 +9,8 @@ mod reason;
 
 pub use condition::{ConditionType, condition};
 pub use connection::{
-    AccessRule, Audit, Auth, ChittyConnection, ChittyConnectionSpec, ChittyConnectionStatus, Chronicle, KeyRef,
-    RateLimit, RateScope, ScopeUsage,
+    AccessRule, Audit, Auth, BrokerApi, ChittyConnection, ChittyConnectionSpec, ChittyConnectionStatus, Chronicle,
+    KeyRef, RateLimit, RateScope, ScopeUsage, ThroughConnect,
 };
 pub use credential::{
     EphemeralCredential, EphemeralCredentialSpec, EphemeralCredentialStatus, Preset, Rotation, SecretTemplate,

@@ -97,6 +97,12 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// A refusal before anything was sent.
+    #[must_use]
+    pub fn from_problem(problem: &crate::core::Problem) -> Self {
+        Self::new(problem.reason, problem.message.clone(), Sent::No)
+    }
+
     fn new(reason: Reason, message: impl Into<String>, sent: Sent) -> Self {
         Self {
             reason,
@@ -143,6 +149,12 @@ impl Broker {
     pub fn new(endpoint: &Endpoint, api: Api) -> Result<Self, BuildError> {
         let wire = Wire::new(endpoint, Connections::OneRequestEach)?;
         Ok(Self { wire, api })
+    }
+
+    /// The API it speaks.
+    #[must_use]
+    pub const fn api(&self) -> Api {
+        self.api
     }
 
     /// Mints, once. `now` stands in for the server's clock where it does not tell.

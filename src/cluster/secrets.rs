@@ -255,7 +255,10 @@ fn inspect(
         let ours = data.iter().filter(|(k, _)| keys.contains(k));
         fingerprint(claim, ours.map(|(k, ByteString(v))| (k.as_str(), v.as_slice())))
     };
-    let seal = sealed(secret, owner, key).filter(|s| print(&s.claim, &s.written.keys) == s.written.fingerprint);
+    let seal = sealed(secret, owner, key).filter(|s| {
+        s.written()
+            .is_some_and(|w| print(&s.live.claim, &w.keys) == w.fingerprint)
+    });
     let content = match live.and_then(|l| l.secrets.get(name).map(|w| (l, w))) {
         Some((live, written)) if print(&live.claim, &written.keys) == written.fingerprint => {
             if data.len() > written.keys.len() {
@@ -291,7 +294,7 @@ fn is_dressed(
         && have.get(MANAGED_BY_LABEL).is_some_and(|v| v == MANAGER)
         && labels.is_none_or(|labels| labels.iter().all(|(k, v)| have.get(k) == Some(v)))
         && live.is_none_or(|l| {
-            seal.is_some_and(|s| s.claim == l.claim) && annotation.is_some_and(|a| *a == rfc3339(l.ends_at))
+            seal.is_some_and(|s| s.live.claim == l.claim) && annotation.is_some_and(|a| *a == rfc3339(l.ends_at))
         })
 }
 

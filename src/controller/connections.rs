@@ -6,16 +6,16 @@ use std::sync::{Arc, RwLock};
 use chrono::TimeDelta;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
-use secrecy::SecretString;
+use secrecy::ExposeSecret;
 use url::Url;
 
-use crate::api::{ChittyConnection, ConditionType, DEFAULT_HOST, RateScope, Reason, condition};
+use crate::api::{BrokerApi, ChittyConnection, ConditionType, DEFAULT_HOST, KeyRef, RateScope, Reason, condition};
 use crate::broker::{Api, Broker, Endpoint};
 use crate::chronicle::{Chronicle, Form};
 use crate::cluster::Cluster;
 use crate::cluster::keys::ApiKey;
 use crate::core::budget::Limit;
-use crate::core::journal::Scope;
+use crate::core::journal::{EndpointRef, Scope};
 use crate::core::seal::SealKey;
 use crate::core::{Problem, Time};
 
@@ -64,6 +64,18 @@ impl Resolved {
             kind,
             of,
         })
+    }
+
+    /// How its `ChittyConnect` is reached, by reference.
+    #[must_use]
+    pub fn endpoint(&self) -> EndpointRef {
+        let spec = &self.connection.spec;
+        EndpointRef {
+            url: spec.url.clone(),
+            api: spec.api,
+            key: spec.auth.api_key_secret_ref.clone(),
+            ca: spec.ca_bundle_ref.clone(),
+        }
     }
 
     /// The condition that tells of it.
@@ -208,46 +220,40 @@ async fn build(
     url: &Url,
 ) -> Result<(Usable, String), Problem> {
     let spec = &connection.spec;
-    let not_ready = |message: String| Problem::new(Reason::ConnectionNotReady, message);
-    let key_ref = &spec.auth.api_key_secret_ref;
-    let key = cluster.api_key(key_ref).await.map_err(|e| not_ready(e.to_string()))?;
-    may_go(&key, url, DEFAULT_HOST, &key_ref.name)?;
-    let ca_bundle = match &spec.ca_bundle_ref {
-        Some(at) => Some(cluster.ca_bundle(at).await.map_err(|e| not_ready(e.to_string()))?),
-        None => None,
-    };
     let timeout = TimeDelta::from_std(spec.timeout.into()).unwrap_or(TimeDelta::seconds(10));
-    let endpoint = |url: &Url, key: SecretString| Endpoint {
-        url: url.clone(),
-        key,
-        ca_bundle: ca_bundle.clone(),
+    let key_ref = &spec.auth.api_key_secret_ref;
+    let endpoint = endpoint(
+        cluster,
+        url,
+        key_ref,
+        spec.ca_bundle_ref.as_ref(),
         timeout,
-    };
-    let key_digest = {
-        use secrecy::ExposeSecret;
-        seal.digest_of_key(key.key.expose_secret())
-    };
-    let broker = Broker::new(&endpoint(url, key.key), Api::Deploy).map_err(|e| not_ready(e.to_string()))?;
+        DEFAULT_HOST,
+    )
+    .await?;
+    let key_digest = seal.digest_of_key(endpoint.key.expose_secret());
+    let broker = Broker::new(&endpoint, speaks(spec.api)).map_err(|e| not_ready(e.to_string()))?;
     let mut materials = key_digest.clone();
-    if let Some(bundle) = &ca_bundle {
+    if let Some(bundle) = &endpoint.ca_bundle {
         materials.push_str(&crate::core::spec::digest([bundle]));
     }
-    let chronicle = match spec.audit.as_ref().and_then(|a| a.chronicle.as_ref()) {
-        None => None,
-        Some(chronicle) => {
-            let token_ref = &chronicle.token_secret_ref;
-            let token = cluster.api_key(token_ref).await.map_err(|e| not_ready(e.to_string()))?;
+    let audit = spec.audit.clone().unwrap_or_default();
+    let chronicle = match (audit.chronicle, audit.through_connect) {
+        (Some(chronicle), _) => {
             let url = Url::parse(&chronicle.url)
                 .map_err(|_| Problem::new(Reason::InvalidSpec, "audit.chronicle.url cannot be parsed"))?;
-            may_go(&token, &url, DEFAULT_CHRONICLE_HOST, &token_ref.name)?;
-            {
-                use secrecy::ExposeSecret;
-                materials.push_str(&seal.digest_of_key(token.key.expose_secret()));
-            }
-            let client = Chronicle::new(&endpoint(&url, token.key), Form::Entries)
-                .map_err(|e| not_ready(format!("audit.chronicle: {e}")))?;
-            Some(client)
+            let ca = spec.ca_bundle_ref.as_ref();
+            let host = DEFAULT_CHRONICLE_HOST;
+            let endpoint = self::endpoint(cluster, &url, &chronicle.token_secret_ref, ca, timeout, host).await?;
+            materials.push_str(&seal.digest_of_key(endpoint.key.expose_secret()));
+            Some((endpoint, Form::Entries))
         }
+        (None, Some(_)) => Some((endpoint, Form::ThroughConnect)),
+        (None, None) => None,
+    };
+    let chronicle = match chronicle {
+        Some((endpoint, form)) => Some(Chronicle::new(&endpoint, form).map_err(|e| not_ready(format!("audit: {e}")))?),
+        None => None,
     };
     let usable = Usable {
         broker,
@@ -256,6 +262,58 @@ async fn build(
         chronicle,
     };
     Ok((usable, materials))
+}
+
+fn not_ready(message: String) -> Problem {
+    Problem::new(Reason::ConnectionNotReady, message)
+}
+
+const fn speaks(api: BrokerApi) -> Api {
+    match api {
+        BrokerApi::Deploy => Api::Deploy,
+        BrokerApi::Provision => Api::Provision,
+    }
+}
+
+/// Reads key and certificates for `url`, if the key may go there.
+async fn endpoint(
+    cluster: &Cluster,
+    url: &Url,
+    key: &KeyRef,
+    ca: Option<&KeyRef>,
+    timeout: TimeDelta,
+    default_host: &str,
+) -> Result<Endpoint, Problem> {
+    let read = cluster.api_key(key).await.map_err(|e| not_ready(e.to_string()))?;
+    may_go(&read, url, default_host, &key.name)?;
+    let ca_bundle = match ca {
+        Some(at) => Some(cluster.ca_bundle(at).await.map_err(|e| not_ready(e.to_string()))?),
+        None => None,
+    };
+    Ok(Endpoint {
+        url: url.clone(),
+        key: read.key,
+        ca_bundle,
+        timeout,
+    })
+}
+
+/// A client for what the journal remembers of a connection that may be gone.
+///
+/// # Errors
+/// What is missing for it by now.
+pub async fn remembered(cluster: &Cluster, at: &EndpointRef) -> Result<Broker, Problem> {
+    let url = Url::parse(&at.url).map_err(|_| Problem::new(Reason::InvalidSpec, "url cannot be parsed"))?;
+    let endpoint = endpoint(
+        cluster,
+        &url,
+        &at.key,
+        at.ca.as_ref(),
+        TimeDelta::seconds(10),
+        DEFAULT_HOST,
+    )
+    .await?;
+    Broker::new(&endpoint, speaks(at.api)).map_err(|e| not_ready(e.to_string()))
 }
 
 /// A key goes to its default host alone, unless its own Secret names another: whoever may edit a

@@ -18,14 +18,14 @@ use tokio::sync::Notify;
 use super::context::{Context, Locked, Name};
 use super::publish::{Published, publish};
 use crate::api::{EphemeralCredential, Reason};
-use crate::broker::{MintRequest, Refusal, Sent};
+use crate::broker::{Api as BrokerApi, MintRequest, Probe, Provision, Refusal, Sent};
 use crate::cluster::bounded;
 use crate::cluster::journal::ScopeJournal;
 use crate::cluster::secrets::{Dress, Owner, WriteError, rfc3339};
 use crate::controller::connections::Usable;
 use crate::core::audit::{AuditEvent, EventType, Subject};
 use crate::core::budget::{self, Demand, Limit, Usage, Waiting};
-use crate::core::journal::{Claim, Ending, Failure, Journal, Kind, RequestFacts, Scope, Unauthorized};
+use crate::core::journal::{Claim, Ending, EndpointRef, Failure, Journal, Kind, RequestFacts, Scope, Unauthorized};
 use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at, runway, unadvised_block};
 use crate::core::spec::{Wanted, wanted};
 use crate::core::{Problem, Time, access, render};
@@ -63,6 +63,7 @@ struct Prepared {
     owner: Owner,
     wanted: Wanted,
     usable: Arc<Usable>,
+    endpoint: EndpointRef,
     kind: Kind,
     window: TimeDelta,
     /// Revision and audit number so far, wherever they were counted.
@@ -181,11 +182,11 @@ impl ScopeRunner {
 
     /// Who may be considered: nobody with a request under way, no newcomers before all are known
     /// who wait, and of a refused key's users only the one who tries it again.
-    fn admissible(&self, context: &Context, now: Time) -> Vec<Demand> {
+    fn admissible(&self, context: &Arc<Context>, now: Time) -> Vec<Demand> {
         let wishes = self.wishes.lock();
         let working = context.working.lock();
         let warm = context.warm.load(Ordering::Acquire);
-        let unauthorized = context.unauthorized.lock();
+        let mut unauthorized = context.unauthorized.lock();
         let mut probes: Vec<String> = Vec::new();
         let mut demands: Vec<&Wish> = wishes
             .values()
@@ -196,11 +197,18 @@ impl ScopeRunner {
             .into_iter()
             .filter(|w| {
                 let usable = context.connections.get(&w.connection).and_then(|r| r.usable.ok());
-                let Some(key) = usable.map(|u| u.key_digest.clone()) else {
+                let Some(usable) = usable else {
                     return false;
                 };
-                match unauthorized.get(&key) {
+                let key = usable.key_digest.clone();
+                match unauthorized.get_mut(&key) {
                     None => true,
+                    Some(probe_at) if *probe_at <= now && usable.broker.api() == BrokerApi::Provision => {
+                        // This API can be asked without a mint.
+                        *probe_at = now + PROBE_EVERY;
+                        tokio::spawn(probe(Arc::clone(context), usable, w.connection.clone()));
+                        false
+                    }
                     Some(probe_at) if *probe_at <= now && !probes.contains(&key) => {
                         probes.push(key);
                         true
@@ -317,6 +325,17 @@ impl ScopeRunner {
     }
 }
 
+/// Asks whether a refused key is accepted by now.
+async fn probe(context: Arc<Context>, usable: Arc<Usable>, connection: String) {
+    if matches!(usable.broker.probe(context.now()).await, Ok(Probe::Accepted)) {
+        context.unauthorized.lock().remove(&usable.key_digest);
+        context.trigger_where(|c| c.spec.connection == connection);
+        for runner in context.scopes.lock().values() {
+            runner.wake();
+        }
+    }
+}
+
 enum NotPrepared {
     /// The credential is not what it was: it is looked at anew.
     Changed,
@@ -349,11 +368,12 @@ async fn prepare(
         .map_err(unreachable)?
         .filter(|n| n.metadata.deletion_timestamp.is_none())
         .ok_or(NotPrepared::Changed)?;
-    let wanted = wanted(&credential).map_err(|_| NotPrepared::Changed)?;
+
     let resolved = context
         .connections
-        .get(&wanted.connection)
+        .get(&credential.spec.connection)
         .ok_or(NotPrepared::Changed)?;
+    let wanted = wanted(&credential, Some(resolved.connection.spec.api)).map_err(|_| NotPrepared::Changed)?;
     let labels = namespace.metadata.labels.unwrap_or_default();
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
@@ -369,6 +389,7 @@ async fn prepare(
     {
         return Err(NotPrepared::Changed);
     }
+    let endpoint = resolved.endpoint();
     let usable = resolved.usable.map_err(|_| NotPrepared::Changed)?;
     let owner = Owner {
         namespace: demand.namespace.clone(),
@@ -391,6 +412,7 @@ async fn prepare(
         owner,
         wanted,
         usable,
+        endpoint,
         kind: demand.kind,
         window,
         floor,
@@ -449,7 +471,9 @@ fn new_claim(p: &Prepared, identity: &str) -> Claim {
             purpose: p.wanted.purpose.clone(),
             repo: p.wanted.repo.clone(),
             run_id: p.wanted.run_id.clone().unwrap_or_else(|| id.clone()),
+            type_: p.wanted.type_.clone(),
         },
+        endpoint: p.endpoint.clone(),
         request_hash: p.wanted.request_hash.clone(),
         layout_hash: p.wanted.layout_hash.clone(),
         rotate: p.wanted.rotate.clone(),
@@ -476,14 +500,7 @@ async fn mint(context: &Arc<Context>, journal: &ScopeJournal, scope: &Scope, p: 
 }
 
 async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: &Scope, p: &Prepared, claim: &Claim) {
-    let request = MintRequest {
-        service: claim.request.service.clone(),
-        purpose: claim.request.purpose.clone(),
-        repo: claim.request.repo.clone(),
-        run_id: claim.request.run_id.clone(),
-        idempotency_key: claim.id.clone(),
-        provision: None,
-    };
+    let request = request_of(claim, &p.wanted);
     let started = Instant::now();
     let answer = p.usable.broker.mint(&request, context.now()).await;
     context.metrics.answered(started.elapsed());
@@ -501,11 +518,50 @@ async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: &Scope, p: 
                 fail(context, journal, p, claim, &refusal).await;
             }
             Published::Dropped => {
-                let ids = answer.token_ids;
-                settle(journal, move |journal, now| journal.disown(&ids, now)).await;
+                let (uid, claim, ids) = (p.owner.uid.clone(), claim.clone(), answer.token_ids);
+                settle(journal, move |journal, now| journal.disown(&uid, &claim, &ids, now)).await;
             }
         },
-        Err(refusal) => fail(context, journal, p, claim, &refusal).await,
+        Err(refusal) => {
+            fail(context, journal, p, claim, &refusal).await;
+            if refusal.reason == Reason::OutcomeUnknown {
+                look_for_orphans(context, journal, &p.usable, &p.owner.uid, &p.wanted, claim).await;
+            }
+        }
+    }
+}
+
+fn request_of(claim: &Claim, wanted: &Wanted) -> MintRequest {
+    MintRequest {
+        service: claim.request.service.clone(),
+        purpose: claim.request.purpose.clone(),
+        repo: claim.request.repo.clone(),
+        run_id: claim.request.run_id.clone(),
+        idempotency_key: claim.id.clone(),
+        provision: claim.request.type_.clone().map(|type_| Provision {
+            type_,
+            context: wanted.context.clone(),
+        }),
+    }
+}
+
+/// Asks which tokens a request whose answer was lost may have made, and notes their ids.
+pub async fn look_for_orphans(
+    context: &Context,
+    journal: &ScopeJournal,
+    usable: &Usable,
+    uid: &str,
+    wanted: &Wanted,
+    claim: &Claim,
+) {
+    // The server's clock may differ a little from ours.
+    let since = claim.at - TimeDelta::seconds(5);
+    let request = request_of(claim, wanted);
+    if let Ok(candidates) = usable.broker.candidates(&request, since, context.now()).await
+        && !candidates.is_empty()
+    {
+        let uid = uid.to_owned();
+        settle(journal, move |journal, _| journal.orphaned(&uid, candidates.clone())).await;
     }
 }
 
@@ -518,7 +574,7 @@ async fn succeed(
     live: crate::core::journal::Live,
 ) {
     let deliver = p.usable.chronicle.is_some();
-    let (id, uid) = (claim.id.clone(), p.owner.uid.clone());
+    let (claimed, uid) = (claim.clone(), p.owner.uid.clone());
     let (namespace, name) = (p.owner.namespace.clone(), p.owner.name.clone());
     let reason = if live.revision > 1 {
         Reason::Rotated
@@ -528,8 +584,8 @@ async fn succeed(
     let (ends_at, kind) = (live.ends_at, claim.kind);
     let key = p.usable.key_digest.clone();
     let committed = settle(journal, move |journal, now| {
-        if !journal.end(&uid, &id, Ending::Published(Box::new(live.clone())), now) {
-            journal.disown(&live.token_ids, now);
+        if !journal.end(&uid, &claimed.id, Ending::Published(Box::new(live.clone())), now) {
+            journal.disown(&uid, &claimed, &live.token_ids, now);
             return None;
         }
         let subject = Subject {
@@ -588,10 +644,10 @@ async fn fail(context: &Arc<Context>, journal: &ScopeJournal, p: &Prepared, clai
         );
         let ending = Ending::Failed { failure, counted };
         if !journal.end(&owner.uid, &claimed.id, ending, now) {
-            journal.disown(&refused.token_ids, now);
+            journal.disown(&owner.uid, &claimed, &refused.token_ids, now);
             return None;
         }
-        journal.disown(&refused.token_ids, now);
+        journal.disown(&owner.uid, &claimed, &refused.token_ids, now);
         let subject = Subject {
             uid: &owner.uid,
             namespace: &owner.namespace,

@@ -6,6 +6,7 @@ mod delivery;
 mod minter;
 mod publish;
 mod reconcile;
+mod revoke;
 mod sweep;
 mod watches;
 
@@ -157,6 +158,7 @@ async fn serve(context: Arc<Context>, term: Term, concurrency: u16, health: Heal
     watches::await_synced(&context, &stop).await;
     tokio::spawn(run_until(&stop, Arc::clone(&context).sweep_for_ever()));
     tokio::spawn(run_until(&stop, delivery::deliver_for_ever(Arc::clone(&context))));
+    tokio::spawn(run_until(&stop, revoke::revoke_for_ever(Arc::clone(&context))));
     tokio::spawn(run_until(&stop, watches::report_for_ever(Arc::clone(&context))));
     drive(context, term.credentials, term.triggered, concurrency, health).await;
 }

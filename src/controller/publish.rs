@@ -15,7 +15,7 @@ use crate::cluster::secrets::{Dress, Owner, WriteError, rfc3339};
 use crate::core::journal::{Claim, Live, Minted, Written};
 use crate::core::render::{Data, fingerprint, render};
 use crate::core::seal::Seal;
-use crate::core::spec::Wanted;
+use crate::core::spec::{Wanted, WantedSecret};
 use crate::core::{Problem, Time};
 
 /// How far clocks may differ and still count as telling the same time.
@@ -59,7 +59,6 @@ pub fn end(
 struct Ready {
     dress: Dress,
     data: Data,
-    written: Written,
 }
 
 /// Writes what was minted.
@@ -78,8 +77,23 @@ pub async fn publish(
             "the token has no end, and spec.rotation.maxLifetime sets none",
         ));
     };
-    let outputs: Vec<String> = answer.outputs.keys().cloned().collect();
-    let mut ready = Vec::new();
+    let mut live = Live {
+        claim: claim.id.clone(),
+        revision: claim.revision,
+        request: claim.request.clone(),
+        endpoint: claim.endpoint.clone(),
+        request_hash: claim.request_hash.clone(),
+        layout_hash: claim.layout_hash.clone(),
+        rotate: claim.rotate.clone(),
+        issued_at,
+        ends_at,
+        capped,
+        renew_before_ms: claim.renew_before_ms,
+        token_ids: answer.token_ids.clone(),
+        outputs: answer.outputs.keys().cloned().collect(),
+        secrets: BTreeMap::new(),
+    };
+    let mut rendered = Vec::new();
     for secret in &wanted.secrets {
         let data = match render(&secret.name, secret.type_, &secret.layout, &answer.outputs, ends_at) {
             Ok(data) => data,
@@ -89,55 +103,34 @@ pub async fn publish(
             keys: data.keys().cloned().collect(),
             fingerprint: fingerprint(&claim.id, data.iter().map(|(k, v)| (k.as_str(), v.as_slice()))),
         };
-        let seal = seal(
-            owner,
-            &secret.name,
-            claim,
-            issued_at,
-            ends_at,
-            answer,
-            &outputs,
-            &written,
-        );
-        ready.push(Ready {
-            dress: Dress {
-                name: secret.name.clone(),
-                type_: secret.type_,
-                labels: secret.labels.clone(),
-                seal: context.seal.sign(&seal),
-                expires_at: rfc3339(ends_at),
-            },
-            data,
-            written,
-        });
+        live.secrets.insert(secret.name.clone(), written);
+        rendered.push((secret, data));
     }
-    let secrets: BTreeMap<String, Written> = ready
-        .iter()
-        .map(|r| (r.dress.name.clone(), r.written.clone()))
-        .collect();
+    let ready = rendered.into_iter().map(|(secret, data)| Ready {
+        dress: dress(context, owner, secret, &live),
+        data,
+    });
     let minted = Minted {
         issued_at,
         ends_at,
         token_ids: answer.token_ids.clone(),
     };
-    if let Err(stopped) = write_all(context, journal, owner, claim, &minted, ready).await {
-        return stopped;
+    match write_all(context, journal, owner, claim, &minted, ready.collect()).await {
+        Ok(()) => Published::Yes(Box::new(live)),
+        Err(stopped) => stopped,
     }
-    Published::Yes(Box::new(Live {
-        claim: claim.id.clone(),
-        revision: claim.revision,
-        request: claim.request.clone(),
-        request_hash: claim.request_hash.clone(),
-        layout_hash: claim.layout_hash.clone(),
-        rotate: claim.rotate.clone(),
-        issued_at,
-        ends_at,
-        capped,
-        renew_before_ms: claim.renew_before_ms,
-        token_ids: answer.token_ids.clone(),
-        outputs,
-        secrets,
-    }))
+}
+
+/// How a Secret of `live` is dressed.
+pub fn dress(context: &Context, owner: &Owner, secret: &WantedSecret, live: &Live) -> Dress {
+    let seal = Seal::new(&owner.uid, &owner.namespace, &secret.name, live);
+    Dress {
+        name: secret.name.clone(),
+        type_: secret.type_,
+        labels: secret.labels.clone(),
+        seal: context.seal.sign(&seal),
+        expires_at: rfc3339(live.ends_at),
+    }
 }
 
 async fn write_all(
@@ -216,79 +209,6 @@ async fn is_closed(journal: &ScopeJournal, owner: &Owner, claim: &Claim) -> bool
         .view()
         .await
         .is_ok_and(|j| j.claims.get(&owner.uid).is_none_or(|c| c.id != claim.id))
-}
-
-#[expect(clippy::too_many_arguments, reason = "a seal vouches for all of them")]
-fn seal(
-    owner: &Owner,
-    name: &str,
-    claim: &Claim,
-    issued_at: Time,
-    ends_at: Time,
-    answer: &Answer,
-    outputs: &[String],
-    written: &Written,
-) -> Seal {
-    Seal {
-        uid: owner.uid.clone(),
-        namespace: owner.namespace.clone(),
-        name: name.to_owned(),
-        claim: claim.id.clone(),
-        revision: claim.revision,
-        issued_at,
-        ends_at,
-        token_ids: answer.token_ids.clone(),
-        outputs: outputs.to_vec(),
-        written: written.clone(),
-        request: claim.request.clone(),
-        request_hash: claim.request_hash.clone(),
-        layout_hash: claim.layout_hash.clone(),
-        rotate: claim.rotate.clone(),
-        renew_before_ms: claim.renew_before_ms,
-    }
-}
-
-/// The live token that sealed Secrets tell of.
-#[must_use]
-pub fn live_of(seals: &[&Seal]) -> Option<Live> {
-    let first = *seals.first()?;
-    Some(Live {
-        claim: first.claim.clone(),
-        revision: first.revision,
-        request: first.request.clone(),
-        request_hash: first.request_hash.clone(),
-        layout_hash: first.layout_hash.clone(),
-        rotate: first.rotate.clone(),
-        issued_at: first.issued_at,
-        ends_at: first.ends_at,
-        capped: false,
-        renew_before_ms: first.renew_before_ms,
-        token_ids: first.token_ids.clone(),
-        outputs: first.outputs.clone(),
-        secrets: seals.iter().map(|s| (s.name.clone(), s.written.clone())).collect(),
-    })
-}
-
-/// The seal that goes onto a Secret of `live` anew.
-#[must_use]
-pub fn reseal(owner: &Owner, name: &str, live: &Live) -> Option<Seal> {
-    Some(Seal {
-        uid: owner.uid.clone(),
-        namespace: owner.namespace.clone(),
-        name: name.to_owned(),
-        claim: live.claim.clone(),
-        revision: live.revision,
-        issued_at: live.issued_at,
-        ends_at: live.ends_at,
-        token_ids: live.token_ids.clone(),
-        outputs: live.outputs.clone(),
-        written: live.secrets.get(name)?.clone(),
-        request: live.request.clone(),
-        request_hash: live.request_hash.clone(),
-        layout_hash: live.layout_hash.clone(),
-        rotate: live.rotate.clone(),
-        renew_before_ms: live.renew_before_ms,
-    })
 }
 
 #[cfg(test)]

@@ -10,18 +10,18 @@ use kube::runtime::controller::Action as Requeue;
 use kube::runtime::reflector::ObjectRef;
 
 use super::context::{Context, Look, Name};
-use super::minter::settle;
-use super::publish::{live_of, reseal};
+use super::minter::{look_for_orphans, settle};
+use super::publish::dress;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
-use crate::cluster::secrets::{Dress, Owner, Seen, WriteError, rfc3339};
+use crate::cluster::secrets::{Owner, Seen, WriteError};
 use crate::core::audit::{AuditEvent, EventType, Subject};
 use crate::core::budget::Demand;
 use crate::core::journal::{Claim, Ending, Failure, Kind, Live, Record, Scope};
 use crate::core::plan::{self, Action, Connection, Observed, SecretState};
 use crate::core::schedule::{Bounds, Try, retry_at};
-use crate::core::seal::Seal;
+use crate::core::seal::{Seal, live_of};
 use crate::core::spec::{self, Wanted};
 use crate::core::{Problem, Time, access, clock, status};
 
@@ -156,8 +156,8 @@ async fn observe(credential: &EphemeralCredential, context: &Arc<Context>) -> Re
     let Some(namespace) = context.namespaces.get(&ObjectRef::new(&owner.namespace)) else {
         return Ok(None);
     };
-    let wanted = spec::wanted(credential);
     let resolved = context.connections.get(&credential.spec.connection);
+    let wanted = spec::wanted(credential, resolved.as_ref().map(|r| r.connection.spec.api));
     let scope = resolved.as_ref().and_then(|r| r.scope(&credential.spec.service));
     if let Some(scope) = &scope {
         // Opened now, so that it is there when a mint is wanted.
@@ -435,11 +435,14 @@ async fn act(
             let (uid, why) = (owner.uid.clone(), *reason);
             record(context, scene, event, *reason, move |journal, _, now| {
                 // An expired token has no life left to revoke, but its broker may not agree.
-                let released = journal.release(&uid, now).is_some();
-                if why == Reason::Expired
-                    && let Some(record) = journal.credentials.get_mut(&uid)
-                {
-                    record.expired = true;
+                let released = journal.credentials.get(&uid).is_some_and(|r| r.live.is_some());
+                if why == Reason::NotPermitted {
+                    journal.revoke_all(&uid, now);
+                } else {
+                    journal.release(&uid, now);
+                }
+                if let Some(record) = journal.credentials.get_mut(&uid) {
+                    record.expired = why == Reason::Expired;
                 }
                 released
             })
@@ -501,19 +504,13 @@ async fn restore(context: &Arc<Context>, scene: &Scene, secret: &str) -> Result<
         return Ok(());
     };
     let template = wanted.secrets.iter().find(|s| s.name == secret);
-    let (Some(template), Some(seal)) = (template, reseal(&scene.owner, secret, live)) else {
+    let (Some(template), Some(written)) = (template, live.secrets.get(secret)) else {
         return Ok(());
     };
-    let dress = Dress {
-        name: secret.to_owned(),
-        type_: template.type_,
-        labels: template.labels.clone(),
-        seal: context.seal.sign(&seal),
-        expires_at: rfc3339(live.ends_at),
-    };
+    let dress = dress(context, &scene.owner, template, live);
     match context
         .cluster
-        .restore_secret(&scene.owner, &dress, &seal.written.keys, &context.seal)
+        .restore_secret(&scene.owner, &dress, &written.keys, &context.seal)
         .await
     {
         // Changed since: the next look decides.
@@ -528,7 +525,7 @@ fn seals<'a>(scene: &'a Scene, claim: Option<&str>) -> Vec<&'a Seal> {
         .secrets
         .values()
         .filter_map(|state| match state {
-            SecretState::Ours { seal: Some(seal), .. } if claim.is_none_or(|c| seal.claim == c) => Some(&**seal),
+            SecretState::Ours { seal: Some(seal), .. } if claim.is_none_or(|c| seal.live.claim == c) => Some(&**seal),
             _ => None,
         })
         .collect()
@@ -635,6 +632,21 @@ async fn give_up(
             Some(journal.record_event(&owner.uid, event))
         })
         .await?;
+    let usable = context
+        .connections
+        .get(&credential.spec.connection)
+        .and_then(|r| r.usable.ok());
+    if let (Some(usable), Ok(wanted), Some(claim)) = (usable, &scene.observed.wanted, &scene.observed.claim) {
+        look_for_orphans(
+            context,
+            &context.runner(home).journal,
+            &usable,
+            &scene.owner.uid,
+            wanted,
+            claim,
+        )
+        .await;
+    }
     if let Some(event) = event {
         context.log_event(&event);
         context

@@ -166,6 +166,14 @@ fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time)
     let Some(record) = journal.credentials.get(uid).cloned() else {
         return Released::Gone(None);
     };
+    if record.gone {
+        // What is left of it waits for its revocations.
+        return if journal.bury().iter().any(|done| done == uid) {
+            Released::Gone(None)
+        } else {
+            Released::Waits
+        };
+    }
     let about = record.live.as_ref().map(|l| l.request.clone()).or_else(|| lost.clone());
     let event = about.map(|request| {
         let subject = Subject {

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Selector, SelectorExt};
 use wildmatch::WildMatch;
 
-use super::Problem;
+use super::{Problem, spec};
 use crate::api::Reason;
 use crate::api::{AccessRule, EphemeralCredentialSpec};
 
@@ -33,6 +33,11 @@ pub fn allowed(
                 Some(repo) => any(&rule.repos, repo),
                 None => rule.repos.iter().any(|glob| glob == "*"),
             }
+            && spec.type_.as_ref().is_none_or(|type_| any(&rule.types, type_))
+            && spec
+                .context
+                .iter()
+                .all(|(key, value)| context_matches(rule, key, value))
     };
     if rules.iter().any(matches) {
         return Ok(());
@@ -44,11 +49,12 @@ pub fn allowed(
     Err(Problem::new(
         Reason::NotPermitted,
         format!(
-            "no access rule of ChittyConnection {} lets namespace {namespace} ask for service {}, purpose {}, {repo}{}; \
+            "no access rule of ChittyConnection {} lets namespace {namespace} ask for service {}, purpose {}, {repo}{}{}; \
              an administrator can add one to its spec.access",
             spec.connection,
             spec.service,
             spec.purpose,
+            provision_text(spec),
             if reserved {
                 " (this namespace must be named without a pattern)"
             } else {
@@ -56,6 +62,23 @@ pub fn allowed(
             },
         ),
     ))
+}
+
+fn provision_text(spec: &EphemeralCredentialSpec) -> String {
+    let type_ = spec.type_.as_ref().map(|t| format!(", type {t}")).unwrap_or_default();
+    let keys: Vec<&str> = spec.context.keys().map(String::as_str).collect();
+    if keys.is_empty() {
+        type_
+    } else {
+        format!("{type_}, context {}", keys.join(", "))
+    }
+}
+
+/// The rule must name the key, and each value must match one of its globs.
+fn context_matches(rule: &AccessRule, key: &str, value: &str) -> bool {
+    rule.context
+        .get(key)
+        .is_some_and(|globs| spec::items(key, value).all(|item| any(globs, item)))
 }
 
 fn namespace_matches(rule: &AccessRule, reserved: bool, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
@@ -93,6 +116,8 @@ mod tests {
             services: own(services),
             purposes: own(purposes),
             repos: own(repos),
+            types: Vec::new(),
+            context: BTreeMap::new(),
         }
     }
 
@@ -192,6 +217,28 @@ mod tests {
     #[test]
     fn a_rule_that_names_no_namespace_allows_none() {
         assert!(!ask(&[rule(&[], &["*"], &["*"], &["*"])], "a", &[], Some("O/r")));
+    }
+
+    #[test]
+    fn types_and_context_are_denied_unless_named() {
+        let mut ec = credential("a", "chittyid");
+        let ask = |rule: &AccessRule, ec: &crate::api::EphemeralCredential| {
+            allowed(std::slice::from_ref(rule), "sys", "a", &BTreeMap::new(), &ec.spec).is_ok()
+        };
+        let mut any = rule(&["*"], &["*"], &["*"], &["*"]);
+        ec.spec.type_ = Some("cloudflare_d1_access".into());
+        assert!(!ask(&any, &ec));
+        any.types = vec!["cloudflare_*".into()];
+        assert!(ask(&any, &ec));
+        ec.spec.context.insert("database".into(), "users".into());
+        assert!(!ask(&any, &ec));
+        any.context.insert("database".into(), vec!["user?".into()]);
+        assert!(ask(&any, &ec));
+        any.context.insert("zones".into(), vec!["*.example".into()]);
+        ec.spec.context.insert("zones".into(), "a.example,b.example".into());
+        assert!(ask(&any, &ec));
+        ec.spec.context.insert("zones".into(), "a.example,chitty.cc".into());
+        assert!(!ask(&any, &ec));
     }
 
     #[test]

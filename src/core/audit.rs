@@ -175,6 +175,9 @@ impl AuditEvent {
             if let Some(repo) = &self.request.repo {
                 fields.insert("repo".to_owned(), json!(repo));
             }
+            if let Some(type_) = &self.request.type_ {
+                fields.insert("type".to_owned(), json!(type_));
+            }
             if let Some(at) = self.expires_at {
                 fields.insert("expiresAt".to_owned(), json!(at));
             }
@@ -199,6 +202,7 @@ mod tests {
             purpose: "p".repeat(63),
             repo: Some("r".repeat(140)),
             run_id: "i".repeat(64),
+            type_: None,
         };
         let uid = "0".repeat(36);
         let (namespace, name) = ("n".repeat(63), "m".repeat(63));
@@ -225,6 +229,7 @@ mod tests {
             purpose: "worker-deploy".into(),
             repo: None,
             run_id: "r".into(),
+            type_: None,
         };
         let subject = Subject {
             uid: "u",

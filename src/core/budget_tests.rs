@@ -6,8 +6,8 @@ use chrono::{TimeDelta, TimeZone};
 use proptest::prelude::*;
 
 use super::*;
-use crate::api::RateScope;
-use crate::core::journal::{Ending, RequestFacts, Scope};
+use crate::core::journal::Ending;
+use crate::core::journal::tests_support::{claim, live, scope};
 
 fn t(seconds: i64) -> Time {
     chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
@@ -32,11 +32,7 @@ struct World {
 impl World {
     fn new(limit: u32, window: TimeDelta) -> Self {
         Self {
-            journal: Journal::new(Scope {
-                origin: "o".into(),
-                kind: RateScope::Service,
-                of: "svc".into(),
-            }),
+            journal: Journal::new(scope()),
             limits: vec![Limit { limit, window }],
             demands: BTreeMap::new(),
             lifetimes: BTreeMap::new(),
@@ -166,54 +162,6 @@ fn demand(uid: &str, namespace: &str, kind: Kind, since: Time) -> Demand {
         renew_before: None,
         max_lifetime: None,
         pod_waits: false,
-    }
-}
-
-fn request() -> RequestFacts {
-    RequestFacts {
-        connection: "c".into(),
-        service: "svc".into(),
-        purpose: "p".into(),
-        repo: None,
-        run_id: "r".into(),
-    }
-}
-
-fn claim(uid: &str, namespace: &str, kind: Kind, at: Time, n: usize) -> Claim {
-    Claim {
-        id: format!("claim-{n}"),
-        namespace: namespace.to_owned(),
-        name: uid.to_owned(),
-        revision: 1,
-        at,
-        holder: "me".into(),
-        timeout_seconds: 10,
-        kind,
-        request: request(),
-        request_hash: String::new(),
-        layout_hash: String::new(),
-        rotate: String::new(),
-        secrets: vec![],
-        renew_before_ms: None,
-        minted: None,
-    }
-}
-
-fn live(claim: &str, issued_at: Time, ends_at: Time) -> Live {
-    Live {
-        claim: claim.to_owned(),
-        revision: 1,
-        request: request(),
-        request_hash: String::new(),
-        layout_hash: String::new(),
-        rotate: String::new(),
-        issued_at,
-        ends_at,
-        capped: false,
-        renew_before_ms: None,
-        token_ids: vec![],
-        outputs: vec![],
-        secrets: BTreeMap::new(),
     }
 }
 

@@ -4,7 +4,7 @@
 //! every credential holds, what is owed (revocations, audit) and what was refused. It is committed
 //! by compare-and-swap; whoever commits decides on the state it commits to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use super::Time;
 use super::audit::AuditEvent;
 use super::schedule::CLAIM_FRESH;
 use super::spec::digest;
-use crate::api::{RateScope, Reason};
+use crate::api::{BrokerApi, KeyRef, RateScope, Reason};
 
 /// The layout this code reads and writes.
 pub const VERSION: u32 = 1;
@@ -156,6 +156,8 @@ pub struct Claim {
     pub kind: Kind,
     /// What is asked for.
     pub request: RequestFacts,
+    /// Where it is asked for.
+    pub endpoint: EndpointRef,
     /// Digest of the request.
     pub request_hash: String,
     /// Digest of the Secrets' layout.
@@ -173,6 +175,16 @@ pub struct Claim {
 }
 
 impl Claim {
+    fn debt<'a>(&'a self, uid: &'a str, token_ids: &'a [String]) -> Debt<'a> {
+        Debt {
+            uid,
+            token_ids,
+            request: &self.request,
+            endpoint: &self.endpoint,
+            revision: self.revision,
+        }
+    }
+
     /// The time from which nobody can be waiting for this claim's answer any more.
     #[must_use]
     pub fn answered_by(&self) -> Time {
@@ -208,6 +220,25 @@ pub struct RequestFacts {
     pub repo: Option<String>,
     /// The `run_id` as it was sent.
     pub run_id: String,
+    /// The credential type, with the Provision API.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub type_: Option<String>,
+}
+
+/// How to reach the `ChittyConnect` that made a token, once its connection may be gone: references,
+/// no keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointRef {
+    /// Its base URL.
+    pub url: String,
+    /// The API it was asked by.
+    pub api: BrokerApi,
+    /// Where the API key is.
+    pub key: KeyRef,
+    /// Where the certificates to trust are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<KeyRef>,
 }
 
 /// What the journal knows of one credential.
@@ -231,6 +262,12 @@ pub struct Record {
     /// When healing cost a mint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heals: Vec<Time>,
+    /// Ids of tokens that nobody holds, made by requests whose answers were lost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub orphans: Vec<String>,
+    /// The credential is deleted; this remains until its tokens are revoked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
     /// The last token ended before it could be renewed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expired: bool,
@@ -246,6 +283,8 @@ pub struct Live {
     pub revision: u64,
     /// What was asked for.
     pub request: RequestFacts,
+    /// Where it was asked for.
+    pub endpoint: EndpointRef,
     /// Digest of the request.
     pub request_hash: String,
     /// Digest of the layout.
@@ -273,6 +312,16 @@ pub struct Live {
 }
 
 impl Live {
+    fn debt<'a>(&'a self, uid: &'a str) -> Debt<'a> {
+        Debt {
+            uid,
+            token_ids: &self.token_ids,
+            request: &self.request,
+            endpoint: &self.endpoint,
+            revision: self.revision,
+        }
+    }
+
     /// The runway asked for.
     #[must_use]
     pub fn renew_before(&self) -> Option<TimeDelta> {
@@ -321,6 +370,29 @@ pub struct Revocation {
     pub token_id: String,
     /// Not before this.
     pub due: Time,
+    /// The credential it was made for.
+    pub uid: String,
+    /// What was asked for.
+    pub request: RequestFacts,
+    /// Where it was asked for.
+    pub endpoint: EndpointRef,
+    /// Revision of the token.
+    pub revision: u64,
+    /// Tries that failed.
+    #[serde(default)]
+    pub tries: u32,
+    /// That it cannot be done has been recorded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told: bool,
+}
+
+/// Whose tokens are owed, and how to revoke them.
+struct Debt<'a> {
+    uid: &'a str,
+    token_ids: &'a [String],
+    request: &'a RequestFacts,
+    endpoint: &'a EndpointRef,
+    revision: u64,
 }
 
 /// What the server's 429s taught.
@@ -467,8 +539,9 @@ impl Journal {
                 record.revision = live.revision;
                 record.failure = None;
                 record.expired = false;
+                record.orphans.clear();
                 if let Some(old) = record.live.replace(*live) {
-                    self.owe(&old.token_ids, old.ends_at);
+                    self.owe(&old.debt(uid), old.ends_at);
                 }
             }
             Ending::Failed { failure, counted } => {
@@ -476,8 +549,7 @@ impl Journal {
                     self.attempts.retain(|a| a.claim != claim.id);
                 }
                 if let Some(minted) = &claim.minted {
-                    let ids = minted.token_ids.clone();
-                    self.owe(&ids, now);
+                    self.owe(&claim.debt(uid, &minted.token_ids), now);
                 }
                 self.record(uid, &claim.namespace, &claim.name).failure = Some(failure);
             }
@@ -505,8 +577,48 @@ impl Journal {
     }
 
     /// Owes the revocation of tokens that nobody will hold.
-    pub fn disown(&mut self, token_ids: &[String], now: Time) {
-        self.owe(token_ids, now);
+    pub fn disown(&mut self, uid: &str, claim: &Claim, token_ids: &[String], now: Time) {
+        self.owe(&claim.debt(uid, token_ids), now);
+    }
+
+    /// Notes tokens that a request whose answer was lost may have made.
+    pub fn orphaned(&mut self, uid: &str, candidates: Vec<String>) {
+        let known: BTreeSet<&String> = self
+            .credentials
+            .values()
+            .flat_map(|r| r.live.iter().flat_map(|l| &l.token_ids))
+            .chain(self.revocations.iter().map(|r| &r.token_id))
+            .collect();
+        let fresh: Vec<String> = candidates
+            .into_iter()
+            .filter(|id| !known.contains(id))
+            .take(20)
+            .collect();
+        if let Some(record) = self.credentials.get_mut(uid) {
+            record.orphans = fresh;
+        }
+    }
+
+    /// A revocation is done, or can never be: it is not owed any more, and a deleted credential that
+    /// owes nothing is forgotten. Returns what it was.
+    pub fn revoked(&mut self, token_id: &str) -> Option<Revocation> {
+        let index = self.revocations.iter().position(|r| r.token_id == token_id)?;
+        Some(self.revocations.swap_remove(index))
+    }
+
+    /// Forgets deleted credentials that owe nothing; returns their uids.
+    pub fn bury(&mut self) -> Vec<String> {
+        let owing: BTreeSet<&str> = self.revocations.iter().map(|r| r.uid.as_str()).collect();
+        let done: Vec<String> = self
+            .credentials
+            .iter()
+            .filter(|(uid, r)| r.gone && !owing.contains(uid.as_str()))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in &done {
+            self.credentials.remove(uid);
+        }
+        done
     }
 
     /// Goes on counting revisions and audit events where another scope's journal left off.
@@ -520,19 +632,26 @@ impl Journal {
     /// Forgets the live token of `uid` and owes its revocation from `due` on.
     pub fn release(&mut self, uid: &str, due: Time) -> Option<Live> {
         let live = self.credentials.get_mut(uid)?.live.take()?;
-        self.owe(&live.token_ids, due);
+        self.owe(&live.debt(uid), due);
         Some(live)
     }
 
-    /// Forgets a credential that is gone; what it holds is revoked at once.
-    pub fn forget(&mut self, uid: &str, now: Time) -> Option<Record> {
-        let live = self.release(uid, now);
-        let mut record = self.credentials.remove(uid)?;
-        record.live = live;
-        if self.throttle == Throttle::default() && self.credentials.is_empty() {
-            self.typical_lifetime = None;
+    /// Revokes all tokens of `uid` at once, older ones that still had their time too.
+    pub fn revoke_all(&mut self, uid: &str, now: Time) {
+        self.release(uid, now);
+        for owed in self.revocations.iter_mut().filter(|r| r.uid == uid) {
+            owed.due = owed.due.min(now);
         }
-        Some(record)
+    }
+
+    /// A credential is deleted; what it holds is revoked at once, and once that is done it is forgotten.
+    pub fn forget(&mut self, uid: &str, now: Time) {
+        self.revoke_all(uid, now);
+        if let Some(record) = self.credentials.get_mut(uid) {
+            record.gone = true;
+            record.failure = None;
+        }
+        self.bury();
     }
 
     /// The number of failures in a row for the same request, this one included.
@@ -565,13 +684,19 @@ impl Journal {
         })
     }
 
-    fn owe(&mut self, token_ids: &[String], due: Time) {
-        for id in token_ids {
+    fn owe(&mut self, debt: &Debt<'_>, due: Time) {
+        for id in debt.token_ids {
             match self.revocations.iter_mut().find(|r| r.token_id == *id) {
                 Some(known) => known.due = known.due.min(due),
                 None => self.revocations.push(Revocation {
                     token_id: id.clone(),
                     due,
+                    uid: debt.uid.to_owned(),
+                    request: debt.request.clone(),
+                    endpoint: debt.endpoint.clone(),
+                    revision: debt.revision,
+                    tries: 0,
+                    told: false,
                 }),
             }
         }
@@ -581,6 +706,90 @@ impl Journal {
     fn count_from(&mut self, claim_id: &str, now: Time) {
         if let Some(attempt) = self.attempts.iter_mut().find(|a| a.claim == claim_id) {
             attempt.at = attempt.at.min(now);
+        }
+    }
+}
+
+/// Journal parts as tests of the core use them.
+#[cfg(test)]
+pub mod tests_support {
+    use super::*;
+
+    /// A request of service `svc`.
+    #[must_use]
+    pub fn request() -> RequestFacts {
+        RequestFacts {
+            connection: "c".into(),
+            service: "svc".into(),
+            purpose: "p".into(),
+            repo: None,
+            run_id: "r".into(),
+            type_: None,
+        }
+    }
+
+    /// The default endpoint.
+    #[must_use]
+    pub fn endpoint() -> EndpointRef {
+        EndpointRef {
+            url: "https://connect.chitty.cc".into(),
+            api: BrokerApi::Deploy,
+            key: KeyRef::default(),
+            ca: None,
+        }
+    }
+
+    /// A claim of this test process.
+    #[must_use]
+    pub fn claim(uid: &str, namespace: &str, kind: Kind, at: Time, n: usize) -> Claim {
+        Claim {
+            id: format!("claim-{n}"),
+            namespace: namespace.to_owned(),
+            name: uid.to_owned(),
+            revision: 1,
+            at,
+            holder: "me".into(),
+            timeout_seconds: 10,
+            kind,
+            request: request(),
+            endpoint: endpoint(),
+            request_hash: String::new(),
+            layout_hash: String::new(),
+            rotate: String::new(),
+            secrets: vec![],
+            renew_before_ms: None,
+            minted: None,
+        }
+    }
+
+    /// A token made by `claim`.
+    #[must_use]
+    pub fn live(claim: &str, issued_at: Time, ends_at: Time) -> Live {
+        Live {
+            claim: claim.to_owned(),
+            revision: 1,
+            request: request(),
+            endpoint: endpoint(),
+            request_hash: String::new(),
+            layout_hash: String::new(),
+            rotate: String::new(),
+            issued_at,
+            ends_at,
+            capped: false,
+            renew_before_ms: None,
+            token_ids: vec![],
+            outputs: vec![],
+            secrets: BTreeMap::new(),
+        }
+    }
+
+    /// A scope of service `svc`.
+    #[must_use]
+    pub fn scope() -> Scope {
+        Scope {
+            origin: "https://connect.chitty.cc".into(),
+            kind: RateScope::Service,
+            of: "svc".into(),
         }
     }
 }

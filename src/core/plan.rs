@@ -209,8 +209,8 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
     if let Some(at) = standing.renews(o).filter(|at| *at > now) {
         plan.wake_at(at);
     }
-    let objection = not_permitted(o)
-        .or_else(|| invalid(o))
+    let objection = invalid(o)
+        .or_else(|| not_permitted(o))
         .or_else(|| suspended(o))
         .or_else(|| unusable(o, &standing))
         .or_else(|| conflict(o, now))
@@ -301,7 +301,7 @@ fn under_way(o: &Observed, claim: &Claim, now: Time, plan: &mut Plan) {
         if live.ends_at <= now {
             for name in live.secrets.keys() {
                 if matches!(o.secrets.get(name), Some(SecretState::Ours { seal, .. })
-                    if seal.as_ref().is_none_or(|s| s.claim != claim.id))
+                    if seal.as_ref().is_none_or(|s| s.live.claim != claim.id))
                 {
                     plan.actions.push(Action::Delete { secret: name.clone() });
                 }
@@ -359,7 +359,7 @@ fn under_way(o: &Observed, claim: &Claim, now: Time, plan: &mut Plan) {
 }
 
 fn sealed_by(o: &Observed, name: &str, claim: &str) -> bool {
-    matches!(o.secrets.get(name), Some(SecretState::Ours { seal: Some(seal), .. }) if seal.claim == claim)
+    matches!(o.secrets.get(name), Some(SecretState::Ours { seal: Some(seal), .. }) if seal.live.claim == claim)
 }
 
 /// Collects what must go or be restored whatever else is decided; returns what is live after that.
@@ -427,7 +427,9 @@ fn rebuildable(o: &Observed, now: Time) -> bool {
         .secrets
         .iter()
         .map(|s| match o.secrets.get(&s.name) {
-            Some(SecretState::Ours { seal: Some(seal), .. }) if seal.ends_at > now => Some(seal.claim.as_str()),
+            Some(SecretState::Ours { seal: Some(seal), .. }) if seal.live.ends_at > now => {
+                Some(seal.live.claim.as_str())
+            }
             _ => None,
         })
         .collect();

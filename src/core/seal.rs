@@ -9,8 +9,7 @@ use secrecy::{ExposeSecret, SecretSlice};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
-use super::Time;
-use super::journal::{RequestFacts, Written};
+use super::journal::{Live, Written};
 
 /// The key of all seals; created once, kept in the controller's namespace.
 #[derive(Clone)]
@@ -22,7 +21,7 @@ impl std::fmt::Debug for SealKey {
     }
 }
 
-/// What a seal vouches for.
+/// What a seal vouches for: that this Secret holds this token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Seal {
@@ -32,33 +31,39 @@ pub struct Seal {
     pub namespace: String,
     /// Name of the Secret.
     pub name: String,
-    /// The claim whose tokens it holds.
-    pub claim: String,
-    /// Their revision.
-    pub revision: u64,
-    /// When they were issued.
-    pub issued_at: Time,
-    /// When they end.
-    pub ends_at: Time,
-    /// Ids to revoke them by.
-    #[serde(default)]
-    pub token_ids: Vec<String>,
-    /// Names of the outputs.
-    #[serde(default)]
-    pub outputs: Vec<String>,
-    /// Keys and fingerprint of the data.
-    pub written: Written,
-    /// What was asked for.
-    pub request: RequestFacts,
-    /// Digest of the request.
-    pub request_hash: String,
-    /// Digest of the layout.
-    pub layout_hash: String,
-    /// Digest of the rotate annotation it served.
-    pub rotate: String,
-    /// Runway asked for, in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub renew_before_ms: Option<i64>,
+    /// The token, with what was written to this Secret alone.
+    pub live: Live,
+}
+
+impl Seal {
+    /// The seal on one Secret of `live`.
+    #[must_use]
+    pub fn new(uid: &str, namespace: &str, name: &str, live: &Live) -> Self {
+        let mut live = live.clone();
+        live.secrets.retain(|secret, _| secret == name);
+        Self {
+            uid: uid.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            live,
+        }
+    }
+
+    /// What was written to this Secret.
+    #[must_use]
+    pub fn written(&self) -> Option<&Written> {
+        self.live.secrets.get(&self.name)
+    }
+}
+
+/// The token that sealed Secrets of one claim tell of, all together.
+#[must_use]
+pub fn live_of(seals: &[&Seal]) -> Option<Live> {
+    let mut live = seals.first()?.live.clone();
+    for seal in seals {
+        live.secrets.extend(seal.live.secrets.clone());
+    }
+    Some(live)
 }
 
 impl SealKey {
@@ -141,33 +146,27 @@ mod tests {
 
     fn seal() -> Seal {
         let at = chrono::Utc.timestamp_opt(1_700_000_000, 0).unwrap();
-        Seal {
-            uid: "u".into(),
-            namespace: "ns".into(),
-            name: "s".into(),
-            claim: "c".into(),
-            revision: 3,
-            issued_at: at,
-            ends_at: at,
-            token_ids: vec!["t".into()],
-            outputs: vec!["o".into()],
-            written: Written {
+        let mut live = crate::core::journal::tests_support::live("c", at, at);
+        for name in ["s", "other"] {
+            let written = Written {
                 keys: vec!["k".into()],
-                fingerprint: "f".into(),
-            },
-            request: RequestFacts {
-                connection: "c".into(),
-                service: "s".into(),
-                purpose: "p".into(),
-                repo: None,
-                run_id: "r".into(),
-            },
-            request_hash: "q".into(),
-            layout_hash: "l".into(),
-            rotate: String::new(),
-            renew_before_ms: None,
+                fingerprint: name.into(),
+            };
+            live.secrets.insert(name.into(), written);
         }
+        Seal::new("u", "ns", "s", &live)
     }
+
+    #[test]
+    fn a_seal_tells_of_its_own_secret_and_all_together_of_the_token() {
+        let one = seal();
+        assert_eq!(one.live.secrets.len(), 1);
+        let mut other = one.clone();
+        other.live.secrets = [("other".to_owned(), one.written().unwrap().clone())].into();
+        assert_eq!(live_of(&[&one, &other]).unwrap().secrets.len(), 2);
+        assert_eq!(live_of(&[]), None);
+    }
+
     fn key(byte: u8) -> SealKey {
         SealKey::new(vec![byte; SealKey::LENGTH]).unwrap()
     }

@@ -8,7 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::Problem;
 use super::render::{self, Layout};
-use crate::api::{EphemeralCredential, Preset, ROTATE_ANNOTATION, Reason, SecretType};
+use crate::api::{
+    BrokerApi, EphemeralCredential, EphemeralCredentialSpec, Preset, ROTATE_ANNOTATION, Reason, SecretType,
+};
 
 /// A digest of parts, none of which can run into the next.
 #[must_use]
@@ -35,6 +37,10 @@ pub struct Wanted {
     pub repo: Option<String>,
     /// The `run_id`, where the user sets it.
     pub run_id: Option<String>,
+    /// The credential type, with the Provision API.
+    pub type_: Option<String>,
+    /// What the type needs besides.
+    pub context: BTreeMap<String, serde_json::Value>,
     /// Digest of all that changes which token comes back.
     pub request_hash: String,
     /// Digest of all that changes what the Secrets hold.
@@ -62,12 +68,13 @@ pub struct WantedSecret {
     pub layout: Layout,
 }
 
-/// Reads what `credential` asks for.
+/// Reads what `credential` asks for, of a connection that speaks `api` (where it is known).
 ///
 /// # Errors
 /// `InvalidSpec` or `InvalidTemplate`, with what to change.
-pub fn wanted(credential: &EphemeralCredential) -> Result<Wanted, Problem> {
+pub fn wanted(credential: &EphemeralCredential, api: Option<BrokerApi>) -> Result<Wanted, Problem> {
     let spec = &credential.spec;
+    fits(spec, api)?;
     let name = credential.metadata.name.clone().unwrap_or_default();
     let secrets = secrets(credential, &name)?;
     let rotate = credential
@@ -83,6 +90,12 @@ pub fn wanted(credential: &EphemeralCredential) -> Result<Wanted, Problem> {
         purpose: spec.purpose.clone(),
         repo: spec.repo.clone(),
         run_id: spec.run_id.clone(),
+        type_: spec.type_.clone(),
+        context: spec
+            .context
+            .iter()
+            .filter_map(|(key, value)| Some((key.clone(), context_value(key, value).ok()?)))
+            .collect(),
         request_hash: digest([
             "request",
             &spec.connection,
@@ -90,13 +103,95 @@ pub fn wanted(credential: &EphemeralCredential) -> Result<Wanted, Problem> {
             &spec.purpose,
             spec.repo.as_deref().unwrap_or(""),
             spec.run_id.as_deref().unwrap_or(""),
+            &provision_text(spec),
         ]),
         layout_hash: layout_hash(&secrets),
         rotate,
         secrets,
         renew_before: delta(spec.rotation.renew_before.as_ref()),
-        max_lifetime: delta(spec.rotation.max_lifetime.as_ref()),
+        max_lifetime: delta(spec.rotation.max_lifetime.as_ref())
+            .or_else(|| (api == Some(BrokerApi::Provision)).then_some(PROVISION_LIFETIME)),
     })
+}
+
+/// The items of a context value: zones are a list.
+pub fn items<'a>(key: &str, value: &'a str) -> impl Iterator<Item = &'a str> {
+    let separator = if key == "zones" { ',' } else { '\0' };
+    value.split(separator).map(str::trim)
+}
+
+/// A context value as `ChittyConnect` takes it: most are text.
+fn context_value(key: &str, value: &str) -> Result<serde_json::Value, Problem> {
+    let must = |what: &str| Problem::new(Reason::InvalidSpec, format!("spec.context.{key} must be {what}"));
+    Ok(match key {
+        "readonly" => value.parse::<bool>().map_err(|_| must("true or false"))?.into(),
+        "ttl" => value.parse::<u64>().map_err(|_| must("a whole number"))?.into(),
+        "zones" => items(key, value).collect::<Vec<_>>().into(),
+        _ => value.into(),
+    })
+}
+
+/// What Deploy's requests have nothing of; empty for them, so that their digests stay.
+fn provision_text(spec: &EphemeralCredentialSpec) -> String {
+    match &spec.type_ {
+        None => String::new(),
+        // Maps are in order, and serialising plain JSON cannot fail.
+        Some(type_) => format!("{type_} {}", serde_json::to_string(&spec.context).unwrap_or_default()),
+    }
+}
+
+/// How long a Provision credential is used where the spec does not say: the broker makes it for months.
+const PROVISION_LIFETIME: TimeDelta = TimeDelta::hours(1);
+
+/// Context that `ChittyConnect`'s types cannot do without.
+const NEEDS: [(&str, &[&str]); 5] = [
+    ("cloudflare_r2_access", &["bucket"]),
+    ("cloudflare_d1_access", &["database"]),
+    ("github_deploy_token", &["repository"]),
+    ("chittyos_service_token", &["source_service", "target_service"]),
+    ("neon_database_connection", &["database", "readonly"]),
+];
+
+/// What neither schema nor CEL can see: whether the fields fit the connection's API and the type.
+fn fits(spec: &EphemeralCredentialSpec, api: Option<BrokerApi>) -> Result<(), Problem> {
+    let invalid = |message: String| Err(Problem::new(Reason::InvalidSpec, message));
+    if let Some(problem) = spec
+        .context
+        .iter()
+        .find_map(|(key, value)| context_value(key, value).err())
+    {
+        return Err(problem);
+    }
+    match (api, &spec.type_) {
+        (Some(BrokerApi::Provision), None) => invalid(format!(
+            "ChittyConnection {} speaks the Provision API, so spec.type is required: for instance cloudflare_workers_deploy",
+            spec.connection
+        )),
+        (Some(BrokerApi::Deploy), Some(_)) => invalid(format!(
+            "spec.type is for connections with api: Provision, and ChittyConnection {} speaks the Deploy API: remove it, or name another connection",
+            spec.connection
+        )),
+        (Some(BrokerApi::Deploy), None) if !spec.context.is_empty() => {
+            invalid("spec.context is for connections with api: Provision: remove it".to_owned())
+        }
+        (_, Some(type_)) => {
+            let needs = NEEDS
+                .iter()
+                .find(|(known, _)| known == type_)
+                .map_or(&[][..], |(_, keys)| keys);
+            let missing: Vec<&str> = needs
+                .iter()
+                .filter(|k| !spec.context.contains_key(**k))
+                .copied()
+                .collect();
+            if missing.is_empty() {
+                Ok(())
+            } else {
+                invalid(format!("type {type_} needs {} in spec.context", missing.join(" and ")))
+            }
+        }
+        _ => Ok(()),
+    }
 }
 
 fn secrets(credential: &EphemeralCredential, name: &str) -> Result<Vec<WantedSecret>, Problem> {
@@ -178,6 +273,8 @@ pub mod tests_support {
                 purpose: "worker-deploy".into(),
                 repo: Some("CHITTYOS/chittyid".into()),
                 run_id: None,
+                type_: None,
+                context: std::collections::BTreeMap::new(),
                 rotation: Rotation::default(),
                 secrets: Vec::new(),
                 suspend: false,
@@ -216,7 +313,7 @@ mod tests {
         edited.spec.secrets.reverse();
         edited.spec.secrets[0].labels.insert("l".into(), "v".into());
         edited.spec.rotation.renew_before = Some(std::time::Duration::from_secs(60).into());
-        let (a, b) = (wanted(&base).unwrap(), wanted(&edited).unwrap());
+        let (a, b) = (wanted(&base, None).unwrap(), wanted(&edited, None).unwrap());
         assert_eq!(
             (a.request_hash, a.layout_hash, a.rotate),
             (b.request_hash, b.layout_hash, b.rotate)
@@ -225,7 +322,7 @@ mod tests {
 
     #[test]
     fn every_part_of_the_request_changes_its_digest() {
-        let base = wanted(&credential("a", "chittyid")).unwrap().request_hash;
+        let base = wanted(&credential("a", "chittyid"), None).unwrap().request_hash;
         let edits: [fn(&mut EphemeralCredential); 5] = [
             |ec| ec.spec.connection = "x".into(),
             |ec| ec.spec.service = "x".into(),
@@ -236,7 +333,7 @@ mod tests {
         for edit in edits {
             let mut ec = credential("a", "chittyid");
             edit(&mut ec);
-            assert_ne!(wanted(&ec).unwrap().request_hash, base);
+            assert_ne!(wanted(&ec, None).unwrap().request_hash, base);
         }
     }
 
@@ -244,15 +341,46 @@ mod tests {
     fn a_secret_without_presets_and_data_gets_the_outputs() {
         let mut ec = credential("a", "chittyid");
         ec.spec.secrets = vec![template("x", &[])];
-        assert_eq!(wanted(&ec).unwrap().secrets[0].layout.presets, [Preset::Outputs]);
+        assert_eq!(wanted(&ec, None).unwrap().secrets[0].layout.presets, [Preset::Outputs]);
         ec.spec.secrets = vec![template("x", &[("k", "v")])];
-        assert!(wanted(&ec).unwrap().secrets[0].layout.presets.is_empty());
+        assert!(wanted(&ec, None).unwrap().secrets[0].layout.presets.is_empty());
     }
 
     #[test]
     fn without_secrets_there_is_one_named_as_the_credential() {
-        let secrets = wanted(&credential("a", "chittyid")).unwrap().secrets;
+        let secrets = wanted(&credential("a", "chittyid"), None).unwrap().secrets;
         assert_eq!(secrets.len(), 1);
         assert_eq!(secrets[0].name, "a");
+    }
+
+    #[test]
+    fn type_and_context_must_fit_the_connections_api() {
+        let reason = |ec: &EphemeralCredential, api| wanted(ec, Some(api)).map(|_| ()).map_err(|p| p.reason);
+        let mut ec = credential("a", "chittyid");
+        assert_eq!(reason(&ec, BrokerApi::Deploy), Ok(()));
+        assert_eq!(reason(&ec, BrokerApi::Provision), Err(Reason::InvalidSpec));
+        ec.spec.type_ = Some("neon_database_connection".into());
+        assert_eq!(reason(&ec, BrokerApi::Deploy), Err(Reason::InvalidSpec));
+        assert_eq!(reason(&ec, BrokerApi::Provision), Err(Reason::InvalidSpec));
+        ec.spec.context.insert("database".into(), "main".into());
+        ec.spec.context.insert("readonly".into(), "true".into());
+        assert_eq!(reason(&ec, BrokerApi::Provision), Ok(()));
+        ec.spec.context.insert("ttl".into(), "soon".into());
+        assert_eq!(reason(&ec, BrokerApi::Provision), Err(Reason::InvalidSpec));
+    }
+
+    #[test]
+    fn a_provisioned_credential_is_used_for_an_hour_unless_the_spec_says_otherwise() {
+        let mut ec = credential("a", "chittyid");
+        ec.spec.type_ = Some("cloudflare_workers_read".into());
+        assert_eq!(
+            wanted(&ec, Some(BrokerApi::Provision)).unwrap().max_lifetime,
+            Some(TimeDelta::hours(1))
+        );
+        ec.spec.rotation.max_lifetime = Some(std::time::Duration::from_secs(60).into());
+        assert_eq!(
+            wanted(&ec, Some(BrokerApi::Provision)).unwrap().max_lifetime,
+            Some(TimeDelta::minutes(1))
+        );
     }
 }

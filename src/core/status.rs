@@ -30,7 +30,11 @@ pub fn status(
         |kind, status, message: &str| condition(kind, status, verdict.reason.as_str(), message, generation, known, now);
     let mut conditions = vec![
         make(ConditionType::Ready, verdict.ready, &verdict.message),
-        make(ConditionType::Issued, verdict.issued, issued_message(verdict.issued)),
+        make(
+            ConditionType::Issued,
+            verdict.issued,
+            issued_message(verdict.issued, record),
+        ),
     ];
     if verdict.stalled {
         conditions.push(make(ConditionType::Stalled, true, &verdict.message));
@@ -52,14 +56,17 @@ pub fn status(
         expires_at: live.map(|l| whole(l.ends_at)),
         renew_at: renews.map(whole),
         next_attempt_at: verdict.next_attempt.map(whole),
+        orphans: record.map(|r| r.orphans.clone()).unwrap_or_default(),
     }
 }
 
-const fn issued_message(issued: bool) -> &'static str {
-    if issued {
-        "a valid Secret is there"
-    } else {
-        "no valid Secret is there"
+fn issued_message(issued: bool, record: Option<&Record>) -> &'static str {
+    match record.and_then(|r| r.live.as_ref()) {
+        _ if !issued => "no valid Secret is there",
+        Some(live) if live.token_ids.is_empty() => {
+            "a valid Secret is there; ChittyConnect gave no id to revoke its tokens by: they end by themselves"
+        }
+        _ => "a valid Secret is there",
     }
 }
 

@@ -7,6 +7,7 @@ mod answers;
 mod budget;
 mod crash;
 mod lifecycle;
+mod provision;
 mod records;
 mod schema;
 mod secrets;

@@ -1,0 +1,184 @@
+//! The Provision API: types, their context, tokens made for a year, and revoking them.
+
+use std::time::Duration;
+
+use kube::api::DeleteParams;
+use serde_json::{Value, json};
+use testbed::chittyconnect::{Fault, Match, Route};
+
+use crate::support::*;
+
+async fn provisioning() -> Case {
+    let rule = json!([{
+        "namespaces": ["*"], "services": ["*"], "purposes": ["*"], "repos": ["*"], "types": ["*"],
+        "context": {"database": ["*"], "bucket": ["*"], "readonly": ["*"], "repository": ["*"], "zones": ["*"],
+                    "source_service": ["*"], "target_service": ["*"]},
+    }]);
+    Setup::new(generous())
+        .await
+        .connection(json!({"api": "Provision", "access": rule}))
+        .case()
+        .await
+}
+
+fn live(case: &Case) -> Vec<String> {
+    let ledger = case.broker.ledger();
+    let now = case.broker.now();
+    ledger
+        .mints
+        .iter()
+        .filter(|m| m.is_live(now))
+        .filter_map(|m| m.token_id.clone())
+        .collect()
+}
+
+#[tokio::test]
+async fn every_type_is_issued_under_the_names_that_layouts_use() {
+    let case = provisioning().await;
+    let rows: [(&str, Value, &str); 8] = [
+        ("cloudflare_workers_deploy", json!({}), "cloudflare_token"),
+        ("cloudflare_workers_read", json!({}), "cloudflare_token"),
+        ("cloudflare_r2_access", json!({"bucket": "b"}), "cloudflare_token"),
+        ("cloudflare_d1_access", json!({"database": "d"}), "cloudflare_token"),
+        (
+            "github_deploy_token",
+            json!({"repository": "CHITTYOS/chittyid"}),
+            "github_token",
+        ),
+        (
+            "chittyos_service_token",
+            json!({"source_service": "a", "target_service": "b"}),
+            "service_token",
+        ),
+        (
+            "neon_database_connection",
+            json!({"database": "d", "readonly": "true"}),
+            "neon_database_url",
+        ),
+        ("neon_api_key", json!({}), "neon_token"),
+    ];
+    for (type_, context, output) in rows {
+        let name = type_.replace('_', "-");
+        let credential = case
+            .issued(&name, json!({"type": type_, "context": context, "service": name}))
+            .await;
+        let outputs = credential.status.unwrap().outputs;
+        assert!(outputs.contains(&output.to_owned()), "{type_}: {outputs:?}");
+        assert!(
+            case.value(&name, output).await.is_some_and(|v| !v.is_empty()),
+            "{type_}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_the_api_or_the_type_is_invalid_and_nothing_is_minted() {
+    let case = provisioning().await;
+    case.apply("untyped", json!({})).await;
+    let refused = case.until_ready_is("untyped", "False", "InvalidSpec").await;
+    assert!(condition(&refused, "Ready").2.contains("spec.type is required"));
+    case.apply("incomplete", json!({"type": "cloudflare_d1_access"})).await;
+    let refused = case.until_ready_is("incomplete", "False", "InvalidSpec").await;
+    assert!(
+        condition(&refused, "Ready")
+            .2
+            .contains("needs database in spec.context")
+    );
+    assert_eq!(case.posts(), 0);
+    let deploy = Case::new().await;
+    deploy
+        .apply("typed", json!({"type": "cloudflare_workers_deploy"}))
+        .await;
+    deploy.until_ready_is("typed", "False", "InvalidSpec").await;
+    assert_eq!(deploy.posts(), 0);
+}
+
+#[tokio::test]
+async fn a_year_long_token_is_replaced_and_revoked_at_its_own_end_and_at_once_on_deletion() {
+    let case = provisioning().await;
+    let spec = json!({"type": "cloudflare_workers_deploy", "rotation": {"maxLifetime": "6s", "renewBefore": "3s"}});
+    case.issued("a", spec).await;
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) >= Some(6))
+        .await;
+    // The current one, and at most the one before it, whose own end has not come.
+    let alive = live(&case);
+    assert!((1..=3).contains(&alive.len()), "{alive:?}");
+    assert!(case.broker.ledger().mints.len() >= 6);
+    case.delete("a").await;
+    wait_for("every token to be revoked", || async {
+        live(&case).is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn revocations_survive_an_outage_of_the_broker_the_connection_and_the_controller() {
+    let world = World::start("owed").await;
+    let rule = json!([{"namespaces": ["*"], "services": ["*"], "purposes": ["*"], "repos": ["*"], "types": ["*"]}]);
+    let case = Setup::within(world.clone(), generous())
+        .connection(json!({"api": "Provision", "access": rule}))
+        .case()
+        .await;
+    case.issued("a", json!({"type": "cloudflare_workers_deploy"})).await;
+    assert_eq!(live(&case).len(), 1);
+    let rule = case.broker.on(Match::route(Route::Revoke)).fault(Fault::FailAfter(503));
+    case.delete("a").await;
+    wait_for("a try", || async { (case.broker.hits(rule) > 0).then_some(()) }).await;
+    case.broker.clear_faults();
+    case.broker.go_down().unwrap();
+    case.connections()
+        .delete(&case.connection, &DeleteParams::default())
+        .await
+        .unwrap();
+    world.kill_controller();
+    world.start_controller();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    case.broker.come_back().unwrap();
+    wait_for("the token to be revoked", || async {
+        live(&case).is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn permission_that_goes_takes_secret_and_token_along_within_seconds() {
+    let case = provisioning().await;
+    case.issued("a", json!({"type": "cloudflare_workers_deploy"})).await;
+    case.connect(json!({"api": "Provision", "access": []})).await;
+    let refused = case.until_ready_is("a", "False", "NotPermitted").await;
+    assert_eq!(condition(&refused, "Stalled").0, "True");
+    wait_for("the Secret to go", || async {
+        case.secret("a").await.is_none().then_some(())
+    })
+    .await;
+    wait_for("the token to be revoked", || async {
+        live(&case).is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(case.posts(), 1);
+}
+
+#[tokio::test]
+async fn a_token_without_value_is_an_invalid_response_and_what_was_made_is_revoked() {
+    let case = provisioning().await;
+    case.broker.on(Match::minting()).times(1).fault(Fault::NoValue);
+    case.apply("a", json!({"type": "cloudflare_workers_deploy"})).await;
+    case.until_ready_is("a", "False", "InvalidResponse").await;
+    wait_for("the token to be revoked", || async {
+        live(&case).is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_that_was_lost_leaves_its_candidates_in_the_status() {
+    let case = provisioning().await;
+    case.broker.on(Match::minting()).times(1).fault(Fault::CutAfter);
+    case.apply("a", json!({"type": "cloudflare_workers_deploy"})).await;
+    let unknown = case
+        .until("a", |c| {
+            c.status.as_ref().is_some_and(|s| !s.orphans.is_empty()) && condition(c, "Ready").1 == "OutcomeUnknown"
+        })
+        .await;
+    assert_eq!(unknown.status.unwrap().orphans, live(&case));
+}
