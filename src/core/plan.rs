@@ -677,3 +677,7 @@ fn runway_text(runway: TimeDelta) -> String {
         format!("{} min", runway.num_minutes())
     }
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
