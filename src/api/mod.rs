@@ -46,16 +46,40 @@ pub const EXPIRES_AT_KEY: &str = "expires_at";
 /// None in practice: these types always serialise.
 pub fn crd_files() -> Result<Vec<(&'static str, String)>, serde_yaml::Error> {
     use kube::CustomResourceExt;
+    let yaml = |crd| {
+        let mut crd = serde_yaml::to_value(crd)?;
+        join_lines(&mut crd);
+        serde_yaml::to_string(&crd)
+    };
     Ok(vec![
         (
             "connect.chitty.cc_chittyconnections.yaml",
-            serde_yaml::to_string(&ChittyConnection::crd())?,
+            yaml(ChittyConnection::crd())?,
         ),
         (
             "connect.chitty.cc_ephemeralcredentials.yaml",
-            serde_yaml::to_string(&EphemeralCredential::crd())?,
+            yaml(EphemeralCredential::crd())?,
         ),
     ])
+}
+
+/// Doc comments break lines where source code does; `kubectl explain` breaks its own.
+fn join_lines(value: &mut serde_yaml::Value) {
+    match value {
+        serde_yaml::Value::Mapping(map) => {
+            for (key, value) in map {
+                match value {
+                    serde_yaml::Value::String(text) if key.as_str() == Some("description") => {
+                        let paragraphs: Vec<String> = text.split("\n\n").map(|p| p.replace('\n', " ")).collect();
+                        *text = paragraphs.join("\n\n");
+                    }
+                    other => join_lines(other),
+                }
+            }
+        }
+        serde_yaml::Value::Sequence(items) => items.iter_mut().for_each(join_lines),
+        _ => {}
+    }
 }
 
 /// All of them as one stream of documents, as `kubectl apply -f -` takes it.

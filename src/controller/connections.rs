@@ -17,7 +17,7 @@ use crate::cluster::keys::ApiKey;
 use crate::core::budget::Limit;
 use crate::core::journal::{EndpointRef, Scope};
 use crate::core::seal::SealKey;
-use crate::core::{Problem, Time};
+use crate::core::{Problem, Time, access};
 
 /// Where audit events may go without an annotation on the token's Secret.
 const DEFAULT_CHRONICLE_HOST: &str = "chronicle.chitty.cc";
@@ -111,12 +111,14 @@ impl Connections {
         self.read().values().cloned().collect()
     }
 
-    /// The limits that connections set for `scope`: a connection whose key cannot be read now still counts.
+    /// The limits that connections set for `scope`: those that could ask for it. One whose key cannot
+    /// be read now still counts.
     #[must_use]
     pub fn limits(&self, scope: &Scope) -> Vec<Limit> {
         self.read()
             .values()
             .filter(|r| r.scope(&scope.of).as_ref() == Some(scope))
+            .filter(|r| scope.kind == RateScope::Key || access::names_service(&r.connection.spec.access, &scope.of))
             .map(|r| r.limit)
             .collect()
     }

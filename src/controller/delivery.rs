@@ -190,7 +190,10 @@ impl Delivery {
         let mut data: BTreeMap<String, Option<String>> = BTreeMap::from([(event.id.clone(), Some(entry))]);
         let letters = known.data.unwrap_or_default();
         if letters.len() >= MOST_DEAD_LETTERS
-            && let Some(oldest) = letters.keys().next()
+            && let Some(oldest) = letters
+                .iter()
+                .min_by_key(|(_, entry)| written_at(entry))
+                .map(|(id, _)| id)
         {
             data.insert(oldest.clone(), None);
         }
@@ -199,4 +202,10 @@ impl Delivery {
             .await
             .is_ok()
     }
+}
+
+/// When an event that is kept as text happened.
+fn written_at(entry: &str) -> Option<String> {
+    let entry: serde_json::Value = serde_json::from_str(entry).ok()?;
+    entry["data"]["at"].as_str().map(str::to_owned)
 }

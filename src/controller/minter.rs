@@ -169,7 +169,7 @@ impl ScopeRunner {
         let demands = self.admissible(context, now);
         let selection = budget::select(&journal, &demands, &limits, now);
         *self.usage.lock() = selection.usage.clone();
-        self.tell(context, &selection.waiting);
+        self.tell(context, &selection.waiting, now);
         if selection.admitted.is_empty() || !context.leading() {
             return selection.wake;
         }
@@ -221,14 +221,17 @@ impl ScopeRunner {
     }
 
     /// Keeps verdicts, and wakes those whose wait is news: at once the first time, later once a minute.
-    fn tell(&self, context: &Context, waiting: &BTreeMap<String, Waiting>) {
+    fn tell(&self, context: &Context, waiting: &BTreeMap<String, Waiting>, now: Time) {
         let mut wishes = self.wishes.lock();
         for (uid, wish) in wishes.iter_mut() {
             let Some(verdict) = waiting.get(uid) else {
                 continue;
             };
-            let news = wish.verdict.as_ref().is_none_or(|old| old.reason != verdict.reason)
-                || (wish.verdict.as_ref() != Some(verdict) && wish.told.is_none_or(|t| t.elapsed() >= TELL_EVERY));
+            let news = wish.verdict.as_ref().is_none_or(|old| {
+                let passed = old.next_slot.is_some_and(|at| at <= now);
+                let due = wish.told.is_none_or(|t| t.elapsed() >= TELL_EVERY);
+                old.reason != verdict.reason || (old != verdict && (passed || due))
+            });
             if news {
                 wish.verdict = Some(verdict.clone());
                 wish.told = Some(Instant::now());

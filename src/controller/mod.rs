@@ -33,6 +33,7 @@ use crate::cluster::journal::Journals;
 use crate::cluster::lease::Election;
 use crate::cluster::records::Events;
 use crate::core::schedule::spread;
+use crate::core::seal::SealKey;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use context::{Context, Locked};
@@ -74,7 +75,9 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         return Ok(());
     }
     health.waiting_for("the seal key");
-    let seal = cluster.seal_key().await?;
+    let Some(seal) = stop.run_until_cancelled(await_seal_key(&cluster)).await else {
+        return Ok(());
+    };
     let events = Events::new(&cluster, &settings.identity);
     let election = Election::new(&cluster, &settings.identity);
     // Requests in flight outlive a term: the next must not take them for lost.
@@ -136,6 +139,24 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
+}
+
+/// Waits for the seal key: for its namespace to be there, and for the right to read and create it.
+async fn await_seal_key(cluster: &Cluster) -> SealKey {
+    let mut told = None;
+    loop {
+        match cluster.seal_key().await {
+            Ok(seal) => return seal,
+            Err(error) => {
+                let problem = error.to_string();
+                if told.as_ref() != Some(&problem) {
+                    tracing::warn!("waiting for the seal key: {problem}");
+                    told = Some(problem);
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// What one term of leadership is made of.

@@ -31,7 +31,8 @@ pub enum Published {
     Dropped,
 }
 
-/// When the tokens of an answer that came at `now` end for us, and whether `max` set that end.
+/// When the tokens of an answer that came at `now` end for us, and how long they would live where `max`
+/// ends them earlier.
 ///
 /// The server's own clock decides: `lifetime` is measured by it. Where both clocks agree, its word
 /// for the end is taken; otherwise the end is placed on ours, a second early, for its clock tells
@@ -42,7 +43,7 @@ pub fn end(
     lifetime: Option<TimeDelta>,
     max: Option<TimeDelta>,
     now: Time,
-) -> Option<(Time, bool)> {
+) -> Option<(Time, Option<TimeDelta>)> {
     let by_broker = match (expires_at, lifetime) {
         (Some(at), Some(lifetime)) if (at - lifetime - now).abs() <= SAME_CLOCK => Some(at),
         (_, Some(lifetime)) => Some(now + lifetime - TimeDelta::seconds(1)),
@@ -50,9 +51,9 @@ pub fn end(
     };
     let by_us = max.map(|max| now + max);
     match (by_broker, by_us) {
-        (Some(theirs), Some(ours)) => Some((theirs.min(ours), ours < theirs)),
-        (Some(theirs), None) => Some((theirs, false)),
-        (None, ours) => ours.map(|at| (at, true)),
+        (Some(theirs), Some(ours)) => Some((theirs.min(ours), (ours < theirs).then_some(theirs - now))),
+        (Some(theirs), None) => Some((theirs, None)),
+        (None, ours) => ours.map(|at| (at, None)),
     }
 }
 
@@ -71,7 +72,7 @@ pub async fn publish(
     answer: &Answer,
 ) -> Published {
     let issued_at = context.now();
-    let Some((ends_at, capped)) = end(answer.expires_at, answer.lifetime, wanted.max_lifetime, issued_at) else {
+    let Some((ends_at, full)) = end(answer.expires_at, answer.lifetime, wanted.max_lifetime, issued_at) else {
         return Published::No(Problem::new(
             Reason::InvalidResponse,
             "the token has no end, and spec.rotation.maxLifetime sets none",
@@ -87,7 +88,7 @@ pub async fn publish(
         rotate: claim.rotate.clone(),
         issued_at,
         ends_at,
-        capped,
+        full_lifetime: full.map(|life| life.num_seconds()),
         renew_before_ms: claim.renew_before_ms,
         token_ids: answer.token_ids.clone(),
         outputs: answer.outputs.keys().cloned().collect(),
@@ -225,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_server_whose_clock_agrees_is_taken_at_its_word() {
-        assert_eq!(end(Some(t(3600)), Some(s(3600)), None, t(1)), Some((t(3600), false)));
+        assert_eq!(end(Some(t(3600)), Some(s(3600)), None, t(1)), Some((t(3600), None)));
     }
 
     #[test]
@@ -233,7 +234,7 @@ mod tests {
         for skew in [-3600, 3600] {
             assert_eq!(
                 end(Some(t(3600 + skew)), Some(s(3600)), None, t(0)),
-                Some((t(3599), false))
+                Some((t(3599), None))
             );
         }
     }
@@ -242,9 +243,9 @@ mod tests {
     fn max_lifetime_ends_a_token_early_and_gives_one_without_end_its_end() {
         assert_eq!(
             end(Some(t(3600)), Some(s(3600)), Some(s(60)), t(0)),
-            Some((t(60), true))
+            Some((t(60), Some(s(3600))))
         );
-        assert_eq!(end(None, None, Some(s(60)), t(0)), Some((t(60), true)));
+        assert_eq!(end(None, None, Some(s(60)), t(0)), Some((t(60), None)));
         assert_eq!(end(None, None, None, t(0)), None);
     }
 }

@@ -64,6 +64,12 @@ pub fn allowed(
     ))
 }
 
+/// Whether any of `rules` could allow a request for `service` from somewhere.
+#[must_use]
+pub fn names_service(rules: &[AccessRule], service: &str) -> bool {
+    rules.iter().any(|rule| any(&rule.services, service))
+}
+
 fn provision_text(spec: &EphemeralCredentialSpec) -> String {
     let type_ = spec.type_.as_ref().map(|t| format!(", type {t}")).unwrap_or_default();
     let keys: Vec<&str> = spec.context.keys().map(String::as_str).collect();

@@ -451,13 +451,13 @@ impl<'a> Projection<'a> {
         for (l, events) in &per_limit {
             let until = now + l.window * 2 + longest;
             for (event, projected) in events {
-                let frees = *event + l.window + if *projected { l.pad() } else { TimeDelta::zero() };
-                if frees > now && frees <= until {
-                    candidates.insert(frees);
-                }
+                // The moment it frees, and the moment after which even the renewals stay apart.
+                let known = (!projected).then_some(*event + l.window);
+                let apart = *event + l.window + l.pad();
+                candidates.extend(known.into_iter().chain([apart]).filter(|at| *at > now && *at <= until));
             }
         }
-        candidates.into_iter().take(64).find(|at| {
+        candidates.into_iter().take(96).find(|at| {
             per_limit
                 .iter()
                 .all(|(l, events)| self.excess_with(events, *l, demand, *at, now) <= excess(events, *l))
@@ -477,11 +477,11 @@ impl<'a> Projection<'a> {
 
     fn kept(&self, limit: Limit, now: Time) -> usize {
         let used = self.used(limit, now);
-        let due = self
-            .renewals
-            .values()
-            .filter(|(next, _)| *next <= now + limit.window)
-            .count();
+        let mut due = Vec::new();
+        for series in self.renewals.values() {
+            push_series(&mut due, *series, now + limit.window);
+        }
+        let due = due.len();
         let retry = limit.limit as usize - limit.for_newcomers();
         (due + retry).min((limit.limit as usize).saturating_sub(used))
     }
@@ -602,11 +602,15 @@ fn push_series(events: &mut Vec<(Time, bool)>, (first, period): (Time, TimeDelta
 /// How many requests are too many: those that follow the ones before them too closely.
 fn excess(events: &[(Time, bool)], limit: Limit) -> usize {
     let cap = limit.for_newcomers();
-    let apart = limit.window + limit.pad();
     events
         .windows(cap + 1)
         // What was sent was sent; only what is planned can be too much.
-        .filter(|w| w[cap].1 && w[cap].0 - w[0].0 < apart)
+        .filter(|w| {
+            let ((first, first_planned), (last, planned)) = (w[0], w[cap]);
+            // When a slot that was used frees is known; when a planned one does, nearly.
+            let slack = if first_planned { limit.pad() } else { TimeDelta::zero() };
+            planned && last - first < limit.window + slack
+        })
         .count()
 }
 

@@ -241,6 +241,21 @@ fn whoever_waits_reads_the_budget_the_next_slot_and_the_place_in_line() {
 }
 
 #[test]
+fn the_next_in_line_is_admitted_the_moment_a_slot_frees() {
+    let mut world = World::new(3, s(10));
+    world.want("a", "n", s(3600), t(0));
+    world.step(t(0));
+    world.want("b", "n", s(3600), t(0));
+    world.step(t(0));
+    let demands = [demand("c", "n", Kind::First, t(1))];
+    let waiting = select(&world.journal, &demands, &world.limits, t(1));
+    // A moment after the slot frees: its renewals would follow the others' as closely.
+    let next = t(10) + TimeDelta::milliseconds(100);
+    assert_eq!(waiting.waiting["c"].next_slot, Some(next));
+    assert_eq!(select(&world.journal, &demands, &world.limits, next).admitted, ["c"]);
+}
+
+#[test]
 fn a_block_by_the_server_stops_everybody_until_it_ends() {
     let mut world = World::new(10, s(3600));
     world.journal.typical_lifetime = Some(3600);

@@ -295,9 +295,9 @@ pub struct Live {
     pub issued_at: Time,
     /// When it ends for us.
     pub ends_at: Time,
-    /// `maxLifetime`, not `ChittyConnect`, set that end.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub capped: bool,
+    /// How long `ChittyConnect` made it live, in seconds, where `maxLifetime` ends it earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_lifetime: Option<i64>,
     /// Runway, in milliseconds, as the spec asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renew_before_ms: Option<i64>,
@@ -526,13 +526,8 @@ impl Journal {
         self.count_from(&claim.id, now);
         match ending {
             Ending::Published(live) => {
-                if !live.capped || self.typical_lifetime.is_none() {
-                    self.typical_lifetime = Some(
-                        ((live.ends_at - live.issued_at).num_milliseconds() + 999)
-                            .div_euclid(1000)
-                            .max(1),
-                    );
-                }
+                let used_for = ((live.ends_at - live.issued_at).num_milliseconds() + 999).div_euclid(1000);
+                self.typical_lifetime = Some(live.full_lifetime.unwrap_or(used_for).max(1));
                 self.throttle.count = 0;
                 self.unauthorized = None;
                 let record = self.record(uid, &claim.namespace, &claim.name);
@@ -775,7 +770,7 @@ pub mod tests_support {
             rotate: String::new(),
             issued_at,
             ends_at,
-            capped: false,
+            full_lifetime: None,
             renew_before_ms: None,
             token_ids: vec![],
             outputs: vec![],

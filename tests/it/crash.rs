@@ -56,20 +56,6 @@ async fn a_secret_written_but_not_recorded_when_it_was_killed_is_adopted() {
     let world = World::start("adopt").await;
     let case = Setup::within(world.clone(), generous()).case().await;
     // The API server takes claims, and refuses outcomes: as if the process died right before them.
-    let kubectl = |arguments: &[&str], input: &str| {
-        use std::io::Write;
-        let mut child = world
-            .plane
-            .kubectl()
-            .unwrap()
-            .args(arguments)
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        assert!(child.wait().unwrap().success());
-    };
     let policy = r#"
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
@@ -85,7 +71,7 @@ kind: ValidatingAdmissionPolicyBinding
 metadata: {name: no-outcomes}
 spec: {policyName: no-outcomes, validationActions: [Deny]}
 "#;
-    kubectl(&["apply", "-f", "-"], policy);
+    world.kubectl(&["apply", "-f", "-"], policy);
     let maps: Api<ConfigMap> = Api::namespaced(case.client.clone(), SYSTEM);
     wait_for("the policy to be in force", || async {
         let probe = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probe"}, "data": {"journal.json": "\"live\":"}});
@@ -96,7 +82,7 @@ spec: {policyName: no-outcomes, validationActions: [Deny]}
     case.apply("a", json!({})).await;
     let written = wait_for("the Secret", || case.secret("a")).await;
     world.kill_controller();
-    kubectl(
+    world.kubectl(
         &[
             "delete",
             "validatingadmissionpolicybinding,validatingadmissionpolicy",
@@ -141,16 +127,16 @@ async fn killed_every_second_it_never_exceeds_the_limit_and_loses_no_live_creden
 async fn a_standby_takes_over_after_a_kill_and_at_once_after_a_sigterm() {
     let world = World::without_controller("leaders").await;
     let case = Setup::within(world.clone(), generous()).case().await;
-    let first = world.spawn_controller("one", world.plane.kubeconfig());
+    let first = world.spawn_controller("one", &world.controller_kubeconfig());
     case.issued("a", json!({})).await;
-    let second = world.spawn_controller("two", world.plane.kubeconfig());
+    let second = world.spawn_controller("two", &world.controller_kubeconfig());
     tokio::time::sleep(Duration::from_secs(2)).await;
     drop(first);
     let killed = Instant::now();
     case.issued("b", json!({})).await;
     let took = killed.elapsed();
     assert!(took < Duration::from_secs(15), "{took:?} after a kill");
-    let third = world.spawn_controller("three", world.plane.kubeconfig());
+    let third = world.spawn_controller("three", &world.controller_kubeconfig());
     tokio::time::sleep(Duration::from_secs(2)).await;
     let pid = second.pid().to_string();
     assert!(

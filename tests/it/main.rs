@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests run in real time")]
 
 mod answers;
+mod attacks;
 mod budget;
 mod crash;
 mod lifecycle;

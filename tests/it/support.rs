@@ -1,6 +1,8 @@
 //! The world tests run in.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use testbed::chittyconnect::Builder;
 use testbed::process::Process;
-use testbed::{ChittyConnect, Chronicle, ControlPlane, Options};
+use testbed::{Binaries, ChittyConnect, Chronicle, ControlPlane, Options, Tool};
 use tokio::sync::OnceCell;
 
 /// The controller's namespace.
@@ -82,6 +84,65 @@ impl World {
         // It learns of new kinds slowly; restarted it knows them at once.
         self.plane.restart_controller_manager().unwrap();
         create_namespace(&client, SYSTEM, &json!({})).await;
+        self.grant();
+    }
+
+    /// The chart's ServiceAccount, RBAC and admission policy: the controller runs under exactly these.
+    fn grant(&self) {
+        let binaries = Binaries::find_or_build(&[Tool::Helm], |_| {}).expect("helm");
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/chittyconnect-operator");
+        let rendered = Command::new(binaries.path(Tool::Helm).unwrap())
+            .args(["template", "chittyconnect-operator"])
+            .arg(chart)
+            .args([
+                "--namespace",
+                SYSTEM,
+                "--set",
+                "crds.enabled=false",
+                "--kube-version",
+                "1.35.0",
+            ])
+            .args(
+                [
+                    "templates/serviceaccount.yaml",
+                    "templates/rbac.yaml",
+                    "templates/rbac-users.yaml",
+                    "templates/admission.yaml",
+                ]
+                .map(|t| format!("--show-only={t}")),
+            )
+            .output()
+            .unwrap();
+        assert!(
+            rendered.status.success(),
+            "{}",
+            String::from_utf8_lossy(&rendered.stderr)
+        );
+        self.kubectl(&["apply", "-f", "-"], &String::from_utf8(rendered.stdout).unwrap());
+    }
+
+    /// Runs kubectl as the administrator.
+    pub fn kubectl(&self, arguments: &[&str], input: &str) {
+        let mut child = self
+            .plane
+            .kubectl()
+            .unwrap()
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "kubectl {arguments:?}");
+    }
+
+    /// The controller's own identity, as in a Pod: it has what the chart grants and no more.
+    pub fn controller_kubeconfig(&self) -> PathBuf {
+        let user = format!("system:serviceaccount:{SYSTEM}:chittyconnect-operator");
+        let group = format!("system:serviceaccounts:{SYSTEM}");
+        self.plane
+            .kubeconfig_as(&user, &["system:serviceaccounts", &group])
+            .unwrap()
     }
 
     pub async fn client(&self) -> Client {
@@ -92,7 +153,7 @@ impl World {
     pub fn start_controller(&self) {
         let mut controller = self.controller.lock().unwrap();
         assert!(controller.is_none(), "the controller runs already");
-        *controller = Some(self.spawn_controller(&self.identity, self.plane.kubeconfig()));
+        *controller = Some(self.spawn_controller(&self.identity, &self.controller_kubeconfig()));
     }
 
     /// A controller beside the one that [`World::start_controller`] started.

@@ -16,6 +16,8 @@ pub mod binaries;
 pub mod chittyconnect;
 pub mod chronicle;
 pub mod control_plane;
+pub mod image;
+pub mod node;
 mod pki;
 mod ports;
 pub mod process;

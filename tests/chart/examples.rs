@@ -1,0 +1,193 @@
+//! Examples that users copy: the API server takes each, and each mounts its Secret as it should be mounted.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+
+use k8s_openapi::api::core::v1::PodSpec;
+use serde_json::{Value, json};
+
+use crate::support::{Cluster, documents, helm, read, repository, succeed};
+
+/// The manifests and the values among the examples, by file name.
+fn examples() -> (Vec<String>, Vec<String>) {
+    let mut names: Vec<String> = fs::read_dir(repository("examples"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.rsplit_once('.').is_some_and(|(_, kind)| kind == "yaml"))
+        .collect();
+    names.sort();
+    names.into_iter().partition(|name| !name.ends_with(".values.yaml"))
+}
+
+/// What a chart would see of a file of values, read as Helm reads it.
+fn values(name: &str) -> Value {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("templates")).unwrap();
+    fs::write(
+        dir.path().join("Chart.yaml"),
+        "{apiVersion: v2, name: values, version: 0.0.0}",
+    )
+    .unwrap();
+    fs::write(dir.path().join("templates/values.yaml"), "{{ toJson .Values }}").unwrap();
+    let file = repository("examples").join(name);
+    let arguments = [
+        "template",
+        "x",
+        dir.path().to_str().unwrap(),
+        "--values",
+        file.to_str().unwrap(),
+    ];
+    documents(&succeed(&mut helm(&arguments))).remove(0)
+}
+
+/// Every example's rules: the token as a file, in a directory that follows rotations, for a Pod that waits
+/// until it is there and does not run as root.
+fn check_mounts(file: &str, spec: &Value, secrets: &BTreeSet<String>) {
+    let pod: PodSpec = serde_json::from_value(spec.clone()).unwrap_or_else(|e| panic!("{file}: {e}"));
+    let volumes = pod.volumes.unwrap_or_default();
+    let mut mounted = 0;
+    for volume in &volumes {
+        let Some(secret) = &volume.secret else { continue };
+        let name = secret.secret_name.as_deref().unwrap_or_default();
+        assert!(
+            secrets.contains(name),
+            "{file}: Secret {name} comes from no example's credential"
+        );
+        assert_eq!(secret.default_mode, Some(0o440), "{file}");
+        assert_eq!(secret.optional, None, "{file}: a Pod must wait for its Secret");
+        let uses = |mounts: &Option<Vec<k8s_openapi::api::core::v1::VolumeMount>>| {
+            mounts
+                .iter()
+                .flatten()
+                .filter(|m| m.name == volume.name)
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        for mount in pod.containers.iter().flat_map(|c| uses(&c.volume_mounts)) {
+            assert_eq!((mount.sub_path, mount.read_only), (None, Some(true)), "{file}");
+            mounted += 1;
+        }
+    }
+    assert!(mounted > 0, "{file} mounts no Secret");
+    let context = pod.security_context.expect("a security context");
+    assert!(context.fs_group.is_some(), "{file}: 0440 is for the group");
+    assert_eq!(context.run_as_non_root, Some(true), "{file}");
+    for env in pod.containers.iter().flat_map(|c| c.env.iter().flatten()) {
+        let from_secret = env.value_from.as_ref().is_some_and(|v| v.secret_key_ref.is_some());
+        assert!(!from_secret, "{file}: a variable does not follow rotations");
+    }
+}
+
+fn pod_spec(document: &Value) -> Option<&Value> {
+    match document["kind"].as_str()? {
+        "Job" => Some(&document["spec"]["template"]["spec"]),
+        "CronJob" => Some(&document["spec"]["jobTemplate"]["spec"]["template"]["spec"]),
+        "Pod" => Some(&document["spec"]),
+        _ => None,
+    }
+}
+
+#[test]
+fn the_api_server_takes_every_example_without_a_warning() {
+    let cluster = Cluster::start();
+    for (_, crd) in chittyconnect_operator::api::crd_files().unwrap() {
+        cluster.apply(&crd);
+    }
+    succeed(&mut cluster.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]));
+    cluster.apply(
+        r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "examples",
+            "labels": {"pod-security.kubernetes.io/warn": "restricted"}}}"#,
+    );
+    let (manifests, values_files) = examples();
+    assert!(manifests.len() >= 3 && values_files.len() >= 2);
+    let dry = |manifest: &str, of: &str| -> Vec<Value> {
+        let mut apply = cluster.kubectl(&["apply", "--dry-run=server", "--validate=strict", "--namespace=examples"]);
+        let output = Cluster::with_input(apply.args(["--output=json", "-f", "-"]), manifest);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{of}: {said}");
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        answer["items"].as_array().cloned().unwrap_or_else(|| vec![answer])
+    };
+    let mut secrets = BTreeSet::new();
+    let mut pods = Vec::new();
+    for file in manifests {
+        for object in dry(&read(&repository("examples").join(&file)), &file) {
+            if object["kind"] == "EphemeralCredential" {
+                let listed = object["spec"]["secrets"].as_array().cloned().unwrap_or_default();
+                secrets.extend(listed.iter().map(|s| s["name"].as_str().unwrap().to_owned()));
+                if listed.is_empty() {
+                    secrets.insert(object["metadata"]["name"].as_str().unwrap().to_owned());
+                }
+            } else if let Some(spec) = pod_spec(&object) {
+                pods.push((file.clone(), spec.clone()));
+            }
+        }
+    }
+    assert!(!pods.is_empty());
+    for (file, spec) in &pods {
+        check_mounts(file, spec, &secrets);
+    }
+
+    let arc = values("arc-runner-set.values.yaml");
+    let spec = &arc["template"]["spec"];
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "runner"}, "spec": spec});
+    check_mounts(
+        "arc-runner-set.values.yaml",
+        &dry(&pod.to_string(), "the runner")[0]["spec"],
+        &secrets,
+    );
+    assert!(
+        spec["containers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|c| c["name"] == "runner")
+    );
+
+    let gitlab = values("gitlab-runner.values.yaml");
+    let config = gitlab["runners"]["config"].as_str().expect("runners.config");
+    let (_, volume) = config
+        .split_once("[[runners.kubernetes.volumes.secret]]")
+        .expect("a Secret volume");
+    let setting = |name: &str| {
+        let lines = volume.lines().skip(1).take_while(|l| !l.trim_start().starts_with('['));
+        let mut pairs = lines.filter_map(|l| l.split_once('='));
+        let (_, value) = pairs
+            .find(|(n, _)| n.trim() == name)
+            .unwrap_or_else(|| panic!("no {name}"));
+        value.trim().trim_matches('"').to_owned()
+    };
+    assert!(secrets.contains(&setting("name")));
+    assert_eq!(setting("read_only"), "true");
+    assert!(config.contains("[runners.kubernetes.pod_security_context]") && config.contains("fs_group"));
+    assert!(
+        config.contains(&format!(". {}/.env", setting("mount_path"))),
+        "the build reads what is mounted"
+    );
+}
+
+#[test]
+fn the_runners_hook_masks_every_token_and_hands_it_to_the_steps() {
+    let manifest = documents(&read(&repository("examples/runner-credential.yaml")));
+    let map = manifest.iter().find(|d| d["kind"] == "ConfigMap").expect("the hook");
+    let script = map["data"]["job-started.sh"].as_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, value) in [
+        ("CLOUDFLARE_API_TOKEN", "cf_1"),
+        ("NPM_TOKEN", "npm_1"),
+        ("expires_at", "2030-01-01T00:00:00Z"),
+    ] {
+        fs::write(dir.path().join(name), value).unwrap();
+    }
+    fs::write(dir.path().join(".env"), "not a variable").unwrap();
+    let steps = dir.path().join("..data");
+    let printed = succeed(
+        Command::new("bash")
+            .args(["-e", "-c", script])
+            .env("CHITTY_CREDENTIALS_DIR", dir.path())
+            .env("GITHUB_ENV", &steps),
+    );
+    assert_eq!(printed, "::add-mask::cf_1\n::add-mask::npm_1\n");
+    assert_eq!(read(&steps), "CLOUDFLARE_API_TOKEN=cf_1\nNPM_TOKEN=npm_1\n");
+}

@@ -1,0 +1,132 @@
+//! Install, use, upgrade and uninstall, with the controller running under the release's own rights.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testbed::ChittyConnect;
+
+use crate::support::{Cluster, RELEASE, SYSTEM, notes, succeed, wait_for};
+
+fn broker() -> ChittyConnect {
+    let hour = Duration::from_secs(3600);
+    ChittyConnect::builder()
+        .ttl(hour)
+        .without_limits()
+        .start()
+        .expect("a broker")
+}
+
+/// As `--set-json` takes it.
+fn connection(broker: &ChittyConnect, rules: &Value) -> String {
+    let spec = json!({"url": broker.url(), "allowInsecure": true, "access": rules});
+    format!("--set-json=connection.spec={spec}")
+}
+
+#[test]
+fn the_notes_of_a_bare_install_lead_to_a_secret_when_pasted() {
+    let cluster = Cluster::start();
+    let broker = broker();
+    // The URL alone differs from what a user has: nobody asks the real ChittyConnect here.
+    let url = connection(&broker, &json!([]));
+    let printed = succeed(&mut cluster.release("install", &[&url]));
+    let controller = cluster.controller();
+    let commands = notes(&printed);
+    assert_eq!(commands.len(), 3, "{printed}");
+    for command in &commands {
+        cluster.paste(command, broker.api_key());
+    }
+    let secret = cluster
+        .get(&["secret", "example", "--namespace=default"])
+        .expect("a Secret");
+    assert!(secret["data"]["cloudflare_token"].is_string());
+    assert_eq!(broker.ledger().posts(), 1);
+    assert!(!controller.log().contains("forbidden"), "{}", controller.log());
+}
+
+#[test]
+fn a_release_with_a_connection_lives_through_upgrade_uninstall_and_reinstall_without_a_second_mint() {
+    let cluster = Cluster::start();
+    let broker = broker();
+    let rule = |purpose: &str| json!([{"namespaces": ["runners-*"], "services": ["*"], "purposes": [purpose], "repos": ["*"]}]);
+    let create = "--set=connection.create=true";
+    let printed = succeed(&mut cluster.release("install", &[create, &connection(&broker, &rule("ci-*"))]));
+    let controller = cluster.controller();
+    let commands = notes(&printed);
+    assert_eq!(commands.len(), 3, "{printed}");
+    for command in &commands {
+        cluster.paste(command, broker.api_key());
+    }
+    let get = |what: &[&str]| cluster.get(what).unwrap_or_else(|| panic!("{what:?} is gone"));
+    let made = || get(&["chittyconnection", "default"]);
+    let token = || get(&["secret", "example", "--namespace=runners-example"])["data"]["cloudflare_token"].clone();
+    let (uid, first) = (made()["metadata"]["uid"].clone(), token());
+
+    // From the first upgrade on the connection is the release's like everything else, and stays the same object.
+    for purpose in ["ci-*", "*"] {
+        succeed(&mut cluster.release("upgrade", &[create, &connection(&broker, &rule(purpose))]));
+        assert_eq!(made()["metadata"]["uid"], uid);
+        assert_eq!(made()["spec"]["access"][0]["purposes"], json!([purpose]));
+    }
+    wait_for("the controller to see the change", || {
+        let status = made()["status"].clone();
+        (status["observedGeneration"] == made()["metadata"]["generation"]).then_some(())
+    });
+    assert_eq!(token(), first);
+
+    // A rotation, a healing and a deletion: all of it with the chart's rights alone.
+    let example = ["ephemeralcredential/example", "--namespace=runners-example"];
+    succeed(&mut cluster.kubectl(&["annotate", example[0], example[1], "connect.chitty.cc/rotate=1"]));
+    let second = wait_for("the rotation", || Some(token()).filter(|t| *t != first));
+    succeed(&mut cluster.kubectl(&["label", example[0], example[1], "a=b"]));
+    assert_eq!(broker.ledger().posts(), 2);
+
+    drop(controller);
+    succeed(&mut cluster.helm(&["uninstall", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout=60s"]));
+    assert!(cluster.get(&["deployment", RELEASE, "--namespace", SYSTEM]).is_none());
+    assert!(
+        cluster
+            .get(&["validatingadmissionpolicy", "chittyconnect-operator-credentials"])
+            .is_none()
+    );
+    assert!(cluster.get(&["clusterrole", RELEASE]).is_none());
+    assert_eq!(made()["metadata"]["uid"], uid);
+    assert_eq!(token(), second);
+
+    succeed(&mut cluster.release("install", &[create, &connection(&broker, &rule("*"))]));
+    let controller = cluster.controller();
+    wait_for("the controller to look at everything", || {
+        controller.log().contains("starting").then_some(())?;
+        cluster.paste(
+            "kubectl annotate --overwrite chittyconnection/default seen=again &&
+             kubectl wait chittyconnection/default --for=condition=Ready --timeout=60s",
+            "",
+        );
+        Some(())
+    });
+    let other = r#"{"apiVersion": "connect.chitty.cc/v1alpha1", "kind": "EphemeralCredential",
+        "metadata": {"name": "other", "namespace": "runners-example"},
+        "spec": {"service": "other", "purpose": "ci"}}"#;
+    cluster.apply(other);
+    cluster.paste(
+        "kubectl wait ephemeralcredential --all --namespace runners-example --for=condition=Ready --timeout=60s",
+        "",
+    );
+    assert_eq!(token(), second);
+    assert_eq!(
+        (broker.ledger().posts(), broker.ledger().posts_for("other").len()),
+        (3, 1)
+    );
+    assert!(!controller.log().contains("forbidden"), "{}", controller.log());
+
+    // Everything goes, in the order of the chart's README, and nothing hangs.
+    cluster.paste(
+        "kubectl delete ephemeralcredentials --all --all-namespaces --timeout=60s",
+        "",
+    );
+    succeed(&mut cluster.helm(&["uninstall", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout=60s"]));
+    cluster.paste(
+        "kubectl delete crd ephemeralcredentials.connect.chitty.cc chittyconnections.connect.chitty.cc --timeout=60s &&
+         kubectl delete namespace chittyconnect-system runners-example --timeout=60s",
+        "",
+    );
+}

@@ -1,0 +1,551 @@
+//! The whole of it on a real node: image, `helm install`, CI jobs that mount Secrets, rotation, upgrade, a
+//! killed leader, uninstall. One story, because its parts take each other's ends as their beginnings.
+
+#[path = "chart/support.rs"]
+#[allow(dead_code, reason = "shared with the chart's tests")]
+mod support;
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use testbed::image::Image;
+use testbed::node::{Node, Plan, traces};
+use testbed::{ChittyConnect, ControlPlane};
+
+use support::{Cluster, RELEASE, SYSTEM, notes, read, repository, succeed, wait_for};
+
+/// As a container runtime names what chart and examples call by their short names.
+const OPERATOR: &str = concat!("docker.io/library/chittyconnect-operator:", env!("CARGO_PKG_VERSION"));
+const BUSYBOX: &str = "docker.io/library/busybox:1.36";
+const MEGABYTE: u64 = 1_000_000;
+
+/// The program as the image has it: for release, and without a loader.
+fn program() -> PathBuf {
+    let target = if cfg!(target_arch = "aarch64") {
+        "aarch64-unknown-linux-gnu"
+    } else {
+        "x86_64-unknown-linux-gnu"
+    };
+    // <target>/debug/deps/node-...
+    let this = std::env::current_exe().unwrap();
+    let dir = this.ancestors().nth(3).unwrap();
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--locked",
+            "--bin",
+            "chittyconnect-operator",
+            "--target",
+            target,
+        ])
+        .arg("--target-dir")
+        .arg(dir)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    succeed(&mut build);
+    dir.join(target).join("release/chittyconnect-operator")
+}
+
+#[test]
+#[ignore = "builds for release: .ci/node"]
+fn the_image_holds_the_program_and_certificates_in_less_than_15_megabytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = Image::of_operator(OPERATOR, &program()).unwrap();
+    let size = image.write(&dir.path().join("image.tar")).unwrap().unpacked;
+    println!("the image has {size} bytes");
+    assert!(size < 15 * MEGABYTE, "{size} bytes");
+}
+
+/// Something a token is good for: answers 200 to every token that is live, and remembers which those were.
+struct Service {
+    url: String,
+    taken: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Service {
+    fn start(at: Ipv4Addr, broker: Arc<ChittyConnect>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let url = format!("http://{at}:{}", listener.local_addr().unwrap().port());
+        let taken = Arc::<Mutex<HashSet<String>>>::default();
+        let seen = Arc::clone(&taken);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // A client that leaves in the middle has not used its token.
+                let _ = answer(&stream, &broker, &seen);
+            }
+        });
+        Self { url, taken }
+    }
+
+    fn took(&self, token: &str) -> bool {
+        self.taken.lock().unwrap().contains(token)
+    }
+}
+
+fn answer(mut stream: &TcpStream, broker: &ChittyConnect, seen: &Mutex<HashSet<String>>) -> std::io::Result<()> {
+    let mut token = None;
+    for line in BufReader::new(stream).lines() {
+        let line = line?;
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.strip_prefix("Authorization: Bearer ") {
+            token = Some(value.to_owned());
+        }
+    }
+    let token = token.unwrap_or_default();
+    let live = broker
+        .ledger()
+        .mint_of(&token)
+        .is_some_and(|mint| mint.is_live(broker.now()));
+    let status = if live { "200 OK" } else { "401 Unauthorized" };
+    if live {
+        seen.lock().unwrap().insert(token);
+    }
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+}
+
+/// Everything a part of the story needs.
+struct World {
+    cluster: Cluster,
+    node: Option<Node>,
+    broker: Arc<ChittyConnect>,
+    service: Service,
+    connection: String,
+    started: Instant,
+}
+
+impl World {
+    fn start() -> Self {
+        let started = Instant::now();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let plan = Plan::new().unwrap();
+        let gateway = plan.gateway();
+        let plane = runtime.block_on(ControlPlane::start(plan.control_plane())).unwrap();
+        let node = runtime.block_on(Node::start(plan, &plane)).unwrap();
+        let broker = ChittyConnect::builder()
+            .bind((Ipv4Addr::UNSPECIFIED, 0))
+            .tls([gateway.to_string()]);
+        let broker = Arc::new(broker.start().unwrap());
+        let spec = json!({
+            "url": broker.url(),
+            "caBundleRef": {"name": "private-ca", "key": "ca.crt"},
+            "access": [{"namespaces": ["runners-*"], "services": ["*"], "purposes": ["worker-deploy"], "repos": ["*"]}],
+        });
+        let world = Self {
+            service: Service::start(gateway, Arc::clone(&broker)),
+            cluster: Cluster::around(plane),
+            node: Some(node),
+            broker,
+            connection: spec.to_string(),
+            started,
+        };
+        world.tell("the node is ready");
+        world
+    }
+
+    fn tell(&self, what: &str) {
+        println!("{:6.1} s  {what}", self.started.elapsed().as_secs_f64());
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> String {
+        succeed(&mut self.cluster.kubectl(arguments))
+    }
+
+    fn import(&self, image: &Image) {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = dir.path().join("image.tar");
+        image.write(&archive).unwrap();
+        self.node.as_ref().unwrap().import(&archive).unwrap();
+    }
+
+    /// `helm install` or `helm upgrade`, and waits until every replica is ready.
+    fn release(&self, verb: &str, arguments: &[&str]) -> String {
+        // No kube-proxy runs here: Pods find the API server where this machine is.
+        let gateway = self
+            .service
+            .url
+            .trim_start_matches("http://")
+            .split(':')
+            .next()
+            .unwrap()
+            .to_owned();
+        let env = json!([
+            {"name": "KUBERNETES_SERVICE_HOST", "value": gateway},
+            {"name": "KUBERNETES_SERVICE_PORT", "value": self.cluster.plane.port().to_string()},
+        ]);
+        let (env, connection) = (
+            format!("--set-json=extraEnv={env}"),
+            format!("--set-json=connection.spec={}", self.connection),
+        );
+        let mut command = self
+            .cluster
+            .release(verb, &[&env, &connection, "--set=connection.create=true"]);
+        succeed(command.args(["--wait", "--timeout=120s"]).args(arguments))
+    }
+
+    /// The administrator's part: the namespace, the private authority, the API key, as NOTES.txt says.
+    fn install(&self) {
+        self.cluster.apply(
+            &json!({
+                "apiVersion": "v1", "kind": "Namespace",
+                "metadata": {"name": SYSTEM, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+            })
+            .to_string(),
+        );
+        self.cluster.apply(
+            &json!({
+                "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "private-ca", "namespace": SYSTEM},
+                "data": {"ca.crt": self.broker.ca_pem().unwrap()},
+            })
+            .to_string(),
+        );
+        let printed = self.release("install", &[]);
+        for command in &notes(&printed)[..2] {
+            self.cluster.paste(command, self.broker.api_key());
+        }
+    }
+
+    fn credential(&self, namespace: &str, name: &str) {
+        self.cluster.apply(
+            &json!({
+                "apiVersion": "connect.chitty.cc/v1alpha1", "kind": "EphemeralCredential",
+                "metadata": {"name": name, "namespace": namespace},
+                "spec": {"service": name, "purpose": "worker-deploy"},
+            })
+            .to_string(),
+        );
+    }
+
+    fn until_ready(&self, namespace: &str, name: &str) {
+        let what = format!("ephemeralcredential/{name}");
+        self.kubectl(&[
+            "wait",
+            &what,
+            "--namespace",
+            namespace,
+            "--for=condition=Ready",
+            "--timeout=60s",
+        ]);
+    }
+
+    fn token(&self, namespace: &str, secret: &str) -> Option<String> {
+        let secret = self.cluster.get(&["secret", secret, "--namespace", namespace])?;
+        let encoded = secret["data"]["cloudflare_token"].as_str()?;
+        Some(String::from_utf8(data_encoding::BASE64.decode(encoded.as_bytes()).unwrap()).unwrap())
+    }
+
+    fn until_taken(&self, token: &str) {
+        wait_for("a Pod to use the token", || self.service.took(token).then_some(()));
+    }
+
+    /// What a Pod runs that uses the token of the mounted directory.
+    fn call(&self) -> String {
+        format!(
+            "wget -q -O /dev/null --header \"Authorization: Bearer $token\" {}",
+            self.service.url
+        )
+    }
+
+    /// A Pod that uses every token it ever finds in its mounted Secret.
+    fn user(&self, namespace: &str, name: &str, secret: &str) {
+        let script = format!(
+            "last=; while sleep 0.2; do token=$(cat /creds/cloudflare_token); \
+             if [ \"$token\" != \"$last\" ]; then {} && last=$token; fi; done",
+            self.call()
+        );
+        self.cluster.apply(
+            &json!({
+                "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace},
+                "spec": {
+                    "automountServiceAccountToken": false,
+                    "terminationGracePeriodSeconds": 0,
+                    "securityContext": {
+                        "runAsNonRoot": true, "runAsUser": 1001, "fsGroup": 1001,
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                    "containers": [{
+                        "name": "c", "image": BUSYBOX, "command": ["sh", "-euc", script],
+                        "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+                        "volumeMounts": [{"name": "creds", "mountPath": "/creds", "readOnly": true}],
+                    }],
+                    "volumes": [{"name": "creds", "secret": {"secretName": secret, "defaultMode": 0o440}}],
+                },
+            })
+            .to_string(),
+        );
+    }
+
+    /// The requests that the broker saw, by service.
+    fn posts(&self, service: &str) -> usize {
+        self.broker.ledger().posts_for(service).len()
+    }
+
+    fn controllers(&self) -> Vec<String> {
+        let selector = "app.kubernetes.io/name=chittyconnect-operator";
+        let names = self.kubectl(&[
+            "get",
+            "pods",
+            "--namespace",
+            SYSTEM,
+            "--selector",
+            selector,
+            "--output=name",
+        ]);
+        names.lines().map(str::to_owned).collect()
+    }
+
+    /// The leader, as its Lease names it.
+    fn leader(&self) -> String {
+        wait_for("a leader", || {
+            let lease = self
+                .cluster
+                .get(&["lease", "chittyconnect-operator", "--namespace", SYSTEM])?;
+            let holder = lease["spec"]["holderIdentity"].as_str()?;
+            self.controllers()
+                .into_iter()
+                .find(|pod| *pod == format!("pod/{holder}"))
+        })
+    }
+
+    /// What the controllers log tells no token, and of no right they lack.
+    fn check_logs(&self) {
+        let secrets = self.broker.ledger().secret_values();
+        for pod in self.controllers() {
+            let log = self.kubectl(&["logs", &pod, "--namespace", SYSTEM]);
+            assert!(!log.contains("forbidden"), "{log}");
+            assert!(!secrets.iter().any(|secret| log.contains(secret)), "{pod} logs a token");
+        }
+    }
+
+    fn uninstall(&self) {
+        succeed(
+            &mut self
+                .cluster
+                .helm(&["uninstall", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout=60s"]),
+        );
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for arguments in [
+                &["get", "pods,events,leases", "--all-namespaces", "--output=wide"][..],
+                &[
+                    "logs",
+                    "--namespace",
+                    SYSTEM,
+                    "--selector=app.kubernetes.io/name=chittyconnect-operator",
+                    "--prefix",
+                ],
+            ] {
+                let output = self.cluster.kubectl(arguments).output().unwrap();
+                eprintln!("{}", String::from_utf8_lossy(&output.stdout));
+            }
+            eprintln!("{}", self.node.as_ref().map(Node::logs).unwrap_or_default());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root, containerd, runc and CNI plugins: .ci/node"]
+fn ci_jobs_on_a_real_node_have_live_tokens_and_nothing_mints_more_than_it_must() {
+    let program = program();
+    let mut world = World::start();
+    world.import(&Image::of_operator(OPERATOR, &program).unwrap());
+    world.import(&Image::of_busybox(BUSYBOX).unwrap());
+    world.install();
+    assert_eq!(world.controllers().len(), 2);
+    world.tell("two replicas run, and the connection with a private authority is ready");
+
+    a_job_uses_its_token(&world);
+    a_rotation_reaches_a_running_pod(&world);
+    a_pod_waits_for_its_secret(&world);
+    an_upgrade_mints_nothing(&world);
+    a_killed_leader_costs_nothing(&world);
+    release_first_then_namespaces(&world);
+    namespaces_first_then_release(&world);
+
+    world.node.take().unwrap().stop().unwrap();
+    wait_for("everything of the node to be gone", || {
+        traces().is_empty().then_some(())
+    });
+    world.tell("nothing is left");
+}
+
+/// The example that users copy, with a deployment that can be checked.
+fn a_job_uses_its_token(world: &World) {
+    world.kubectl(&["create", "namespace", "runners-1"]);
+    let example = read(&repository("examples/job.yaml"));
+    let (step, here) = (
+        "CLOUDFLARE_API_TOKEN=\"$(cat /var/run/chitty/cloudflare_token)\" ./deploy.sh",
+        world.call(),
+    );
+    assert!(example.contains(step));
+    let step_here = format!(
+        "id -u; ls -lL /var/run/chitty/cloudflare_token; token=\"$(cat /var/run/chitty/cloudflare_token)\"; {here}"
+    );
+    let manifest = example.replace(step, &step_here);
+    let mut apply = world.cluster.kubectl(&["apply", "--namespace=runners-1", "-f", "-"]);
+    let output = Cluster::with_input(&mut apply, &manifest);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Both at once: the Pod waits until its Secret is there.
+    world.kubectl(&[
+        "wait",
+        "job/chittyid-deploy",
+        "--namespace=runners-1",
+        "--for=condition=Complete",
+        "--timeout=90s",
+    ]);
+    let printed = world.kubectl(&["logs", "job/chittyid-deploy", "--namespace=runners-1"]);
+    assert!(
+        printed.contains("tokens end at 20") && printed.contains("\n1001\n"),
+        "{printed}"
+    );
+    // root's file, readable by the group alone.
+    assert!(
+        printed.contains("-r--r-----") && printed.contains(" 1001 "),
+        "{printed}"
+    );
+    world.until_taken(&world.token("runners-1", "chittyid-deploy").unwrap());
+    assert_eq!((world.posts("chittyid"), world.broker.ledger().posts()), (1, 1));
+    world.tell("a Job as user 1001 used its token");
+}
+
+fn a_rotation_reaches_a_running_pod(world: &World) {
+    world.user("runners-1", "long", "chittyid-deploy");
+    let first = world.token("runners-1", "chittyid-deploy").unwrap();
+    let rotate = |value: &str| {
+        let annotation = format!("connect.chitty.cc/rotate={value}");
+        let what = "ephemeralcredential/chittyid-deploy";
+        world.kubectl(&["annotate", "--overwrite", what, &annotation, "--namespace=runners-1"]);
+    };
+    world.kubectl(&[
+        "wait",
+        "pod/long",
+        "--namespace=runners-1",
+        "--for=condition=Ready",
+        "--timeout=60s",
+    ]);
+    rotate("now");
+    let second = wait_for("the rotation", || {
+        world.token("runners-1", "chittyid-deploy").filter(|t| *t != first)
+    });
+    let rotated = Instant::now();
+    world.until_taken(&second);
+    world.tell(&format!(
+        "a running Pod used the new token {:.1} s after its rotation",
+        rotated.elapsed().as_secs_f64()
+    ));
+    let ledger = world.broker.ledger();
+    // What a job has read before stays good to its own end.
+    assert!(ledger.mint_of(&first).unwrap().is_live(world.broker.now()));
+    assert_eq!(ledger.posts(), 2);
+}
+
+fn a_pod_waits_for_its_secret(world: &World) {
+    world.user("runners-1", "early", "late");
+    wait_for("the kubelet to miss the Secret", || {
+        let events = world.kubectl(&["events", "--namespace=runners-1", "--for=pod/early"]);
+        events.contains("secret \"late\" not found").then_some(())
+    });
+    world.credential("runners-1", "late");
+    let token = wait_for("the Secret", || world.token("runners-1", "late"));
+    let there = Instant::now();
+    world.until_taken(&token);
+    world.tell(&format!(
+        "a waiting Pod used its token {:.1} s after its Secret came",
+        there.elapsed().as_secs_f64()
+    ));
+    assert_eq!(world.posts("late"), 1);
+}
+
+fn an_upgrade_mints_nothing(world: &World) {
+    let (before, pods) = (world.broker.ledger().posts(), world.controllers());
+    world.check_logs();
+    world.release("upgrade", &["--set-json=podAnnotations={\"upgraded\":\"yes\"}"]);
+    wait_for("the old replicas to end", || {
+        let now = world.controllers();
+        (now.len() == 2 && !now.iter().any(|pod| pods.contains(pod))).then_some(())
+    });
+    // Something new is seen to, so everything old has been looked at.
+    world.credential("runners-1", "upgraded");
+    world.until_ready("runners-1", "upgraded");
+    assert_eq!(
+        (world.posts("upgraded"), world.broker.ledger().posts()),
+        (1, before + 1)
+    );
+    world.tell("an upgrade minted nothing");
+}
+
+fn a_killed_leader_costs_nothing(world: &World) {
+    let (before, leader) = (world.broker.ledger().posts(), world.leader());
+    world.check_logs();
+    // Not a word to anybody: the Lease has to run out. And no container that comes back under its name.
+    let node = world.node.as_ref().unwrap();
+    node.kill(&leader.replace("pod/", "POD_NAME=")).unwrap();
+    world.kubectl(&["delete", &leader, "--namespace", SYSTEM, "--grace-period=0", "--force"]);
+    let killed = Instant::now();
+    world.credential("runners-1", "killed");
+    world.until_ready("runners-1", "killed");
+    let gap = killed.elapsed();
+    assert!(gap < Duration::from_secs(45), "{gap:?}");
+    assert_eq!((world.posts("killed"), world.broker.ledger().posts()), (1, before + 1));
+    let deployment = format!("deployment/{RELEASE}");
+    world.kubectl(&["rollout", "status", &deployment, "--namespace", SYSTEM, "--timeout=60s"]);
+    world.tell(&format!(
+        "{:.1} s after the leader was killed, a new credential was ready",
+        gap.as_secs_f64()
+    ));
+}
+
+fn release_first_then_namespaces(world: &World) {
+    let before = world.broker.ledger().posts();
+    world.check_logs();
+    world.uninstall();
+    // Nobody renews now, but what is there stays until the controller is back.
+    assert!(world.token("runners-1", "late").is_some());
+    world.kubectl(&["delete", "namespace", "runners-1", "--timeout=60s"]);
+    assert_eq!(world.broker.ledger().posts(), before);
+    world.tell("release, then namespace: nothing hung");
+}
+
+fn namespaces_first_then_release(world: &World) {
+    world.release("install", &[]);
+    world.kubectl(&["create", "namespace", "runners-2"]);
+    world.credential("runners-2", "second");
+    world.until_ready("runners-2", "second");
+    let before = world.broker.ledger().posts();
+    world.kubectl(&["delete", "namespace", "runners-2", "--timeout=60s"]);
+    world.check_logs();
+    world.uninstall();
+    for what in [
+        &[
+            "delete",
+            "crd",
+            "ephemeralcredentials.connect.chitty.cc",
+            "chittyconnections.connect.chitty.cc",
+        ][..],
+        &["delete", "namespace", SYSTEM],
+    ] {
+        succeed(world.cluster.kubectl(what).arg("--timeout=60s"));
+    }
+    assert_eq!((world.posts("second"), world.broker.ledger().posts()), (1, before));
+    world.tell("namespace, then release: nothing hung");
+}
