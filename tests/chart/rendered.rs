@@ -242,7 +242,7 @@ fn the_controller_may_do_this_and_no_more() {
         [
             "configmaps : get list watch create update patch",
             "leases : create",
-            "leases chittyconnect-operator: get update delete",
+            "leases chittyconnect-operator: get update",
             "secrets : get list watch create",
         ]
     );

@@ -12,4 +12,5 @@ mod provision;
 mod records;
 mod schema;
 mod secrets;
+mod soak;
 mod support;

@@ -125,3 +125,82 @@ async fn tokens_are_found_in_secrets_and_nowhere_else() {
 fn base64(text: &str) -> String {
     data_encoding::BASE64_NOPAD.encode(text.as_bytes())
 }
+
+#[tokio::test]
+async fn events_survive_an_outage_in_which_the_controller_is_killed() {
+    let world = World::start("audit").await;
+    let case = Setup::within(world.clone(), generous()).case().await;
+    let (chronicle, field) = chronicle(&case).await;
+    case.connect(field).await;
+    case.issued("a", json!({})).await;
+    wait_for("the first entry", || async {
+        (chronicle.entries().len() == 1).then_some(())
+    })
+    .await;
+    chronicle.go_down().unwrap();
+    for i in 0..6 {
+        case.issued(&format!("c{i}"), json!({})).await;
+        if i % 2 == 0 {
+            world.kill_controller();
+            world.start_controller();
+        }
+    }
+    chronicle.come_back().unwrap();
+    let entries = wait_for("every entry", || async {
+        let entries = chronicle.entries();
+        (entries.len() >= 7).then_some(entries)
+    })
+    .await;
+    let mut by_id = std::collections::BTreeMap::new();
+    for entry in entries {
+        let id = entry.data["id"].as_str().unwrap().to_owned();
+        let known = by_id.insert(id, entry.data.clone());
+        assert!(
+            known.is_none_or(|before| before == entry.data),
+            "delivered twice with different content"
+        );
+    }
+    assert_eq!(by_id.len(), 7);
+}
+
+#[tokio::test]
+async fn a_refused_event_goes_to_the_dead_letters_and_blocks_nobody() {
+    let case = Case::new().await;
+    let (chronicle, field) = chronicle(&case).await;
+    let namespace = case.namespace.clone();
+    chronicle
+        .on(move |e| e.data["namespace"] == namespace && e.data["name"] == "bad")
+        .trouble(testbed::chronicle::Trouble::Status(400));
+    case.connect(field).await;
+    case.issued("bad", json!({})).await;
+    case.issued("good", json!({})).await;
+    wait_for("the good one's entry", || async {
+        chronicle
+            .entries()
+            .iter()
+            .any(|e| e.data["name"] == "good")
+            .then_some(())
+    })
+    .await;
+    let maps: kube::Api<k8s_openapi::api::core::v1::ConfigMap> = kube::Api::namespaced(case.client.clone(), SYSTEM);
+    wait_for("the dead letter", || async {
+        let letters = maps.get_opt("chittyconnect-audit-dead-letters").await.ok()??;
+        letters
+            .data?
+            .values()
+            .any(|v| v.contains(&case.namespace) && v.contains("\"bad\""))
+            .then_some(())
+    })
+    .await;
+    assert!(chronicle.entries().iter().all(|e| e.data["name"] != "bad"));
+}
+
+#[tokio::test]
+async fn events_go_through_chittyconnect_where_the_connection_says_so() {
+    let case = Case::new().await;
+    case.connect(json!({"audit": {"throughConnect": {}}})).await;
+    case.issued("a", json!({})).await;
+    let event = wait_for("the event", || async { case.broker.ledger().events.first().cloned() }).await;
+    let text = format!("{event:?}");
+    assert!(text.contains("credential.provisioned"), "{text}");
+}
