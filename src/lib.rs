@@ -1,5 +1,27 @@
-//! chittyconnect-operator.
+//! Short-lived credentials from ChittyConnect for every Kubernetes workload.
+//!
+//! API calls are cheap; **mints are scarce** and cannot be undone or repeated. So a mint is treated
+//! like a payment: permitted, budgeted, claimed in a durable journal, made once, published, audited.
+//! Everything else is an ordinary level-triggered controller.
+//!
+//! Imports point one way, down this list:
+//!
+//! - [`controller`], the shell: watches; `observe -> plan -> act -> record` for one credential
+//!   at a time; a budget task for each scope, which admits, claims, asks and publishes; delivery of
+//!   audit events; owed revocations; what deletion leaves to do; one leader. [`ops`] is what is looked
+//!   at from outside: metrics, health, logs.
+//! - [`broker`], [`chronicle`] and [`cluster`]: ChittyConnect, ChittyChronicle and Kubernetes. Calls
+//!   are timed out, writes guarded by what they were decided on, errors told apart by whose fault they are.
+//! - [`core`]: every decision, as a function of what was observed and `now`. [`core::plan`] says what
+//!   to do about a credential, [`core::budget`] who may mint, and [`core::journal`] is the only durable
+//!   truth that both decide on. No async, no IO, no clock, no client.
+//! - [`api`]: the kinds, conditions and reasons that users write and read.
+//!
+//! A mint, in order: claim and place in the budget (one compare-and-swap of the journal) -> POST ->
+//! Secrets, sealed -> outcome and audit event (another) -> status and Event -> delivery. Whatever stops
+//! it in between is found by comparing the journal with what exists.
 #![forbid(unsafe_code)]
+
 pub mod api;
 pub mod broker;
 pub mod chronicle;

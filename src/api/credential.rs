@@ -62,7 +62,7 @@ pub struct EphemeralCredentialSpec {
     /// The credential type, such as cloudflare_workers_deploy. For connections with api: Provision,
     /// and required there.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$"))]
     pub type_: Option<String>,
     /// What the type needs besides service, purpose, repo and run id, such as database, readonly
     /// ("true"), ttl (a number) or zones (with commas between). For connections with api: Provision.

@@ -202,7 +202,7 @@ mod tests {
             purpose: "p".repeat(63),
             repo: Some("r".repeat(140)),
             run_id: "i".repeat(64),
-            type_: None,
+            type_: Some("t".repeat(40)),
         };
         let uid = "0".repeat(36);
         let (namespace, name) = ("n".repeat(63), "m".repeat(63));
