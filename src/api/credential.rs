@@ -59,7 +59,7 @@ pub struct EphemeralCredentialSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9._:/-]+$"))]
     pub run_id: Option<String>,
-    /// The credential type, such as cloudflare_workers_deploy. For connections with api: Provision,
+    /// The credential type, such as `cloudflare_workers_deploy`. For connections with api: Provision,
     /// and required there.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$"))]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use k8s_openapi::api::core::v1::Namespace;
@@ -63,6 +64,8 @@ pub struct Context {
     pub unprepared: Locked<HashMap<String, Unprepared>>,
     /// Secrets as last looked at, by uid and name, with the resource version and the claim that held then.
     pub looked_at: Locked<HashMap<String, BTreeMap<String, Look>>>,
+    /// When each Secret of a credential was last restored, and how often in a row.
+    pub restored: Locked<HashMap<Name, (Instant, u32)>>,
     /// When a key that was refused may be tried again, by its digest.
     pub unauthorized: Locked<HashMap<String, Time>>,
     /// Wakes the reconciler for a credential.
@@ -91,6 +94,10 @@ pub struct Look {
     /// The result.
     pub seen: Seen,
 }
+
+/// So many restorations in a row, each within this time of the one before; then a rest as long.
+const RESTORES: u32 = 5;
+const RESTORE_MEMORY: Duration = Duration::from_secs(30);
 
 /// A mutex whose holder never panics halfway.
 #[derive(Default)]
@@ -290,6 +297,20 @@ impl Context {
         for runner in self.scopes.lock().values() {
             runner.wake();
         }
+    }
+
+    /// Whether a Secret may be restored now. Somebody who undoes it each time (a mutating webhook, another
+    /// controller) must not make two of us spin.
+    pub fn may_restore(&self, at: &Name) -> bool {
+        let mut restored = self.restored.lock();
+        restored.retain(|_, (last, _)| last.elapsed() < RESTORE_MEMORY);
+        let (last, count) = restored.entry(at.clone()).or_insert_with(|| (Instant::now(), 0));
+        if *count >= RESTORES {
+            return false;
+        }
+        *last = Instant::now();
+        *count += 1;
+        true
     }
 
     /// Logs a committed audit event: the record that is there whatever becomes of `ChittyChronicle`.

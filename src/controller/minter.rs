@@ -273,7 +273,23 @@ impl ScopeRunner {
             .await
     }
 
-    async fn claim(&self, context: &Arc<Context>, prepared: Vec<Prepared>, demands: Vec<Demand>, limits: Vec<Limit>) {
+    async fn claim(
+        &self,
+        context: &Arc<Context>,
+        mut prepared: Vec<Prepared>,
+        demands: Vec<Demand>,
+        limits: Vec<Limit>,
+    ) {
+        let now = context.now();
+        prepared.retain(|p| match context.unauthorized.lock().get_mut(&p.usable.key_digest) {
+            None => true,
+            // One request tries a refused key again, whatever the scope.
+            Some(probe_at) if *probe_at <= now => {
+                *probe_at = now + PROBE_EVERY;
+                true
+            }
+            Some(_) => false,
+        });
         {
             // Marked first: a claim in the journal that nobody works on would be judged lost.
             let mut working = context.working.lock();

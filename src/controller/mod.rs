@@ -111,6 +111,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
             working: Arc::clone(&working),
             unprepared: Locked::default(),
             looked_at: Locked::default(),
+            restored: Locked::default(),
             unauthorized: Locked::default(),
             triggers,
             metrics: metrics.clone(),

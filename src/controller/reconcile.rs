@@ -104,7 +104,10 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
             }
         }
     }
+    let restores = plan.actions.iter().any(|a| matches!(a, Action::Restore { .. }));
     Ok(match plan.wake {
+        // A restoration that was put off is due when the rest is over.
+        _ if restores => Requeue::requeue(Duration::from_secs(30)),
         Some(at) => {
             let wait = (at - context.now()).to_std().unwrap_or_default();
             Requeue::requeue(wait.clamp(Duration::from_millis(20), LONGEST))
@@ -423,6 +426,11 @@ async fn act(
             Ok(true)
         }
         Action::Restore { secret } => {
+            let at = (owner.namespace.clone(), secret.clone());
+            if !context.may_restore(&at) {
+                tracing::warn!(namespace = %at.0, secret = %at.1, "somebody undoes what is restored on a managed Secret");
+                return Ok(false);
+            }
             restore(context, scene, secret).await?;
             Ok(true)
         }

@@ -87,7 +87,7 @@ impl World {
         self.grant();
     }
 
-    /// The chart's ServiceAccount, RBAC and admission policy: the controller runs under exactly these.
+    /// The chart's service account, RBAC and admission policy: the controller runs under exactly these.
     fn grant(&self) {
         let binaries = Binaries::find_or_build(&[Tool::Helm], |_| {}).expect("helm");
         let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/chittyconnect-operator");

@@ -229,9 +229,10 @@ impl Node {
             .arg(archive))
     }
 
-    /// SIGKILLs what runs with this environment variable: a Pod's process, without a word to anybody.
-    pub fn kill(&self, variable: &str) -> anyhow::Result<()> {
-        let mut killed = false;
+    /// Stops what runs with this environment variable in its tracks, a Pod's process: it neither works nor
+    /// says good-bye when its Pod is deleted. (Were it killed, the kubelet might start it anew before that.)
+    pub fn freeze(&self, variable: &str) -> anyhow::Result<()> {
+        let mut frozen = false;
         for process in fs::read_dir("/proc")?.flatten() {
             let environment = fs::read(process.path().join("environ")).unwrap_or_default();
             if environment
@@ -239,12 +240,12 @@ impl Node {
                 .any(|set| set == variable.as_bytes())
             {
                 run(Command::new("/bin/busybox")
-                    .args(["kill", "-9"])
+                    .args(["kill", "-STOP"])
                     .arg(process.file_name()))?;
-                killed = true;
+                frozen = true;
             }
         }
-        ensure!(killed, "nothing runs with {variable}");
+        ensure!(frozen, "nothing runs with {variable}");
         Ok(())
     }
 
