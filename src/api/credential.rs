@@ -125,7 +125,7 @@ pub struct SecretTemplate {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16), schema_with = "labels_schema")]
     pub labels: BTreeMap<String, String>,
-    /// Ready-made layouts. The default is [outputs] where data is empty too.
+    /// Ready-made layouts. The default is outputs, where data is empty too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "set"))]
     pub presets: Vec<Preset>,
