@@ -53,6 +53,8 @@ type Decision = Box<dyn FnMut(&mut Journal, Time) + Send>;
 
 struct Pending {
     decide: Decision,
+    /// Decides on what the API server holds now, not on what this process last saw.
+    fresh: bool,
     done: oneshot::Sender<Result<(), JournalError>>,
 }
 
@@ -139,6 +141,25 @@ impl ScopeJournal {
     /// answered at all.
     pub async fn commit<R: Send + 'static>(
         &self,
+        decide: impl FnMut(&mut Journal, Time) -> R + Send + 'static,
+    ) -> Result<R, JournalError> {
+        self.ask(false, decide).await
+    }
+
+    /// What `question` says of the journal as the API server holds it now.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub async fn fresh<R: Send + 'static>(
+        &self,
+        mut question: impl FnMut(&Journal) -> R + Send + 'static,
+    ) -> Result<R, JournalError> {
+        self.ask(true, move |journal, _| question(journal)).await
+    }
+
+    async fn ask<R: Send + 'static>(
+        &self,
+        fresh: bool,
         mut decide: impl FnMut(&mut Journal, Time) -> R + Send + 'static,
     ) -> Result<R, JournalError> {
         let slot = Arc::new(Mutex::new(None));
@@ -149,7 +170,9 @@ impl ScopeJournal {
             *slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(outcome);
         });
         let stopping = || JournalError::Unavailable("the controller is stopping".to_owned());
-        self.queue.send(Pending { decide, done }).map_err(|_| stopping())?;
+        self.queue
+            .send(Pending { decide, fresh, done })
+            .map_err(|_| stopping())?;
         committed.await.map_err(|_| stopping())??;
         result
             .lock()
@@ -273,7 +296,8 @@ impl Writer {
                 tokio::time::sleep(wait).await;
                 wait *= 2;
             }
-            if self.known.as_ref().is_none_or(|_| attempt > 0)
+            let must_read = attempt > 0 || batch.iter().any(|pending| pending.fresh);
+            if (self.known.is_none() || must_read)
                 && let Err(e) = self.read().await
             {
                 if matches!(e, JournalError::Broken { .. }) {

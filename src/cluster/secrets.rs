@@ -248,6 +248,9 @@ fn inspect(
             _ => SecretState::Foreign,
         };
     }
+    if secret.metadata.deletion_timestamp.is_some() {
+        return SecretState::Terminating;
+    }
     let name = secret.metadata.name.as_deref().unwrap_or_default();
     let empty = BTreeMap::new();
     let data = secret.data.as_ref().unwrap_or(&empty);

@@ -34,6 +34,8 @@ use crate::core::{Problem, Time, access, render};
 const PROBE_EVERY: TimeDelta = TimeDelta::minutes(15);
 /// How often whoever waits is told how the line moved.
 const TELL_EVERY: Duration = Duration::from_secs(60);
+/// How long a credential rests whose preparation was overtaken.
+const REST: TimeDelta = TimeDelta::milliseconds(300);
 /// How many mints of a scope are prepared at once.
 const PREPARE: usize = 16;
 
@@ -53,6 +55,8 @@ pub struct ScopeRunner {
     /// Its journal.
     pub journal: ScopeJournal,
     wishes: Locked<HashMap<String, Wish>>,
+    /// Who is not considered before when: what was prepared for them turned out to have changed.
+    rests: Locked<HashMap<String, Time>>,
     usage: Locked<Usage>,
     notify: Notify,
 }
@@ -77,6 +81,7 @@ impl ScopeRunner {
             journal: context.journals.of(&scope),
             scope,
             wishes: Locked::default(),
+            rests: Locked::default(),
             usage: Locked::default(),
             notify: Notify::new(),
         });
@@ -130,6 +135,16 @@ impl ScopeRunner {
         }
     }
 
+    /// Takes a credential out of the line by its name.
+    pub fn forget_name(&self, (namespace, name): &Name) {
+        let mut wishes = self.wishes.lock();
+        let before = wishes.len();
+        wishes.retain(|_, w| w.demand.namespace != *namespace || w.demand.name != *name);
+        if wishes.len() != before {
+            self.notify.notify_one();
+        }
+    }
+
     /// Why a credential waits, as it was last told.
     #[must_use]
     pub fn verdict(&self, uid: &str) -> Option<Waiting> {
@@ -142,7 +157,7 @@ impl ScopeRunner {
         self.usage.lock().clone()
     }
 
-    async fn run(&self, context: &Arc<Context>) {
+    async fn run(self: &Arc<Self>, context: &Arc<Context>) {
         loop {
             let wait = match self.pass(context).await {
                 Some(at) => (at - context.now()).to_std().unwrap_or_default(),
@@ -157,7 +172,7 @@ impl ScopeRunner {
     }
 
     /// Admits whom the budget allows; returns when to look again.
-    async fn pass(&self, context: &Arc<Context>) -> Option<Time> {
+    async fn pass(self: &Arc<Self>, context: &Arc<Context>) -> Option<Time> {
         let now = context.now();
         let Ok(journal) = self.journal.view().await else {
             return Some(now + TimeDelta::seconds(2));
@@ -171,11 +186,17 @@ impl ScopeRunner {
         *self.usage.lock() = selection.usage.clone();
         self.tell(context, &selection.waiting, now);
         if selection.admitted.is_empty() || !context.leading() {
-            return selection.wake;
+            let rested = self.rests.lock().values().min().copied();
+            return selection.wake.into_iter().chain(rested).min();
         }
         let prepared = self.prepare(context, &selection.admitted, &limits).await;
         if !prepared.is_empty() {
-            self.claim(context, prepared, demands, limits).await;
+            // Detached: a term that ends between claim and mint must not leave either unattended.
+            let (runner, context) = (Arc::clone(self), Arc::clone(context));
+            let claiming = tokio::spawn(async move { runner.claim(&context, prepared, demands, limits).await });
+            if claiming.await.is_err() {
+                tracing::error!(scope = self.scope.title(), "a claim ended in a panic");
+            }
         }
         Some(now)
     }
@@ -186,11 +207,14 @@ impl ScopeRunner {
         let wishes = self.wishes.lock();
         let working = context.working.lock();
         let warm = context.warm.load(Ordering::Acquire);
+        let mut rests = self.rests.lock();
+        rests.retain(|_, until| *until > now);
         let mut unauthorized = context.unauthorized.lock();
         let mut probes: Vec<String> = Vec::new();
         let mut demands: Vec<&Wish> = wishes
             .values()
-            .filter(|w| !working.contains_key(&w.demand.uid) && (warm || !w.demand.kind.is_newcomer()))
+            .filter(|w| !working.contains_key(&w.demand.uid) && !rests.contains_key(&w.demand.uid))
+            .filter(|w| warm || !w.demand.kind.is_newcomer())
             .collect();
         demands.sort_by_key(|w| (w.demand.since, w.demand.uid.clone()));
         demands
@@ -256,7 +280,10 @@ impl ScopeRunner {
                 let uid = &wish.demand.uid;
                 match outcome {
                     Ok(prepared) => return Some(prepared),
-                    Err(NotPrepared::Changed) => {}
+                    Err(NotPrepared::Changed) => {
+                        // What is watched may be behind what was read: no faster than this.
+                        self.rests.lock().insert(uid.clone(), context.now() + REST);
+                    }
                     Err(NotPrepared::Problem(problem, generation)) => {
                         let until = context.now() + TimeDelta::seconds(15);
                         context
@@ -293,8 +320,11 @@ impl ScopeRunner {
         {
             // Marked first: a claim in the journal that nobody works on would be judged lost.
             let mut working = context.working.lock();
+            let mut homes = context.homes.lock();
             for p in &prepared {
                 working.insert(p.owner.uid.clone(), None);
+                let name: Name = (p.owner.namespace.clone(), p.owner.name.clone());
+                homes.add(&p.owner.uid, name, &self.scope);
             }
         }
         let templates: Vec<(String, Claim, TimeDelta, (u64, u64))> = prepared
@@ -331,8 +361,6 @@ impl ScopeRunner {
             let uid = p.owner.uid.clone();
             if let Some(claim) = claims.remove(&uid) {
                 self.wishes.lock().remove(&uid);
-                let name: Name = (p.owner.namespace.clone(), p.owner.name.clone());
-                context.homes.lock().add(&uid, name, &self.scope);
                 let (context, scope, journal) = (Arc::clone(context), self.scope.clone(), self.journal.clone());
                 tokio::spawn(async move {
                     mint(&context, &journal, &scope, p, claim).await;
@@ -580,7 +608,12 @@ pub async fn look_for_orphans(
         && !candidates.is_empty()
     {
         let uid = uid.to_owned();
-        settle(journal, move |journal, _| journal.orphaned(&uid, candidates.clone())).await;
+        if let Err(error) = journal
+            .commit(move |journal, _| journal.orphaned(&uid, candidates.clone()))
+            .await
+        {
+            tracing::warn!(%error, "candidates for a lost answer could not be noted");
+        }
     }
 }
 
@@ -624,9 +657,9 @@ async fn succeed(
     })
     .await;
     context.unauthorized.lock().remove(&key);
+    context.supersede(&p.owner.uid, scope).await;
     let Some(Some(event)) = committed else { return };
     context.log_event(&event);
-    context.supersede(&p.owner.uid, scope).await;
     let note = format!(
         "revision {} ({kind:?}) is valid until {}; run_id {}",
         event.revision,
@@ -651,7 +684,6 @@ async fn fail(context: &Arc<Context>, journal: &ScopeJournal, p: &Prepared, clai
         .unwrap_or_default();
     let (window, timeout, key) = (p.window, p.usable.timeout, p.usable.key_digest.clone());
     let event = settle(journal, move |journal, now| {
-        throttle(journal, &refused, &claimed, &limits, window, now);
         if refused.reason == Reason::Unauthorized {
             journal.unauthorized = Some(Unauthorized {
                 key: key.clone(),
@@ -666,6 +698,7 @@ async fn fail(context: &Arc<Context>, journal: &ScopeJournal, p: &Prepared, clai
             journal.disown(&owner.uid, &claimed, &refused.token_ids, now);
             return None;
         }
+        throttle(journal, &refused, &claimed, &limits, window, now);
         journal.disown(&owner.uid, &claimed, &refused.token_ids, now);
         let subject = Subject {
             uid: &owner.uid,

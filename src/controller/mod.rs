@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::Cluster;
-use crate::cluster::journal::Journals;
+use crate::cluster::journal::{JournalError, Journals};
 use crate::cluster::lease::Election;
 use crate::cluster::records::Events;
 use crate::core::schedule::spread;
@@ -307,9 +307,19 @@ impl Context {
             }
         };
         for scope in scopes {
-            let Ok(journal) = self.runner(&scope).journal.view().await else {
-                continue;
+            let runner = self.runner(&scope);
+            let journal = loop {
+                match runner.journal.view().await {
+                    Ok(journal) => break Some(journal),
+                    // Until it is mended nobody knows who is in it; its own scope stands still meanwhile.
+                    Err(JournalError::Broken { .. }) => break None,
+                    Err(JournalError::Unavailable(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
+                }
+                if stop.is_cancelled() {
+                    return;
+                }
             };
+            let Some(journal) = journal else { continue };
             let mut homes = self.homes.lock();
             for (uid, record) in &journal.credentials {
                 homes.add(uid, (record.namespace.clone(), record.name.clone()), &scope);

@@ -10,7 +10,7 @@ use kube::runtime::controller::Action as Requeue;
 use kube::runtime::reflector::ObjectRef;
 
 use super::context::{Context, Look, Name};
-use super::minter::{look_for_orphans, settle};
+use super::minter::look_for_orphans;
 use super::publish::dress;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
@@ -74,6 +74,11 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
     let Some(scene) = observe(credential, context).await? else {
         return Ok(Requeue::requeue(Duration::from_secs(1)));
     };
+    let holds = scene.home == scene.scope && scene.observed.record.as_ref().is_some_and(|r| r.live.is_some());
+    if let (Some(home), None, true) = (&scene.home, &scene.observed.claim, holds) {
+        // What a crash kept from being superseded is so now.
+        context.supersede(&scene.owner.uid, home).await;
+    }
     let now = context.now();
     let plan = plan::plan(&scene.observed, now);
     let mut again = false;
@@ -104,16 +109,19 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
             }
         }
     }
-    let restores = plan.actions.iter().any(|a| matches!(a, Action::Restore { .. }));
-    Ok(match plan.wake {
+    let now = context.now();
+    let mut wait = plan.wake.map_or(LONGEST, |at| (at - now).to_std().unwrap_or_default());
+    if plan.actions.iter().any(|a| matches!(a, Action::Restore { .. })) {
         // A restoration that was put off is due when the rest is over.
-        _ if restores => Requeue::requeue(Duration::from_secs(30)),
-        Some(at) => {
-            let wait = (at - context.now()).to_std().unwrap_or_default();
-            Requeue::requeue(wait.clamp(Duration::from_millis(20), LONGEST))
-        }
-        None => Requeue::requeue(LONGEST),
-    })
+        wait = wait.min(Duration::from_secs(30));
+    }
+    // Due already, and yet nothing was done: not again at once.
+    let least = if wait.is_zero() {
+        Duration::from_millis(500)
+    } else {
+        Duration::from_millis(20)
+    };
+    Ok(Requeue::requeue(wait.clamp(least, LONGEST)))
 }
 
 /// An Event for each new objection; outcomes of mints have Events of their own.
@@ -410,14 +418,19 @@ async fn act(
                 .cluster
                 .delete_secret(&owner.namespace, secret, guard(secret))
                 .await?;
+            context.looked_at.lock().remove(&owner.uid);
             Ok(false)
         }
         Action::DeleteTampered { secret } => {
+            // Recorded first: a view that is behind is found out by that, and deletes nothing.
+            if !record(context, scene, EventType::Tampered, Reason::Tampered, |_, _, _| true).await? {
+                return Ok(true);
+            }
             context
                 .cluster
                 .delete_secret(&owner.namespace, secret, guard(secret))
                 .await?;
-            record(context, scene, EventType::Tampered, Reason::Tampered, |_, _, _| true).await?;
+            context.looked_at.lock().remove(&owner.uid);
             let note = format!("Secret {secret} was changed by somebody else; it is removed and made anew");
             context
                 .events
@@ -432,6 +445,7 @@ async fn act(
                 return Ok(false);
             }
             restore(context, scene, secret).await?;
+            context.looked_at.lock().remove(&owner.uid);
             Ok(true)
         }
         Action::Release { reason } => {
@@ -441,7 +455,7 @@ async fn act(
                 EventType::Released
             };
             let (uid, why) = (owner.uid.clone(), *reason);
-            record(context, scene, event, *reason, move |journal, _, now| {
+            let released = record(context, scene, event, *reason, move |journal, _, now| {
                 // An expired token has no life left to revoke, but its broker may not agree.
                 let released = journal.credentials.get(&uid).is_some_and(|r| r.live.is_some());
                 if why == Reason::NotPermitted {
@@ -455,6 +469,12 @@ async fn act(
                 released
             })
             .await?;
+            if *reason == Reason::NotPermitted {
+                context.revoke_elsewhere(&owner.uid, scene.home.as_ref()).await;
+            }
+            if !released {
+                return Ok(false);
+            }
             let note = match reason {
                 Reason::Expired => "the token reached its end without a successor; its Secrets are removed",
                 _ => "the connection does not allow this request any more; its Secrets are removed",
@@ -475,17 +495,19 @@ async fn record(
     event: EventType,
     reason: Reason,
     mut change: impl FnMut(&mut crate::core::journal::Journal, &Live, Time) -> bool + Send + 'static,
-) -> Result<(), ReconcileError> {
+) -> Result<bool, ReconcileError> {
     let live = scene.observed.record.as_ref().and_then(|r| r.live.clone());
     let (Some(live), Some(home)) = (live, &scene.home) else {
-        return Ok(());
+        return Ok(false);
     };
     let (owner, deliver) = (scene.owner.clone(), scene.deliver);
     let committed = context
         .runner(home)
         .journal
         .commit(move |journal, now| {
-            if !change(journal, &live, now) {
+            // Another token by now: this was decided on a view that is behind.
+            let now_live = journal.credentials.get(&owner.uid).and_then(|r| r.live.as_ref());
+            if now_live.is_none_or(|l| l.claim != live.claim) || !change(journal, &live, now) {
                 return None;
             }
             let subject = Subject {
@@ -499,10 +521,10 @@ async fn record(
             Some(journal.record_event(&owner.uid, event))
         })
         .await?;
-    if let Some(event) = committed {
-        context.log_event(&event);
+    if let Some(event) = &committed {
+        context.log_event(event);
     }
-    Ok(())
+    Ok(committed.is_some())
 }
 
 async fn restore(context: &Arc<Context>, scene: &Scene, secret: &str) -> Result<(), ReconcileError> {
@@ -595,6 +617,9 @@ async fn give_up(
     let (owner, deliver) = (scene.owner.clone(), scene.deliver);
     let message =
         "a request was sent and its answer never came: a token may have been made that nobody holds; it stays counted";
+    // Written to some of its Secrets, a token has ids that are known.
+    let sealed = seals(scene, Some(&claim.id));
+    let written: Vec<String> = sealed.iter().flat_map(|s| s.live.token_ids.clone()).collect();
     let (claim, window, timeout) = (claim.clone(), scene.window, scene.timeout);
     let event = context
         .runner(home)
@@ -623,6 +648,7 @@ async fn give_up(
             if !journal.end(&owner.uid, &claim.id, Ending::Failed { failure, counted: true }, now) {
                 return None;
             }
+            journal.disown(&owner.uid, &claim, &written, now);
             let subject = Subject {
                 uid: &owner.uid,
                 namespace: &owner.namespace,
@@ -670,10 +696,14 @@ async fn rebuild(context: &Arc<Context>, scene: &Scene) -> Result<bool, Reconcil
     let seals = seals(scene, None);
     let Some(live) = live_of(&seals) else { return Ok(false) };
     let (owner, window) = (scene.owner.clone(), scene.window);
-    settle(&context.runner(scope).journal, move |journal, now| {
-        journal.adopt_lost(&owner.uid, (&owner.namespace, &owner.name), live.clone(), now + window);
-    })
-    .await;
+    context
+        .runner(scope)
+        .journal
+        .commit(move |journal, now| {
+            let name = (owner.namespace.as_str(), owner.name.as_str());
+            journal.adopt_lost(&owner.uid, name, live.clone(), now + window);
+        })
+        .await?;
     let name = (scene.owner.namespace.clone(), scene.owner.name.clone());
     context.homes.lock().add(&scene.owner.uid, name, scope);
     tracing::warn!(

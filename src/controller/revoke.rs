@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 
 use super::connections::remembered;
 use super::context::Context;
-use super::minter::{ScopeRunner, settle};
+use super::minter::ScopeRunner;
 use crate::api::Reason;
 use crate::broker::{Broker, Refusal};
 use crate::core::audit::{AuditEvent, EventType, Subject};
@@ -90,24 +90,29 @@ async fn pay(context: &Context, runner: &ScopeRunner, owed: &Revocation, broker:
         let (token, tries) = (&owed.token_id, owed.tries);
         tracing::warn!(token_id = %token, tries, "failed to revoke a token; it is tried again: {}", refusal.message);
     }
-    let (events, buried) = settle(&runner.journal, move |journal: &mut Journal, now| {
-        let mut events = Vec::new();
-        if done || hopeless {
-            if journal.revoked(&owed.token_id).is_some() {
-                events.push(event(journal, &owed, done, deliver, now));
+    let committed = runner
+        .journal
+        .commit(move |journal: &mut Journal, now| {
+            let mut events = Vec::new();
+            if done || hopeless {
+                if journal.revoked(&owed.token_id).is_some() {
+                    events.push(event(journal, &owed, done, deliver, now));
+                }
+            } else if let Some(known) = journal.revocations.iter_mut().find(|r| r.token_id == owed.token_id) {
+                known.tries = known.tries.saturating_add(1);
+                let first = !known.told;
+                known.told = true;
+                if first {
+                    events.push(event(journal, &owed, false, deliver, now));
+                }
             }
-        } else if let Some(known) = journal.revocations.iter_mut().find(|r| r.token_id == owed.token_id) {
-            known.tries = known.tries.saturating_add(1);
-            let first = !known.told;
-            known.told = true;
-            if first {
-                events.push(event(journal, &owed, false, deliver, now));
-            }
-        }
-        (events, journal.bury())
-    })
-    .await
-    .unwrap_or_default();
+            (events, journal.bury())
+        })
+        .await;
+    let Ok((events, buried)) = committed else {
+        // Not noted, it is tried again: what is revoked already counts as done.
+        return false;
+    };
     for event in &events {
         context.log_event(event);
     }

@@ -44,24 +44,26 @@ impl Context {
             let done = self
                 .runner(&home)
                 .journal
-                .commit(move |journal, _| {
-                    let end = journal
-                        .credentials
-                        .get(&gone)
-                        .and_then(|r| r.live.as_ref())
-                        .map(|l| l.ends_at);
-                    if let Some(end) = end {
-                        journal.release(&gone, end);
-                    }
-                    if !journal.claims.contains_key(&gone) {
-                        journal.credentials.remove(&gone);
-                        return true;
-                    }
-                    false
-                })
+                .commit(move |journal, _| journal.supersede(&gone))
                 .await;
             if matches!(done, Ok(true)) {
                 self.homes.lock().remove(uid, &home);
+            }
+        }
+    }
+
+    /// Permission went: what other scopes still hold or owe for `uid` is revoked at once too.
+    pub async fn revoke_elsewhere(self: &Arc<Self>, uid: &str, home: Option<&Scope>) {
+        let homes = self.homes.lock().of(uid);
+        for other in homes.into_iter().filter(|h| Some(h) != home) {
+            let gone = uid.to_owned();
+            let revoked = self
+                .runner(&other)
+                .journal
+                .commit(move |j, now| j.revoke_all(&gone, now))
+                .await;
+            if let Err(error) = revoked {
+                tracing::warn!(%error, "failed to bring revocations forward");
             }
         }
     }
@@ -74,6 +76,11 @@ impl Context {
         }
         let at = ObjectRef::new(&name.1).within(&name.0);
         if self.credentials.get(&at).is_none() {
+            // Who never had a token is in no journal, but may be in line.
+            let runners: Vec<_> = self.scopes.lock().values().cloned().collect();
+            for runner in runners {
+                runner.forget_name(name);
+            }
             self.looked_at.lock().retain(|uid, _| self.homes.lock().has(uid));
         }
     }
@@ -161,7 +168,11 @@ fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time)
             return Released::Waits;
         }
         lost = Some(claim.request.clone());
-        journal.claims.remove(uid);
+    }
+    if let Some(claim) = journal.claims.remove(uid)
+        && let Some(minted) = &claim.minted
+    {
+        journal.disown(uid, &claim, &minted.token_ids, now);
     }
     let Some(record) = journal.credentials.get(uid).cloned() else {
         return Released::Gone(None);

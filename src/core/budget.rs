@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::TimeDelta;
 
-use super::journal::{AUDIT_CAPACITY, Claim, Journal, Kind, Live};
+use super::journal::{AUDIT_CAPACITY, Claim, Journal, Kind, Live, SIZE_LIMIT};
 use super::schedule::{latest_safe, runway};
 use super::{Time, clock};
 use crate::api::Reason;
@@ -184,6 +184,7 @@ pub fn select(journal: &Journal, demands: &[Demand], limits: &[Limit], now: Time
     let held = blocked_until
         .map(|at| (Reason::RateLimited, Some(at)))
         .or_else(|| (backlog * 5 >= AUDIT_CAPACITY * 4).then_some((Reason::AuditBacklog, None)))
+        .or_else(|| (journal.weight() >= SIZE_LIMIT).then(|| (Reason::RateLimited, Some(now + TimeDelta::minutes(1)))))
         .or_else(|| {
             journal
                 .newcomers_after
@@ -193,6 +194,8 @@ pub fn select(journal: &Journal, demands: &[Demand], limits: &[Limit], now: Time
     // The first answer of a scope teaches how long tokens live; until then one newcomer is enough.
     let teaching = journal.typical_lifetime.is_none();
     let mut position = 0;
+    let mut hopeless: Option<TimeDelta> = None;
+    let mut unfitting = 0;
     let mut head_slot = None;
     while !newcomers.is_empty() {
         let Some(index) = (0..newcomers.len()).min_by_key(|i| {
@@ -213,12 +216,24 @@ pub fn select(journal: &Journal, demands: &[Demand], limits: &[Limit], now: Time
         } else if teaching && (!journal.claims.is_empty() || !selection.admitted.is_empty()) {
             // A moment, and nothing to tell.
             continue;
+        } else if position == 0 && hopeless.is_some_and(|period| plan.period_of(demand) <= period) {
+            unfitting += 1;
+            Err(plan.wait(Reason::RateLimited, 1, None, now, journal))
         } else if position == 0 && plan.admits(demand, false, now) {
             Ok(())
         } else {
-            // Whoever is first in line is not overtaken; those behind share its next slot.
+            // Whoever is first in line is not overtaken, unless nothing would ever come of the wait;
+            // those behind share its next slot.
             if position == 0 {
                 head_slot = plan.next_for_newcomer(demand, now);
+                if head_slot.is_none() {
+                    let verdict = Err(plan.wait(Reason::RateLimited, 1, None, now, journal));
+                    selection.take(demand, verdict, &mut plan, now);
+                    unfitting += 1;
+                    // Nor is there a slot for whoever needs as many.
+                    hopeless = Some(plan.period_of(demand));
+                    continue;
+                }
             }
             position += 1;
             Err(plan.wait(Reason::RateLimited, position, head_slot, now, journal))
@@ -226,7 +241,7 @@ pub fn select(journal: &Journal, demands: &[Demand], limits: &[Limit], now: Time
         selection.take(demand, verdict, &mut plan, now);
     }
     plan.explain_excess(demands, &mut selection);
-    selection.usage = plan.usage(now, position, head_slot, blocked_until);
+    selection.usage = plan.usage(now, position + unfitting, head_slot, blocked_until);
     selection
 }
 
@@ -487,7 +502,12 @@ impl<'a> Projection<'a> {
     }
 
     fn wait(&self, reason: Reason, position: usize, next_slot: Option<Time>, now: Time, journal: &Journal) -> Waiting {
-        let message = if let Some(until) = journal.throttle.blocked_until.filter(|at| *at > now) {
+        let message = if position > 0 && journal.weight() >= SIZE_LIMIT {
+            format!(
+                "the journal of {} is full: new credentials wait until others are deleted or their window has passed",
+                self.title
+            )
+        } else if let Some(until) = journal.throttle.blocked_until.filter(|at| *at > now) {
             format!(
                 "ChittyConnect asked to leave {} alone until {}; it is asked again then",
                 self.title,

@@ -256,6 +256,18 @@ fn the_next_in_line_is_admitted_the_moment_a_slot_frees() {
 }
 
 #[test]
+fn whoever_can_never_fit_waits_and_holds_nobody_up() {
+    let mut world = World::new(5, s(3600));
+    world.journal.typical_lifetime = Some(3600);
+    let mut greedy = demand("a-greedy", "n", Kind::First, t(0));
+    greedy.max_lifetime = Some(s(5));
+    let demands = [greedy, demand("b", "m", Kind::First, t(1))];
+    let selection = select(&world.journal, &demands, &world.limits, t(2));
+    assert_eq!(selection.admitted, ["b"]);
+    assert!(selection.waiting["a-greedy"].message.contains("no slot frees"));
+}
+
+#[test]
 fn a_block_by_the_server_stops_everybody_until_it_ends() {
     let mut world = World::new(10, s(3600));
     world.journal.typical_lifetime = Some(3600);

@@ -491,6 +491,7 @@ impl Journal {
     pub fn claim(&mut self, uid: &str, claim: Claim, window: TimeDelta) {
         self.window_seconds = self.window_seconds.max(window.num_seconds());
         let record = self.record(uid, &claim.namespace, &claim.name);
+        record.gone = false;
         if claim.kind == Kind::Heal {
             record.heals.push(claim.at);
         }
@@ -541,7 +542,7 @@ impl Journal {
             }
             Ending::Failed { failure, counted } => {
                 if !counted {
-                    self.attempts.retain(|a| a.claim != claim.id);
+                    self.refund(uid, &claim);
                 }
                 if let Some(minted) = &claim.minted {
                     self.owe(&claim.debt(uid, &minted.token_ids), now);
@@ -554,9 +555,18 @@ impl Journal {
 
     /// Takes back a claim whose request never left this process.
     pub fn withdraw(&mut self, uid: &str, claim_id: &str) {
-        if self.claims.get(uid).is_some_and(|c| c.id == claim_id) {
-            self.claims.remove(uid);
-            self.attempts.retain(|a| a.claim != claim_id);
+        if self.claims.get(uid).is_some_and(|c| c.id == claim_id)
+            && let Some(claim) = self.claims.remove(uid)
+        {
+            self.refund(uid, &claim);
+        }
+    }
+
+    /// A request that never left costs neither a slot nor the window's one heal.
+    fn refund(&mut self, uid: &str, claim: &Claim) {
+        self.attempts.retain(|a| a.claim != claim.id);
+        if let Some(record) = self.credentials.get_mut(uid) {
+            record.heals.retain(|at| *at != claim.at);
         }
     }
 
@@ -573,6 +583,15 @@ impl Journal {
 
     /// Owes the revocation of tokens that nobody will hold.
     pub fn disown(&mut self, uid: &str, claim: &Claim, token_ids: &[String], now: Time) {
+        // Recorded after all: by an earlier try of the same commit, or by a successor that adopted it.
+        if self
+            .credentials
+            .get(uid)
+            .and_then(|r| r.live.as_ref())
+            .is_some_and(|l| l.claim == claim.id)
+        {
+            return;
+        }
         self.owe(&claim.debt(uid, token_ids), now);
     }
 
@@ -599,6 +618,39 @@ impl Journal {
     pub fn revoked(&mut self, token_id: &str) -> Option<Revocation> {
         let index = self.revocations.iter().position(|r| r.token_id == token_id)?;
         Some(self.revocations.swap_remove(index))
+    }
+
+    /// The token in another scope took over: what this one holds lives to its end unrenewed, and once
+    /// that is revoked nothing remains here. True where nothing does already.
+    pub fn supersede(&mut self, uid: &str) -> bool {
+        let end = self
+            .credentials
+            .get(uid)
+            .and_then(|r| r.live.as_ref())
+            .map(|l| l.ends_at);
+        if let Some(end) = end {
+            self.release(uid, end);
+        }
+        if self.claims.contains_key(uid) {
+            return false;
+        }
+        if let Some(record) = self.credentials.get_mut(uid) {
+            record.gone = true;
+            record.failure = None;
+        }
+        self.bury();
+        !self.credentials.contains_key(uid)
+    }
+
+    /// About how many bytes this takes, generously: cheap enough to ask before every decision.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        const RECORD: usize = 1300;
+        const ENTRY: usize = 700;
+        const ATTEMPT: usize = 180;
+        self.credentials.len() * RECORD
+            + (self.claims.len() + self.revocations.len() + self.audit.len()) * ENTRY
+            + self.attempts.len() * ATTEMPT
     }
 
     /// Forgets deleted credentials that owe nothing; returns their uids.

@@ -86,6 +86,8 @@ pub enum SecretState {
     Foreign,
     /// That of a deleted credential of the same name; garbage collection will take it.
     Leftover,
+    /// Ours, and being deleted: something holds it (a finalizer), and it can neither be used nor removed.
+    Terminating,
     /// Ours.
     Ours {
         /// The seal, where it is valid and its fingerprint fits the data.
@@ -212,12 +214,12 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
     let objection = invalid(o)
         .or_else(|| not_permitted(o))
         .or_else(|| suspended(o))
-        .or_else(|| unusable(o, &standing))
+        .or_else(|| unusable(o, &standing, now))
         .or_else(|| conflict(o, now))
         .or_else(|| unprepared(o, &standing, now))
         .or_else(|| failed(o, &standing, now))
         .or_else(|| healed_already(o, &standing, now))
-        .or_else(|| waits(o, &standing));
+        .or_else(|| waits(o, &standing, now));
     if objection.as_ref().is_none_or(|objection| objection.queued) {
         plan.demand = standing.need;
     }
@@ -328,6 +330,8 @@ fn under_way(o: &Observed, claim: &Claim, now: Time, plan: &mut Plan) {
         }
         return;
     }
+    // The task may be one of an earlier term, which wakes nobody here.
+    plan.wake_at(now + TimeDelta::seconds(2));
     let tell_at = claim.at + WORTH_TELLING;
     if tell_at > now && o.held_up.is_none() {
         plan.wake_at(tell_at);
@@ -395,9 +399,18 @@ fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a Live> {
     };
     let expired = live.ends_at <= now;
     for (name, state) in &o.secrets {
-        let SecretState::Ours { content, dressed, .. } = state else {
+        let SecretState::Ours { content, dressed, seal } = state else {
             continue;
         };
+        // Sealed with a later revision: this view is behind, or a mint was given up halfway. Neither is
+        // somebody's edit, and what is still valid is not removed for it.
+        if seal
+            .as_ref()
+            .is_some_and(|s| s.live.revision > live.revision && s.live.ends_at > now)
+        {
+            plan.wake_at(now + LEFTOVER_POLL);
+            continue;
+        }
         let written = live.secrets.contains_key(name);
         if expired || !written {
             plan.actions.push(Action::Delete { secret: name.clone() });
@@ -483,12 +496,15 @@ fn suspended(o: &Observed) -> Option<Objection> {
     })
 }
 
-fn unusable(o: &Observed, standing: &Standing<'_>) -> Option<Objection> {
+fn unusable(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
     match &o.connection {
         Connection::Ready { .. } => None,
         Connection::Unusable(problem) => Some(Objection::new(problem.clone())),
         Connection::Unauthorized { probe_at, message } => {
-            let mut objection = Objection::new(Problem::new(Reason::Unauthorized, message.clone())).until(*probe_at);
+            let mut objection = Objection::new(Problem::new(Reason::Unauthorized, message.clone()));
+            if *probe_at > now {
+                objection = objection.until(*probe_at);
+            }
             // Whoever needs a token stays in line: one of them will be the probe.
             objection.queued = standing.need.is_some();
             Some(objection)
@@ -506,6 +522,18 @@ fn conflict(o: &Observed, now: Time) -> Option<Objection> {
                         Reason::SecretConflict,
                         format!(
                             "Secret {} exists and is not this credential's; it is left alone: delete it, or name another in spec.secrets",
+                            secret.name
+                        ),
+                    ))
+                    .until(now + CONFLICT_POLL),
+                );
+            }
+            Some(SecretState::Terminating) => {
+                return Some(
+                    Objection::new(Problem::new(
+                        Reason::SecretConflict,
+                        format!(
+                            "Secret {} is being deleted, and something holds it: remove its finalizers",
                             secret.name
                         ),
                     ))
@@ -598,12 +626,12 @@ fn healed_already(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Ob
     )
 }
 
-fn waits(o: &Observed, standing: &Standing<'_>) -> Option<Objection> {
+fn waits(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
     standing.need?;
     let waiting = o.waiting.as_ref()?;
     let mut objection = Objection::new(Problem::new(waiting.reason, waiting.message.clone()));
     objection.queued = true;
-    objection.until = waiting.next_slot;
+    objection.until = waiting.next_slot.filter(|at| *at > now);
     Some(objection)
 }
 

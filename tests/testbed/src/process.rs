@@ -80,6 +80,7 @@ impl Process {
     }
 
     /// The child's own process id.
+    #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
