@@ -12,8 +12,8 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::admission::ScopeRunner;
 use super::connections::Connections;
-use super::minter::ScopeRunner;
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::Cluster;
 use crate::cluster::journal::Journals;

@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 
+use super::admission::ScopeRunner;
 use super::context::Context;
-use super::minter::ScopeRunner;
 use crate::api::{MANAGED_BY_LABEL, MANAGER};
 use crate::chronicle::{Chronicle, NotDelivered};
 use crate::cluster::bounded;

@@ -1,9 +1,14 @@
 //! The shell: watches, the reconcile loop, budgets, audit delivery, leadership.
 
+mod act;
+mod admission;
+mod claims;
 pub mod connections;
 pub mod context;
 mod delivery;
-mod minter;
+mod mint;
+mod observe;
+mod prepare;
 mod publish;
 mod reconcile;
 mod revoke;

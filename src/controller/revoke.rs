@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
+use super::admission::ScopeRunner;
 use super::connections::remembered;
 use super::context::Context;
-use super::minter::ScopeRunner;
 use crate::api::Reason;
 use crate::broker::{Broker, Refusal};
 use crate::core::audit::{AuditEvent, EventType, Subject};

@@ -3,17 +3,22 @@
 //! The first check that objects decides what a user reads; what must be done whatever the verdict
 //! (Secrets past their end, settled claims) is collected on the way.
 
-use std::collections::BTreeMap;
+mod checks;
+mod facts;
+#[cfg(test)]
+mod tests;
 
 use chrono::TimeDelta;
 
-use super::budget::Waiting;
-use super::journal::{Claim, Failure, Kind, Live, Record};
-use super::schedule::{CLAIM_GRACE, renew_at};
-use super::seal::Seal;
-use super::spec::Wanted;
-use super::{Problem, Time, clock};
 use crate::api::Reason;
+use crate::core::journal::{Claim, Kind, Live};
+use crate::core::schedule::{CLAIM_GRACE, renew_at};
+use crate::core::{Time, clock};
+
+use checks::{
+    Objection, conflict, failed, healed_already, invalid, not_permitted, suspended, unprepared, unusable, waits,
+};
+pub use facts::{Action, Connection, Content, Observed, Plan, SecretState, Verdict};
 
 /// How soon to look again at a Secret that is not ours and that nothing tells us about.
 const CONFLICT_POLL: TimeDelta = TimeDelta::seconds(15);
@@ -21,161 +26,6 @@ const CONFLICT_POLL: TimeDelta = TimeDelta::seconds(15);
 const LEFTOVER_POLL: TimeDelta = TimeDelta::seconds(1);
 /// A request that takes longer than this is worth telling about.
 const WORTH_TELLING: TimeDelta = TimeDelta::seconds(1);
-
-/// All that a decision about one credential depends on.
-#[expect(clippy::struct_excessive_bools, reason = "facts, independent of each other")]
-#[derive(Clone, Debug)]
-pub struct Observed {
-    /// Its uid.
-    pub uid: String,
-    /// It, or its namespace, is being deleted.
-    pub terminating: bool,
-    /// `spec.suspend`.
-    pub suspended: bool,
-    /// What the spec asks for.
-    pub wanted: Result<Wanted, Problem>,
-    /// What its connection allows.
-    pub permitted: Result<(), Problem>,
-    /// How its connection is.
-    pub connection: Connection,
-    /// Every Secret that the spec or the journal names, or that the credential owns.
-    pub secrets: BTreeMap<String, SecretState>,
-    /// What the journal knows.
-    pub record: Option<Record>,
-    /// A request that is, or may be, under way.
-    pub claim: Option<Claim>,
-    /// A task of this process works on that claim.
-    pub working: bool,
-    /// What holds the publication of that claim's token up.
-    pub held_up: Option<Problem>,
-    /// The journal cannot be read: nothing is known, and so nothing is done.
-    pub blind: bool,
-    /// This process's identity, as claims name it.
-    pub holder: String,
-    /// What the budget said last.
-    pub waiting: Option<Waiting>,
-    /// Why the last attempt to prepare a mint was given up, and when to try again.
-    pub unprepared: Option<(Problem, Time)>,
-}
-
-/// How a connection is.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Connection {
-    /// Ready to mint.
-    Ready {
-        /// The longest window of its budget.
-        window: TimeDelta,
-    },
-    /// Not there, or not usable; why. Looked at again when it changes.
-    Unusable(Problem),
-    /// The key was refused; one request may test it again at this time.
-    Unauthorized {
-        /// When.
-        probe_at: Time,
-        /// For a person.
-        message: String,
-    },
-}
-
-/// A Secret as it is.
-#[derive(Clone, Debug, PartialEq)]
-pub enum SecretState {
-    /// Not there.
-    Absent,
-    /// Somebody else's.
-    Foreign,
-    /// That of a deleted credential of the same name; garbage collection will take it.
-    Leftover,
-    /// Ours, and being deleted: something holds it (a finalizer), and it can neither be used nor removed.
-    Terminating,
-    /// Ours.
-    Ours {
-        /// The seal, where it is valid and its fingerprint fits the data.
-        seal: Option<Box<Seal>>,
-        /// Its data, against what the journal says was written.
-        content: Content,
-        /// Labels, annotations and owner are as we set them.
-        dressed: bool,
-    },
-}
-
-/// The data of a Secret, against what the journal says was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// Exactly that.
-    Intact,
-    /// That, and more keys.
-    Extra,
-    /// Not that.
-    Altered,
-}
-
-/// Something to do now.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Delete a Secret of ours.
-    Delete {
-        /// Its name.
-        secret: String,
-    },
-    /// Delete a Secret that somebody changed, and say so.
-    DeleteTampered {
-        /// Its name.
-        secret: String,
-    },
-    /// Restore labels, annotations and owner; remove keys that are not ours. Values stay.
-    Restore {
-        /// Its name.
-        secret: String,
-    },
-    /// The live token is no more: forget it, owe its revocation.
-    Release {
-        /// `Expired` or `NotPermitted`.
-        reason: Reason,
-    },
-    /// The claim's Secrets were all written: record that.
-    Adopt,
-    /// Nobody knows what became of the claim: record that.
-    GiveUp,
-    /// The journal knows nothing of a token that is in sealed Secrets: take it from them.
-    Rebuild,
-}
-
-/// What a user should read.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Verdict {
-    /// A valid Secret for the current spec is there.
-    pub ready: bool,
-    /// A valid Secret is there.
-    pub issued: bool,
-    /// Nothing will happen until somebody changes something.
-    pub stalled: bool,
-    /// Why.
-    pub reason: Reason,
-    /// For a person.
-    pub message: String,
-    /// When `ChittyConnect` is asked next.
-    pub next_attempt: Option<Time>,
-}
-
-/// What to do about one credential.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
-    /// To do now, in order.
-    pub actions: Vec<Action>,
-    /// A mint is wanted: the budget decides when.
-    pub demand: Option<Kind>,
-    /// What to tell; nothing where it would change again at once.
-    pub verdict: Option<Verdict>,
-    /// When to look again.
-    pub wake: Option<Time>,
-}
-
-impl Plan {
-    fn wake_at(&mut self, at: Time) {
-        self.wake = Some(self.wake.map_or(at, |w| w.min(at)));
-    }
-}
 
 /// Decides.
 #[must_use]
@@ -449,192 +299,6 @@ fn rebuildable(o: &Observed, now: Time) -> bool {
     claims.first().is_some_and(Option::is_some) && claims.iter().all(|c| *c == claims[0])
 }
 
-/// Why no mint is made now.
-struct Objection {
-    problem: Problem,
-    stalled: bool,
-    until: Option<Time>,
-    /// It only waits for its turn: the demand stands.
-    queued: bool,
-}
-
-impl Objection {
-    fn new(problem: Problem) -> Self {
-        Self {
-            problem,
-            stalled: false,
-            until: None,
-            queued: false,
-        }
-    }
-    fn stalled(problem: Problem) -> Self {
-        Self {
-            stalled: true,
-            ..Self::new(problem)
-        }
-    }
-    fn until(mut self, at: Time) -> Self {
-        self.until = Some(at);
-        self
-    }
-}
-
-fn not_permitted(o: &Observed) -> Option<Objection> {
-    o.permitted.as_ref().err().cloned().map(Objection::stalled)
-}
-
-fn invalid(o: &Observed) -> Option<Objection> {
-    o.wanted.as_ref().err().cloned().map(Objection::stalled)
-}
-
-fn suspended(o: &Observed) -> Option<Objection> {
-    o.suspended.then(|| {
-        Objection::new(Problem::new(
-            Reason::Suspended,
-            "spec.suspend is true: nothing is minted, and a token that is there is not renewed",
-        ))
-    })
-}
-
-fn unusable(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
-    match &o.connection {
-        Connection::Ready { .. } => None,
-        Connection::Unusable(problem) => Some(Objection::new(problem.clone())),
-        Connection::Unauthorized { probe_at, message } => {
-            let mut objection = Objection::new(Problem::new(Reason::Unauthorized, message.clone()));
-            if *probe_at > now {
-                objection = objection.until(*probe_at);
-            }
-            // Whoever needs a token stays in line: one of them will be the probe.
-            objection.queued = standing.need.is_some();
-            Some(objection)
-        }
-    }
-}
-
-fn conflict(o: &Observed, now: Time) -> Option<Objection> {
-    let wanted = o.wanted.as_ref().ok()?;
-    for secret in &wanted.secrets {
-        match o.secrets.get(&secret.name) {
-            Some(SecretState::Foreign) => {
-                return Some(
-                    Objection::stalled(Problem::new(
-                        Reason::SecretConflict,
-                        format!(
-                            "Secret {} exists and is not this credential's; it is left alone: delete it, or name another in spec.secrets",
-                            secret.name
-                        ),
-                    ))
-                    .until(now + CONFLICT_POLL),
-                );
-            }
-            Some(SecretState::Terminating) => {
-                return Some(
-                    Objection::new(Problem::new(
-                        Reason::SecretConflict,
-                        format!(
-                            "Secret {} is being deleted, and something holds it: remove its finalizers",
-                            secret.name
-                        ),
-                    ))
-                    .until(now + CONFLICT_POLL),
-                );
-            }
-            Some(SecretState::Leftover) => {
-                return Some(
-                    Objection::new(Problem::new(
-                        Reason::SecretConflict,
-                        format!(
-                            "Secret {} still is that of a deleted credential; waiting for it to be collected",
-                            secret.name
-                        ),
-                    ))
-                    .until(now + LEFTOVER_POLL),
-                );
-            }
-            _ => {}
-        }
-    }
-    None
-}
-
-fn unprepared(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
-    standing.need?;
-    let (problem, until) = o.unprepared.as_ref()?;
-    (*until > now).then(|| Objection::new(problem.clone()).until(*until))
-}
-
-fn failed(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
-    standing.need?;
-    let failure = failure(o)?;
-    match failure.retry_at {
-        Some(at) if at <= now => None,
-        Some(at) => {
-            let problem = Problem::new(
-                failure.reason,
-                format!("{}; asked again at {}", failure.message, clock(at, now)),
-            );
-            let mut objection = Objection::new(problem).until(at);
-            objection.stalled = failure.reason == Reason::Denied;
-            Some(objection)
-        }
-        None => Some(Objection::stalled(Problem::new(
-            failure.reason,
-            format!(
-                "{}; not asked again by itself: change the spec, or set the annotation connect.chitty.cc/rotate to a new value",
-                failure.message
-            ),
-        ))),
-    }
-}
-
-/// The failure that is about the current spec.
-fn failure(o: &Observed) -> Option<&Failure> {
-    let wanted = o.wanted.as_ref().ok()?;
-    let failure = o.record.as_ref()?.failure.as_ref()?;
-    (failure.request_hash == wanted.request_hash
-        && failure.layout_hash == wanted.layout_hash
-        && failure.rotate == wanted.rotate)
-        .then_some(failure)
-}
-
-fn healed_already(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
-    if standing.need != Some(Kind::Heal) {
-        return None;
-    }
-    let Connection::Ready { window } = o.connection else {
-        return None;
-    };
-    let until = o
-        .record
-        .as_ref()?
-        .heals
-        .iter()
-        .map(|at| *at + window)
-        .max()
-        .filter(|at| *at > now)?;
-    Some(
-        Objection::stalled(Problem::new(
-            Reason::Tampered,
-            format!(
-                "a managed Secret was changed or removed again; healing costs a mint and is done once a window: next at {}. \
-                 Find out who changes it",
-                clock(until, now)
-            ),
-        ))
-        .until(until),
-    )
-}
-
-fn waits(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
-    standing.need?;
-    let waiting = o.waiting.as_ref()?;
-    let mut objection = Objection::new(Problem::new(waiting.reason, waiting.message.clone()));
-    objection.queued = true;
-    objection.until = waiting.next_slot.filter(|at| *at > now);
-    Some(objection)
-}
-
 fn verdict(o: &Observed, standing: &Standing<'_>, objection: Option<Objection>, now: Time) -> Option<Verdict> {
     let next_attempt = objection.as_ref().and_then(|x| x.until);
     let rested = standing.live.filter(|_| standing.ready());
@@ -705,7 +369,3 @@ fn runway_text(runway: TimeDelta) -> String {
         format!("{} min", runway.num_minutes())
     }
 }
-
-#[cfg(test)]
-#[path = "plan_tests.rs"]
-mod tests;

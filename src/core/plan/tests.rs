@@ -4,10 +4,13 @@ use chrono::TimeZone;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::budget::{self, Demand, Limit};
+use crate::core::Problem;
+use crate::core::budget::{self, Demand, Limit, Waiting};
 use crate::core::journal::tests_support::{claim as claim_at, endpoint, live as live_at, request, scope};
-use crate::core::journal::{Ending, Journal, Written};
+use crate::core::journal::{Ending, Failure, Journal, Record, Written};
 use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at};
+use crate::core::seal::Seal;
+use crate::core::spec::Wanted;
 use crate::core::spec::{self, tests_support::credential};
 
 const UID: &str = "uid-a";

@@ -1,0 +1,162 @@
+//! What a plan asks for, done.
+
+use std::sync::Arc;
+
+use super::context::Context;
+use super::publish::dress;
+use crate::api::{EphemeralCredential, Reason};
+use crate::cluster::secrets::WriteError;
+use crate::core::Time;
+use crate::core::audit::{AuditEvent, EventType, Subject};
+use crate::core::journal::Live;
+use crate::core::plan::Action;
+
+use super::claims::{adopt, give_up, rebuild};
+use super::observe::Scene;
+use super::reconcile::ReconcileError;
+
+/// Does one thing; true where the credential should be looked at anew at once.
+pub(super) async fn act(
+    context: &Arc<Context>,
+    scene: &Scene,
+    action: &Action,
+    credential: &EphemeralCredential,
+) -> Result<bool, ReconcileError> {
+    let owner = &scene.owner;
+    let guard = |secret: &str| scene.seen.get(secret).and_then(|s| s.guard.clone());
+    match action {
+        Action::Delete { secret } => {
+            context
+                .cluster
+                .delete_secret(&owner.namespace, secret, guard(secret))
+                .await?;
+            context.looked_at.lock().remove(&owner.uid);
+            Ok(false)
+        }
+        Action::DeleteTampered { secret } => {
+            // Recorded first: a view that is behind is found out by that, and deletes nothing.
+            if !record(context, scene, EventType::Tampered, Reason::Tampered, |_, _, _| true).await? {
+                return Ok(true);
+            }
+            context
+                .cluster
+                .delete_secret(&owner.namespace, secret, guard(secret))
+                .await?;
+            context.looked_at.lock().remove(&owner.uid);
+            let note = format!("Secret {secret} was changed by somebody else; it is removed and made anew");
+            context
+                .events
+                .publish(credential, true, Reason::Tampered, "Heal", &note)
+                .await;
+            Ok(true)
+        }
+        Action::Restore { secret } => {
+            let at = (owner.namespace.clone(), secret.clone());
+            if !context.may_restore(&at) {
+                tracing::warn!(namespace = %at.0, secret = %at.1, "somebody undoes what is restored on a managed Secret");
+                return Ok(false);
+            }
+            restore(context, scene, secret).await?;
+            context.looked_at.lock().remove(&owner.uid);
+            Ok(true)
+        }
+        Action::Release { reason } => {
+            let event = if *reason == Reason::Expired {
+                EventType::Expired
+            } else {
+                EventType::Released
+            };
+            let (uid, why) = (owner.uid.clone(), *reason);
+            let released = record(context, scene, event, *reason, move |journal, _, now| {
+                // An expired token has no life left to revoke, but its broker may not agree.
+                let released = journal.credentials.get(&uid).is_some_and(|r| r.live.is_some());
+                if why == Reason::NotPermitted {
+                    journal.revoke_all(&uid, now);
+                } else {
+                    journal.release(&uid, now);
+                }
+                if let Some(record) = journal.credentials.get_mut(&uid) {
+                    record.expired = why == Reason::Expired;
+                }
+                released
+            })
+            .await?;
+            if *reason == Reason::NotPermitted {
+                context.revoke_elsewhere(&owner.uid, scene.home.as_ref()).await;
+            }
+            if !released {
+                return Ok(false);
+            }
+            let note = match reason {
+                Reason::Expired => "the token reached its end without a successor; its Secrets are removed",
+                _ => "the connection does not allow this request any more; its Secrets are removed",
+            };
+            context.events.publish(credential, true, *reason, "Release", note).await;
+            Ok(true)
+        }
+        Action::Adopt => adopt(context, scene).await,
+        Action::GiveUp => give_up(context, scene, credential).await,
+        Action::Rebuild => rebuild(context, scene).await,
+    }
+}
+
+/// Commits `change` with an audit event about the live token, if `change` says that it did something.
+pub(super) async fn record(
+    context: &Arc<Context>,
+    scene: &Scene,
+    event: EventType,
+    reason: Reason,
+    mut change: impl FnMut(&mut crate::core::journal::Journal, &Live, Time) -> bool + Send + 'static,
+) -> Result<bool, ReconcileError> {
+    let live = scene.observed.record.as_ref().and_then(|r| r.live.clone());
+    let (Some(live), Some(home)) = (live, &scene.home) else {
+        return Ok(false);
+    };
+    let (owner, deliver) = (scene.owner.clone(), scene.deliver);
+    let committed = context
+        .runner(home)
+        .journal
+        .commit(move |journal, now| {
+            // Another token by now: this was decided on a view that is behind.
+            let now_live = journal.credentials.get(&owner.uid).and_then(|r| r.live.as_ref());
+            if now_live.is_none_or(|l| l.claim != live.claim) || !change(journal, &live, now) {
+                return None;
+            }
+            let subject = Subject {
+                uid: &owner.uid,
+                namespace: &owner.namespace,
+                name: &owner.name,
+                request: &live.request,
+                revision: live.revision,
+            };
+            let event = AuditEvent::new(event, reason, &subject, now, deliver).token(live.ends_at, &live.token_ids);
+            Some(journal.record_event(&owner.uid, event))
+        })
+        .await?;
+    if let Some(event) = &committed {
+        context.log_event(event);
+    }
+    Ok(committed.is_some())
+}
+
+pub(super) async fn restore(context: &Arc<Context>, scene: &Scene, secret: &str) -> Result<(), ReconcileError> {
+    let live = scene.observed.record.as_ref().and_then(|r| r.live.as_ref());
+    let wanted = scene.observed.wanted.as_ref().ok();
+    let (Some(live), Some(wanted)) = (live, wanted) else {
+        return Ok(());
+    };
+    let template = wanted.secrets.iter().find(|s| s.name == secret);
+    let (Some(template), Some(written)) = (template, live.secrets.get(secret)) else {
+        return Ok(());
+    };
+    let dress = dress(context, &scene.owner, template, live);
+    match context
+        .cluster
+        .restore_secret(&scene.owner, &dress, &written.keys, &context.seal)
+        .await
+    {
+        // Changed since: the next look decides.
+        Err(WriteError::Api(e)) if e.is_conflict() => Ok(()),
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,181 @@
+//! Claims that nobody works on any more, and tokens that only their sealed Secrets tell of.
+
+use std::sync::Arc;
+
+use super::context::Context;
+use super::mint::look_for_orphans;
+use crate::api::{EphemeralCredential, Reason};
+use crate::core::audit::{AuditEvent, EventType, Subject};
+use crate::core::journal::{Ending, Failure};
+use crate::core::plan::SecretState;
+use crate::core::schedule::{Bounds, Try, retry_at};
+use crate::core::seal::{Seal, live_of};
+
+use super::observe::Scene;
+use super::reconcile::ReconcileError;
+
+pub(super) fn seals<'a>(scene: &'a Scene, claim: Option<&str>) -> Vec<&'a Seal> {
+    scene
+        .observed
+        .secrets
+        .values()
+        .filter_map(|state| match state {
+            SecretState::Ours { seal: Some(seal), .. } if claim.is_none_or(|c| seal.live.claim == c) => Some(&**seal),
+            _ => None,
+        })
+        .collect()
+}
+
+pub(super) async fn adopt(context: &Arc<Context>, scene: &Scene) -> Result<bool, ReconcileError> {
+    let (Some(claim), Some(home)) = (&scene.observed.claim, &scene.home) else {
+        return Ok(false);
+    };
+    let Some(live) = live_of(&seals(scene, Some(&claim.id))) else {
+        return Ok(false);
+    };
+    let (owner, id, deliver) = (scene.owner.clone(), claim.id.clone(), scene.deliver);
+    let reason = if live.revision > 1 {
+        Reason::Rotated
+    } else {
+        Reason::Issued
+    };
+    let event = context
+        .runner(home)
+        .journal
+        .commit(move |journal, now| {
+            // The claim's own place in the budget stays where the answer was: it is known to have come.
+            if !journal.end(&owner.uid, &id, Ending::Published(Box::new(live.clone())), now) {
+                return None;
+            }
+            let subject = Subject {
+                uid: &owner.uid,
+                namespace: &owner.namespace,
+                name: &owner.name,
+                request: &live.request,
+                revision: live.revision,
+            };
+            let kind = if reason == Reason::Issued {
+                EventType::Provisioned
+            } else {
+                EventType::Rotated
+            };
+            let event = AuditEvent::new(kind, reason, &subject, now, deliver).token(live.ends_at, &live.token_ids);
+            Some(journal.record_event(&owner.uid, event))
+        })
+        .await?;
+    if let Some(event) = event {
+        tracing::info!(namespace = %scene.owner.namespace, name = %scene.owner.name, "adopted a finished mint");
+        context.log_event(&event);
+        context.supersede(&scene.owner.uid, home).await;
+    }
+    Ok(true)
+}
+
+pub(super) async fn give_up(
+    context: &Arc<Context>,
+    scene: &Scene,
+    credential: &EphemeralCredential,
+) -> Result<bool, ReconcileError> {
+    let (Some(claim), Some(home)) = (&scene.observed.claim, &scene.home) else {
+        return Ok(false);
+    };
+    let (owner, deliver) = (scene.owner.clone(), scene.deliver);
+    let message =
+        "a request was sent and its answer never came: a token may have been made that nobody holds; it stays counted";
+    // Written to some of its Secrets, a token has ids that are known.
+    let sealed = seals(scene, Some(&claim.id));
+    let written: Vec<String> = sealed.iter().flat_map(|s| s.live.token_ids.clone()).collect();
+    let (claim, window, timeout) = (claim.clone(), scene.window, scene.timeout);
+    let event = context
+        .runner(home)
+        .journal
+        .commit(move |journal, now| {
+            let count = journal.failures_in_a_row(&owner.uid, &claim.request_hash, &claim.rotate);
+            let failed = Try {
+                reason: Reason::OutcomeUnknown,
+                count,
+                counted: true,
+            };
+            let live = journal.credentials.get(&owner.uid).and_then(|r| r.live.as_ref());
+            let live = live
+                .filter(|l| l.ends_at > now)
+                .map(|l| (l.ends_at, l.ends_at - l.issued_at));
+            let failure = Failure {
+                reason: Reason::OutcomeUnknown,
+                message: message.to_owned(),
+                at: now,
+                count,
+                retry_at: retry_at(failed, Bounds { window, timeout, live }, &owner.uid, now),
+                request_hash: claim.request_hash.clone(),
+                layout_hash: claim.layout_hash.clone(),
+                rotate: claim.rotate.clone(),
+            };
+            if !journal.end(&owner.uid, &claim.id, Ending::Failed { failure, counted: true }, now) {
+                return None;
+            }
+            journal.disown(&owner.uid, &claim, &written, now);
+            let subject = Subject {
+                uid: &owner.uid,
+                namespace: &owner.namespace,
+                name: &owner.name,
+                request: &claim.request,
+                revision: claim.revision,
+            };
+            let event = AuditEvent::new(
+                EventType::OutcomeUnknown,
+                Reason::OutcomeUnknown,
+                &subject,
+                now,
+                deliver,
+            );
+            Some(journal.record_event(&owner.uid, event))
+        })
+        .await?;
+    let usable = context
+        .connections
+        .get(&credential.spec.connection)
+        .and_then(|r| r.usable.ok());
+    if let (Some(usable), Ok(wanted), Some(claim)) = (usable, &scene.observed.wanted, &scene.observed.claim) {
+        look_for_orphans(
+            context,
+            &context.runner(home).journal,
+            &usable,
+            &scene.owner.uid,
+            wanted,
+            claim,
+        )
+        .await;
+    }
+    if let Some(event) = event {
+        context.log_event(&event);
+        context
+            .events
+            .publish(credential, true, Reason::OutcomeUnknown, "Mint", message)
+            .await;
+    }
+    Ok(true)
+}
+
+pub(super) async fn rebuild(context: &Arc<Context>, scene: &Scene) -> Result<bool, ReconcileError> {
+    let Some(scope) = &scene.scope else { return Ok(false) };
+    let seals = seals(scene, None);
+    let Some(live) = live_of(&seals) else { return Ok(false) };
+    let (owner, window) = (scene.owner.clone(), scene.window);
+    context
+        .runner(scope)
+        .journal
+        .commit(move |journal, now| {
+            let name = (owner.namespace.as_str(), owner.name.as_str());
+            journal.adopt_lost(&owner.uid, name, live.clone(), now + window);
+        })
+        .await?;
+    let name = (scene.owner.namespace.clone(), scene.owner.name.clone());
+    context.homes.lock().add(&scene.owner.uid, name, scope);
+    tracing::warn!(
+        namespace = %scene.owner.namespace,
+        name = %scene.owner.name,
+        scope = scope.title(),
+        "the journal knew nothing of a live token; it was rebuilt from the sealed Secrets"
+    );
+    Ok(true)
+}

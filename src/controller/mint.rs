@@ -1,0 +1,313 @@
+//! One claim, seen through: POST -> Secrets -> outcome, committed with its audit event.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::TimeDelta;
+
+use super::context::Context;
+use super::publish::{Published, publish};
+use crate::api::Reason;
+use crate::broker::{MintRequest, Provision, Refusal, Sent};
+use crate::cluster::journal::ScopeJournal;
+use crate::cluster::secrets::rfc3339;
+use crate::controller::connections::Usable;
+use crate::core::Time;
+use crate::core::audit::{AuditEvent, EventType, Subject};
+use crate::core::budget::{self, Limit};
+use crate::core::journal::{Claim, Ending, Failure, Journal, Scope, Unauthorized};
+use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at, runway, unadvised_block};
+use crate::core::spec::Wanted;
+
+use super::admission::PROBE_EVERY;
+use super::prepare::Prepared;
+
+/// Sees one claim through.
+pub(super) async fn mint(context: &Arc<Context>, journal: &ScopeJournal, scope: &Scope, p: Prepared, claim: Claim) {
+    let uid = p.owner.uid.clone();
+    if context.now() - claim.at >= CLAIM_FRESH || !context.leading() {
+        let id = claim.id.clone();
+        let owner = uid.clone();
+        settle(journal, move |journal, _| journal.withdraw(&owner, &id)).await;
+    } else {
+        post(context, journal, scope, &p, &claim).await;
+    }
+    context.working.lock().remove(&uid);
+    context.trigger(&p.owner.namespace, &p.owner.name);
+    context.runner(scope).wake();
+}
+
+pub(super) async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: &Scope, p: &Prepared, claim: &Claim) {
+    let request = request_of(claim, &p.wanted);
+    let started = Instant::now();
+    let answer = p.usable.broker.mint(&request, context.now()).await;
+    context.metrics.answered(started.elapsed());
+    match answer {
+        Ok(answer) => match publish(context, journal, &p.owner, &p.wanted, claim, &answer).await {
+            Published::Yes(live) => succeed(context, journal, scope, p, claim, *live).await,
+            Published::No(problem) => {
+                let refusal = Refusal {
+                    reason: problem.reason,
+                    message: problem.message,
+                    sent: Sent::Yes,
+                    retry_after: None,
+                    token_ids: answer.token_ids,
+                };
+                fail(context, journal, p, claim, &refusal).await;
+            }
+            Published::Dropped => {
+                let (uid, claim, ids) = (p.owner.uid.clone(), claim.clone(), answer.token_ids);
+                settle(journal, move |journal, now| journal.disown(&uid, &claim, &ids, now)).await;
+            }
+        },
+        Err(refusal) => {
+            fail(context, journal, p, claim, &refusal).await;
+            if refusal.reason == Reason::OutcomeUnknown {
+                look_for_orphans(context, journal, &p.usable, &p.owner.uid, &p.wanted, claim).await;
+            }
+        }
+    }
+}
+
+pub(super) fn request_of(claim: &Claim, wanted: &Wanted) -> MintRequest {
+    MintRequest {
+        service: claim.request.service.clone(),
+        purpose: claim.request.purpose.clone(),
+        repo: claim.request.repo.clone(),
+        run_id: claim.request.run_id.clone(),
+        idempotency_key: claim.id.clone(),
+        provision: claim.request.type_.clone().map(|type_| Provision {
+            type_,
+            context: wanted.context.clone(),
+        }),
+    }
+}
+
+/// Asks which tokens a request whose answer was lost may have made, and notes their ids.
+pub async fn look_for_orphans(
+    context: &Context,
+    journal: &ScopeJournal,
+    usable: &Usable,
+    uid: &str,
+    wanted: &Wanted,
+    claim: &Claim,
+) {
+    // The server's clock may differ a little from ours.
+    let since = claim.at - TimeDelta::seconds(5);
+    let request = request_of(claim, wanted);
+    if let Ok(candidates) = usable.broker.candidates(&request, since, context.now()).await
+        && !candidates.is_empty()
+    {
+        let uid = uid.to_owned();
+        if let Err(error) = journal
+            .commit(move |journal, _| journal.orphaned(&uid, candidates.clone()))
+            .await
+        {
+            tracing::warn!(%error, "candidates for a lost answer could not be noted");
+        }
+    }
+}
+
+pub(super) async fn succeed(
+    context: &Arc<Context>,
+    journal: &ScopeJournal,
+    scope: &Scope,
+    p: &Prepared,
+    claim: &Claim,
+    live: crate::core::journal::Live,
+) {
+    let deliver = p.usable.chronicle.is_some();
+    let (claimed, uid) = (claim.clone(), p.owner.uid.clone());
+    let (namespace, name) = (p.owner.namespace.clone(), p.owner.name.clone());
+    let reason = if live.revision > 1 {
+        Reason::Rotated
+    } else {
+        Reason::Issued
+    };
+    let (ends_at, kind) = (live.ends_at, claim.kind);
+    let key = p.usable.key_digest.clone();
+    let committed = settle(journal, move |journal, now| {
+        if !journal.end(&uid, &claimed.id, Ending::Published(Box::new(live.clone())), now) {
+            journal.disown(&uid, &claimed, &live.token_ids, now);
+            return None;
+        }
+        let subject = Subject {
+            uid: &uid,
+            namespace: &namespace,
+            name: &name,
+            request: &live.request,
+            revision: live.revision,
+        };
+        let event = if reason == Reason::Issued {
+            EventType::Provisioned
+        } else {
+            EventType::Rotated
+        };
+        let event = AuditEvent::new(event, reason, &subject, now, deliver).token(live.ends_at, &live.token_ids);
+        Some(journal.record_event(&uid, event))
+    })
+    .await;
+    context.unauthorized.lock().remove(&key);
+    context.supersede(&p.owner.uid, scope).await;
+    let Some(Some(event)) = committed else { return };
+    context.log_event(&event);
+    let note = format!(
+        "revision {} ({kind:?}) is valid until {}; run_id {}",
+        event.revision,
+        rfc3339(ends_at),
+        event.request.run_id
+    );
+    context
+        .events
+        .publish(&p.credential, false, reason, "Mint", &note)
+        .await;
+}
+
+pub(super) async fn fail(
+    context: &Arc<Context>,
+    journal: &ScopeJournal,
+    p: &Prepared,
+    claim: &Claim,
+    refusal: &Refusal,
+) {
+    let counted = refusal.sent != Sent::No;
+    let (owner, wanted, refused) = (p.owner.clone(), p.wanted.clone(), refusal.clone());
+    let claimed = claim.clone();
+    let deliver = p.usable.chronicle.is_some();
+    let limits = context
+        .connections
+        .get(&p.wanted.connection)
+        .map(|r| vec![r.limit])
+        .unwrap_or_default();
+    let (window, timeout, key) = (p.window, p.usable.timeout, p.usable.key_digest.clone());
+    let event = settle(journal, move |journal, now| {
+        if refused.reason == Reason::Unauthorized {
+            journal.unauthorized = Some(Unauthorized {
+                key: key.clone(),
+                probe_at: now + PROBE_EVERY,
+            });
+        }
+        let failure = failure(
+            journal, &owner.uid, &claimed, &wanted, &refused, counted, window, timeout, now,
+        );
+        let ending = Ending::Failed { failure, counted };
+        if !journal.end(&owner.uid, &claimed.id, ending, now) {
+            journal.disown(&owner.uid, &claimed, &refused.token_ids, now);
+            return None;
+        }
+        throttle(journal, &refused, &claimed, &limits, window, now);
+        journal.disown(&owner.uid, &claimed, &refused.token_ids, now);
+        let subject = Subject {
+            uid: &owner.uid,
+            namespace: &owner.namespace,
+            name: &owner.name,
+            request: &claimed.request,
+            revision: claimed.revision,
+        };
+        let kind = EventType::of_failure(refused.reason);
+        let event = AuditEvent::new(kind, refused.reason, &subject, now, deliver);
+        Some(journal.record_event(&owner.uid, event))
+    })
+    .await;
+    if refusal.reason == Reason::Unauthorized {
+        let probe_at = context.now() + PROBE_EVERY;
+        context
+            .unauthorized
+            .lock()
+            .insert(p.usable.key_digest.clone(), probe_at);
+        let connection = p.wanted.connection.clone();
+        context.trigger_where(|c| c.spec.connection == connection);
+    }
+    if let Some(Some(event)) = event {
+        context.log_event(&event);
+        context
+            .events
+            .publish(&p.credential, true, refusal.reason, "Mint", &refusal.message)
+            .await;
+    }
+}
+
+/// What a 429 does to its scope.
+pub(super) fn throttle(
+    journal: &mut Journal,
+    refusal: &Refusal,
+    claim: &Claim,
+    limits: &[Limit],
+    window: TimeDelta,
+    now: Time,
+) {
+    if refusal.reason != Reason::RateLimited {
+        return;
+    }
+    journal.throttle.count = journal.throttle.count.saturating_add(1);
+    // An advice of more than a day is no advice.
+    let advised = refusal
+        .retry_after
+        .map(|wait| wait.clamp(TimeDelta::seconds(1), TimeDelta::days(1)));
+    let wait = advised.unwrap_or_else(|| {
+        budget::learn(journal, limits, &claim.id, now);
+        unadvised_block(journal.throttle.count, window)
+    });
+    let until = now + wait;
+    journal.throttle.blocked_until = Some(journal.throttle.blocked_until.map_or(until, |at| at.max(until)));
+}
+
+#[expect(clippy::too_many_arguments, reason = "all of them are facts about one failure")]
+pub(super) fn failure(
+    journal: &Journal,
+    uid: &str,
+    claim: &Claim,
+    wanted: &Wanted,
+    refusal: &Refusal,
+    counted: bool,
+    window: TimeDelta,
+    timeout: TimeDelta,
+    now: Time,
+) -> Failure {
+    let count = journal.failures_in_a_row(uid, &claim.request_hash, &claim.rotate);
+    let live = journal
+        .credentials
+        .get(uid)
+        .and_then(|r| r.live.as_ref())
+        .filter(|l| l.ends_at > now)
+        .map(|l| (l.ends_at, runway(l.ends_at - l.issued_at, wanted.renew_before)));
+    let failed = Try {
+        reason: refusal.reason,
+        count,
+        counted,
+    };
+    let bounds = Bounds { window, timeout, live };
+    let retry_at = match refusal.reason {
+        // The scope, or the connection, says when; the credential itself may ask as soon as they do.
+        Reason::RateLimited | Reason::Unauthorized => Some(now),
+        _ => retry_at(failed, bounds, uid, now),
+    };
+    Failure {
+        reason: refusal.reason,
+        message: refusal.message.clone(),
+        at: now,
+        count,
+        retry_at,
+        request_hash: claim.request_hash.clone(),
+        layout_hash: claim.layout_hash.clone(),
+        rotate: claim.rotate.clone(),
+    }
+}
+
+/// Commits an outcome, however long that takes: it happened, and the journal must say so.
+pub async fn settle<R: Send + 'static>(
+    journal: &ScopeJournal,
+    decide: impl FnMut(&mut Journal, Time) -> R + Send + Clone + 'static,
+) -> Option<R> {
+    let mut wait = Duration::from_millis(200);
+    loop {
+        match journal.commit(decide.clone()).await {
+            Ok(outcome) => return Some(outcome),
+            Err(error) => {
+                tracing::warn!(%error, "an outcome waits to be committed");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(10));
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! What is looked at before a decision about one credential.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono::TimeDelta;
+use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
+
+use super::context::{Context, Look};
+use crate::api::{EphemeralCredential, Reason};
+use crate::cluster::Error;
+use crate::cluster::journal::JournalError;
+use crate::cluster::secrets::{Owner, Seen};
+use crate::core::journal::{Claim, Record, Scope};
+use crate::core::plan::{Connection, Observed};
+use crate::core::spec::{self, Wanted};
+use crate::core::{Problem, access, clock};
+
+use super::reconcile::ReconcileError;
+
+/// What was observed, and what acting on it needs besides.
+pub(super) struct Scene {
+    pub(super) observed: Observed,
+    pub(super) owner: Owner,
+    pub(super) seen: BTreeMap<String, Seen>,
+    /// The scope the current spec counts in.
+    pub(super) scope: Option<Scope>,
+    /// The scope with the record that holds the live token or claim.
+    pub(super) home: Option<Scope>,
+    pub(super) window: TimeDelta,
+    pub(super) timeout: TimeDelta,
+    pub(super) deliver: bool,
+}
+
+pub(super) async fn observe(
+    credential: &EphemeralCredential,
+    context: &Arc<Context>,
+) -> Result<Option<Scene>, ReconcileError> {
+    let owner = Owner {
+        namespace: credential.namespace().unwrap_or_default(),
+        name: credential.name_any(),
+        uid: credential.uid().unwrap_or_default(),
+    };
+    let Some(namespace) = context.namespaces.get(&ObjectRef::new(&owner.namespace)) else {
+        return Ok(None);
+    };
+    let resolved = context.connections.get(&credential.spec.connection);
+    let wanted = spec::wanted(credential, resolved.as_ref().map(|r| r.connection.spec.api));
+    let scope = resolved.as_ref().and_then(|r| r.scope(&credential.spec.service));
+    if let Some(scope) = &scope {
+        // Opened now, so that it is there when a mint is wanted.
+        context.runner(scope);
+    }
+    let permitted = resolved.as_ref().map_or(Ok(()), |r| {
+        let empty = BTreeMap::new();
+        let labels = namespace.metadata.labels.as_ref().unwrap_or(&empty);
+        let rules = &r.connection.spec.access;
+        access::allowed(
+            rules,
+            &context.cluster.namespace,
+            &owner.namespace,
+            labels,
+            &credential.spec,
+        )
+    });
+    let mut connection = connection_state(context, credential, resolved.as_ref());
+    let mut blind = false;
+    let (home, record, claim) = match known(context, &owner.uid, scope.as_ref()).await {
+        Ok(known) => known,
+        Err(error @ JournalError::Broken { .. }) => {
+            connection = Connection::Unusable(Problem::new(Reason::ConnectionNotReady, error.to_string()));
+            blind = true;
+            (None, None, None)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let seen = look(context, &owner, wanted.as_ref().ok(), record.as_ref()).await?;
+    let working = context.working.lock().get(&owner.uid).cloned();
+    let waiting = scope.as_ref().and_then(|s| context.runner(s).verdict(&owner.uid));
+    let unprepared = {
+        let mut all = context.unprepared.lock();
+        // A changed spec deserves another try at once.
+        if all
+            .get(&owner.uid)
+            .is_some_and(|(_, _, g)| g.is_some() && *g != credential.metadata.generation)
+        {
+            all.remove(&owner.uid);
+        }
+        all.get(&owner.uid).map(|(problem, until, _)| (problem.clone(), *until))
+    };
+    let observed = Observed {
+        uid: owner.uid.clone(),
+        terminating: credential.metadata.deletion_timestamp.is_some()
+            || namespace.metadata.deletion_timestamp.is_some(),
+        suspended: credential.spec.suspend,
+        wanted,
+        permitted,
+        connection,
+        secrets: seen.iter().map(|(name, s)| (name.clone(), s.state.clone())).collect(),
+        record,
+        claim,
+        held_up: working.clone().flatten(),
+        working: working.is_some(),
+        blind,
+        holder: context.identity.clone(),
+        waiting,
+        unprepared,
+    };
+    let usable = resolved.as_ref().and_then(|r| r.usable.as_ref().ok());
+    Ok(Some(Scene {
+        observed,
+        owner,
+        seen,
+        scope,
+        home,
+        window: resolved.as_ref().map_or(TimeDelta::hours(1), |r| r.limit.window),
+        timeout: usable.map_or(TimeDelta::seconds(10), |u| u.timeout),
+        deliver: usable.is_some_and(|u| u.chronicle.is_some()),
+    }))
+}
+
+pub(super) fn connection_state(
+    context: &Context,
+    credential: &EphemeralCredential,
+    resolved: Option<&super::connections::Resolved>,
+) -> Connection {
+    let name = &credential.spec.connection;
+    let Some(resolved) = resolved else {
+        return Connection::Unusable(Problem::new(
+            Reason::ConnectionNotFound,
+            format!("ChittyConnection {name} does not exist; minting starts as soon as it does"),
+        ));
+    };
+    let usable = match &resolved.usable {
+        Ok(usable) => usable,
+        Err(problem) => {
+            return Connection::Unusable(Problem::new(
+                Reason::ConnectionNotReady,
+                format!("ChittyConnection {name} cannot be used: {}", problem.message),
+            ));
+        }
+    };
+    let probe_at = context.unauthorized.lock().get(&usable.key_digest).copied();
+    match probe_at {
+        Some(probe_at) => Connection::Unauthorized {
+            probe_at,
+            message: format!(
+                "ChittyConnect refuses the API key of ChittyConnection {name}; nothing is asked until the key changes, \
+                 except once at {}",
+                clock(probe_at, context.now())
+            ),
+        },
+        None => Connection::Ready {
+            window: resolved.limit.window,
+        },
+    }
+}
+
+/// The scope, record and claim that count: those with a claim, else with the newest live token,
+/// else those of the current scope.
+pub(super) async fn known(
+    context: &Arc<Context>,
+    uid: &str,
+    scope: Option<&Scope>,
+) -> Result<(Option<Scope>, Option<Record>, Option<Claim>), JournalError> {
+    let mut homes = context.homes.lock().of(uid);
+    if let Some(scope) = scope
+        && !homes.contains(scope)
+    {
+        homes.push(scope.clone());
+    }
+    let mut best: Option<(Scope, Record, Option<Claim>)> = None;
+    for home in homes {
+        let journal = context.runner(&home).journal.view().await?;
+        let claim = journal.claims.get(uid).cloned();
+        let Some(record) = journal.credentials.get(uid).cloned() else {
+            continue;
+        };
+        let rank = |claim: Option<&Claim>, record: &Record, home: &Scope| {
+            (
+                claim.is_some(),
+                record.live.as_ref().map(|l| l.issued_at),
+                Some(home) == scope,
+            )
+        };
+        let better = best
+            .as_ref()
+            .is_none_or(|(h, r, c)| rank(claim.as_ref(), &record, &home) > rank(c.as_ref(), r, h));
+        if better {
+            best = Some((home, record, claim));
+        }
+    }
+    let Some((home, mut record, claim)) = best else {
+        return Ok((scope.cloned(), None, None));
+    };
+    // Failures count where the current spec does.
+    if let Some(scope) = scope.filter(|s| **s != home) {
+        let journal = context.runner(scope).journal.view().await?;
+        let here = journal.credentials.get(uid);
+        record.failure = here.and_then(|r| r.failure.clone());
+        record.heals = here.map(|r| r.heals.clone()).unwrap_or_default();
+        // A claim's other half: what it will replace is live elsewhere.
+        if record.live.is_none() {
+            record.live = here.and_then(|r| r.live.clone());
+        }
+    }
+    Ok((Some(home), Some(record), claim))
+}
+
+/// Looks at every Secret that matters; again only where it changed since.
+pub(super) async fn look(
+    context: &Arc<Context>,
+    owner: &Owner,
+    wanted: Option<&Wanted>,
+    record: Option<&Record>,
+) -> Result<BTreeMap<String, Seen>, Error> {
+    let live = record.and_then(|r| r.live.as_ref());
+    let listed = context.secrets.lock().of(&owner.uid);
+    let mut names: Vec<&String> = listed.keys().collect();
+    names.extend(wanted.iter().flat_map(|w| w.secrets.iter().map(|s| &s.name)));
+    names.extend(live.iter().flat_map(|l| l.secrets.keys()));
+    names.sort();
+    names.dedup();
+    let mut seen = BTreeMap::new();
+    let mut looks = context.looked_at.lock().remove(&owner.uid).unwrap_or_default();
+    let mut kept = BTreeMap::new();
+    for name in names {
+        let labels = wanted
+            .and_then(|w| w.secrets.iter().find(|s| s.name == *name))
+            .map(|s| &s.labels);
+        let against = format!("{} {labels:?}", live.map_or("", |l| l.claim.as_str()));
+        let look = match looks.remove(name) {
+            Some(look) if listed.get(name) == Some(&look.resource_version) && look.against == against => look,
+            _ => {
+                let seen = context.cluster.look(owner, name, live, labels, &context.seal).await?;
+                let version = seen.guard.as_ref().and_then(|g| g.resource_version.clone());
+                Look {
+                    resource_version: version.unwrap_or_default(),
+                    against,
+                    seen,
+                }
+            }
+        };
+        seen.insert(name.clone(), look.seen.clone());
+        kept.insert(name.clone(), look);
+    }
+    context.looked_at.lock().insert(owner.uid.clone(), kept);
+    Ok(seen)
+}

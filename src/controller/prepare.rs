@@ -1,0 +1,180 @@
+//! What precedes a claim: fresh reads, and a dry run of the Secrets. Nothing is minted that cannot be
+//! published.
+
+use std::sync::Arc;
+
+use chrono::TimeDelta;
+use data_encoding::BASE32_NOPAD;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, ResourceExt};
+
+use super::context::Context;
+use crate::api::{EphemeralCredential, Reason};
+use crate::cluster::bounded;
+use crate::cluster::secrets::{Dress, Owner, WriteError};
+use crate::controller::connections::Usable;
+use crate::core::budget::Demand;
+use crate::core::journal::{Claim, EndpointRef, Kind, RequestFacts, Scope};
+use crate::core::spec::{Wanted, wanted};
+use crate::core::{Problem, Time, access, render};
+
+/// A mint that needs only its claim.
+pub(super) struct Prepared {
+    pub(super) credential: EphemeralCredential,
+    pub(super) owner: Owner,
+    pub(super) wanted: Wanted,
+    pub(super) usable: Arc<Usable>,
+    pub(super) endpoint: EndpointRef,
+    pub(super) kind: Kind,
+    pub(super) window: TimeDelta,
+    /// Revision and audit number so far, wherever they were counted.
+    pub(super) floor: (u64, u64),
+}
+
+pub(super) enum NotPrepared {
+    /// The credential is not what it was: it is looked at anew.
+    Changed,
+    /// It cannot be published now.
+    Problem(Problem, Option<i64>),
+}
+
+/// Fresh reads of credential and namespace, and a dry run of the Secrets where it is the first time
+/// or the last write was refused: nothing is minted that cannot be published.
+pub(super) async fn prepare(
+    context: &Arc<Context>,
+    scope: &Scope,
+    demand: &Demand,
+    window: TimeDelta,
+) -> Result<Prepared, NotPrepared> {
+    let api: Api<EphemeralCredential> = Api::namespaced(context.cluster.client.clone(), &demand.namespace);
+    let unreachable = |e: crate::cluster::Error| {
+        NotPrepared::Problem(
+            Problem::new(Reason::SecretRefused, format!("not asked yet: {}", e.brief())),
+            None,
+        )
+    };
+    let credential = bounded(api.get_opt(&demand.name)).await.map_err(unreachable)?;
+    let credential = credential
+        .filter(|c| c.uid().as_deref() == Some(&demand.uid) && c.metadata.deletion_timestamp.is_none())
+        .ok_or(NotPrepared::Changed)?;
+    let namespaces: Api<Namespace> = Api::all(context.cluster.client.clone());
+    let namespace = bounded(namespaces.get_metadata_opt(&demand.namespace))
+        .await
+        .map_err(unreachable)?
+        .filter(|n| n.metadata.deletion_timestamp.is_none())
+        .ok_or(NotPrepared::Changed)?;
+
+    let resolved = context
+        .connections
+        .get(&credential.spec.connection)
+        .ok_or(NotPrepared::Changed)?;
+    let wanted = wanted(&credential, Some(resolved.connection.spec.api)).map_err(|_| NotPrepared::Changed)?;
+    let labels = namespace.metadata.labels.unwrap_or_default();
+    let rules = &resolved.connection.spec.access;
+    if credential.spec.suspend
+        || resolved.scope(&wanted.service).as_ref() != Some(scope)
+        || access::allowed(
+            rules,
+            &context.cluster.namespace,
+            &demand.namespace,
+            &labels,
+            &credential.spec,
+        )
+        .is_err()
+    {
+        return Err(NotPrepared::Changed);
+    }
+    let endpoint = resolved.endpoint();
+    let usable = resolved.usable.map_err(|_| NotPrepared::Changed)?;
+    let owner = Owner {
+        namespace: demand.namespace.clone(),
+        name: demand.name.clone(),
+        uid: demand.uid.clone(),
+    };
+    let records = context.records(&demand.uid).await.map_err(|_| NotPrepared::Changed)?;
+    let proven = records.iter().any(|(_, r)| {
+        let refused = r.failure.as_ref().is_some_and(|f| f.reason == Reason::SecretRefused);
+        !refused && r.live.as_ref().is_some_and(|l| l.layout_hash == wanted.layout_hash)
+    });
+    if !proven {
+        dry_run(context, &owner, &wanted, credential.metadata.generation).await?;
+    }
+    let floor = records.iter().fold((0, 0), |(revision, seq), (_, r)| {
+        (r.revision.max(revision), r.seq.max(seq))
+    });
+    Ok(Prepared {
+        credential,
+        owner,
+        wanted,
+        usable,
+        endpoint,
+        kind: demand.kind,
+        window,
+        floor,
+    })
+}
+
+pub(super) async fn dry_run(
+    context: &Context,
+    owner: &Owner,
+    wanted: &Wanted,
+    generation: Option<i64>,
+) -> Result<(), NotPrepared> {
+    for secret in &wanted.secrets {
+        let dress = Dress {
+            name: secret.name.clone(),
+            type_: secret.type_,
+            labels: secret.labels.clone(),
+            seal: String::new(),
+            expires_at: String::new(),
+        };
+        let data = render::placeholder(secret.type_, &secret.layout);
+        let problem = match context
+            .cluster
+            .write_secret(owner, &dress, &data, &context.seal, true)
+            .await
+        {
+            Ok(()) => continue,
+            Err(WriteError::NotOurs) => return Err(NotPrepared::Changed),
+            Err(WriteError::Api(e)) => Problem::new(
+                Reason::SecretRefused,
+                format!(
+                    "Secret {} cannot be written, so nothing is minted: {}",
+                    secret.name,
+                    e.brief()
+                ),
+            ),
+        };
+        return Err(NotPrepared::Problem(problem, generation));
+    }
+    Ok(())
+}
+
+pub(super) fn new_claim(p: &Prepared, identity: &str) -> Claim {
+    let id = BASE32_NOPAD.encode(&rand::random::<[u8; 16]>()).to_lowercase();
+    Claim {
+        namespace: p.owner.namespace.clone(),
+        name: p.owner.name.clone(),
+        revision: p.floor.0 + 1,
+        at: Time::default(),
+        holder: identity.to_owned(),
+        timeout_seconds: p.usable.timeout.num_seconds(),
+        kind: p.kind,
+        request: RequestFacts {
+            connection: p.wanted.connection.clone(),
+            service: p.wanted.service.clone(),
+            purpose: p.wanted.purpose.clone(),
+            repo: p.wanted.repo.clone(),
+            run_id: p.wanted.run_id.clone().unwrap_or_else(|| id.clone()),
+            type_: p.wanted.type_.clone(),
+        },
+        endpoint: p.endpoint.clone(),
+        request_hash: p.wanted.request_hash.clone(),
+        layout_hash: p.wanted.layout_hash.clone(),
+        rotate: p.wanted.rotate.clone(),
+        secrets: p.wanted.secrets.iter().map(|s| s.name.clone()).collect(),
+        renew_before_ms: p.wanted.renew_before.map(|d| d.num_milliseconds()),
+        minted: None,
+        id,
+    }
+}

@@ -1,0 +1,314 @@
+//! Who may mint now, and who waits how long.
+//!
+//! The rule: a mint is admitted only if, with the renewals of every live credential projected at
+//! their latest safe times, no sliding window exceeds the limit. Renewals at their latest safe time
+//! need only a free slot now, which that rule has kept for them. Newcomers share what is left,
+//! namespace by namespace, and one slot is kept for a retry where the limit allows.
+
+mod projection;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::TimeDelta;
+
+use crate::api::Reason;
+use crate::core::Time;
+use crate::core::journal::{AUDIT_CAPACITY, Journal, Kind, Live, SIZE_LIMIT};
+use crate::core::schedule::latest_safe;
+
+use projection::Projection;
+
+/// A lifetime to plan with before `ChittyConnect` has shown one: what it documents.
+const ASSUMED_LIFETIME: TimeDelta = TimeDelta::hours(1);
+/// How many windows a limit learnt from a 429 is remembered.
+const LEARNT_FOR_WINDOWS: i32 = 24;
+/// Bounds the work of one projection.
+const MAX_EVENTS: usize = 20_000;
+
+/// So many requests in any window of this length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Limit {
+    /// Requests.
+    pub limit: u32,
+    /// Length of the sliding window.
+    pub window: TimeDelta,
+}
+
+impl Limit {
+    /// What newcomers may fill: one slot is kept for a retry where the limit allows.
+    fn for_newcomers(self) -> usize {
+        let limit = self.limit as usize;
+        if limit >= 3 { limit - 1 } else { limit }
+    }
+
+    /// A projected request is answered a little after it is planned; the next one must not be
+    /// planned for the instant its slot frees.
+    fn pad(self) -> TimeDelta {
+        (self.window / 100).min(TimeDelta::seconds(5))
+    }
+}
+
+/// Somebody who wants to mint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Demand {
+    /// The credential.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub kind: Kind,
+    /// Since when.
+    pub since: Time,
+    /// Runway asked for.
+    pub renew_before: Option<TimeDelta>,
+    /// Longest use of a token.
+    pub max_lifetime: Option<TimeDelta>,
+    /// A Pod waits for the Secret.
+    pub pod_waits: bool,
+}
+
+/// Why somebody is not admitted now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Waiting {
+    /// `RateLimited` or `AuditBacklog`.
+    pub reason: Reason,
+    /// Place in the queue, from 1; 0 for renewals.
+    pub position: usize,
+    /// When the next slot frees, as far as that can be told.
+    pub next_slot: Option<Time>,
+    /// How the budget stands, for a person.
+    pub message: String,
+}
+
+/// Who may mint now, and what everybody else waits for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Selection {
+    /// Uids to admit, in order.
+    pub admitted: Vec<String>,
+    /// The others.
+    pub waiting: BTreeMap<String, Waiting>,
+    /// When to look again.
+    pub wake: Option<Time>,
+    /// How the budget stands.
+    pub usage: Usage,
+}
+
+/// How a budget stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// The limit in force.
+    pub limit: u32,
+    /// Requests in the window now.
+    pub used: u32,
+    /// Kept for renewals, and for a retry.
+    pub kept: u32,
+    /// Newcomers waiting.
+    pub waiting: u32,
+    /// When the next newcomer can be admitted.
+    pub next_slot: Option<Time>,
+    /// Until when the server asked to be left alone.
+    pub blocked_until: Option<Time>,
+}
+
+/// The limits in force: the smallest for each window, and what the server taught.
+#[must_use]
+pub fn effective(limits: &[Limit], journal: &Journal, now: Time) -> Vec<Limit> {
+    let mut by_window: BTreeMap<TimeDelta, u32> = BTreeMap::new();
+    for l in limits {
+        by_window
+            .entry(l.window)
+            .and_modify(|least| *least = (*least).min(l.limit))
+            .or_insert(l.limit);
+    }
+    by_window
+        .into_iter()
+        .map(|(window, limit)| Limit {
+            limit: match journal.throttle.learnt {
+                Some((learnt, at)) if at + window * LEARNT_FOR_WINDOWS > now => limit.min(learnt.max(1)),
+                _ => limit,
+            },
+            window,
+        })
+        .collect()
+}
+
+/// What a 429 without advice teaches: the server allowed no more than what it answered before.
+pub fn learn(journal: &mut Journal, limits: &[Limit], refused_claim: &str, now: Time) {
+    let Some(tightest) = effective(limits, journal, now).into_iter().min() else {
+        return;
+    };
+    let granted = journal
+        .attempts
+        .iter()
+        .filter(|a| a.claim != refused_claim && a.at + tightest.window > now)
+        .count();
+    if let Ok(granted) = u32::try_from(granted)
+        && granted < tightest.limit
+    {
+        journal.throttle.learnt = Some((granted.max(1), now));
+    }
+}
+
+/// Decides for every demand of a scope at once.
+#[must_use]
+pub fn select(journal: &Journal, demands: &[Demand], limits: &[Limit], now: Time) -> Selection {
+    let limits = effective(limits, journal, now);
+    let mut plan = Projection::new(journal, &limits, now);
+    let mut selection = Selection::default();
+    let blocked_until = journal.throttle.blocked_until.filter(|at| *at > now);
+    let backlog = journal.audit.len();
+
+    let mut renewals: Vec<&Demand> = demands.iter().filter(|d| !d.kind.is_newcomer()).collect();
+    renewals.sort_by_key(|d| (live_end(journal, &d.uid), d.uid.as_str()));
+    for demand in renewals {
+        let latest = journal
+            .credentials
+            .get(&demand.uid)
+            .and_then(|r| r.live.as_ref())
+            .map(live_latest);
+        let due = latest.is_none_or(|at| at <= now);
+        let verdict = if backlog >= AUDIT_CAPACITY {
+            Err(backlog_full(now))
+        } else if let Some(at) = blocked_until {
+            Err(plan.wait(Reason::RateLimited, 0, Some(at), now, journal))
+        } else if plan.admits(demand, due, now) {
+            Ok(())
+        } else {
+            let slot = plan.next_free(now);
+            let next = if due { slot } else { slot.max(latest) };
+            Err(plan.wait(Reason::RateLimited, 0, next, now, journal))
+        };
+        selection.take(demand, verdict, &mut plan, now);
+    }
+
+    let mut newcomers: Vec<&Demand> = demands.iter().filter(|d| d.kind.is_newcomer()).collect();
+    let mut slots = slots_by_namespace(journal, now, &limits);
+    let held = blocked_until
+        .map(|at| (Reason::RateLimited, Some(at)))
+        .or_else(|| (backlog * 5 >= AUDIT_CAPACITY * 4).then_some((Reason::AuditBacklog, None)))
+        .or_else(|| (journal.weight() >= SIZE_LIMIT).then(|| (Reason::RateLimited, Some(now + TimeDelta::minutes(1)))))
+        .or_else(|| {
+            journal
+                .newcomers_after
+                .filter(|at| *at > now)
+                .map(|at| (Reason::RateLimited, Some(at)))
+        });
+    // The first answer of a scope teaches how long tokens live; until then one newcomer is enough.
+    let teaching = journal.typical_lifetime.is_none();
+    let mut position = 0;
+    let mut hopeless: Option<TimeDelta> = None;
+    let mut unfitting = 0;
+    let mut head_slot = None;
+    while !newcomers.is_empty() {
+        let Some(index) = (0..newcomers.len()).min_by_key(|i| {
+            let d = newcomers[*i];
+            let taken = slots.get(d.namespace.as_str()).copied().unwrap_or(0);
+            (!d.pod_waits, taken, d.since, d.namespace.as_str(), d.name.as_str())
+        }) else {
+            break;
+        };
+        let demand = newcomers.swap_remove(index);
+        *slots.entry(demand.namespace.as_str()).or_default() += 1;
+        let verdict = if let Some((reason, until)) = held {
+            position += 1;
+            Err(match reason {
+                Reason::AuditBacklog => backlog_full(now),
+                _ => plan.wait(reason, position, until, now, journal),
+            })
+        } else if teaching && (!journal.claims.is_empty() || !selection.admitted.is_empty()) {
+            // A moment, and nothing to tell.
+            continue;
+        } else if position == 0 && hopeless.is_some_and(|period| plan.period_of(demand) <= period) {
+            unfitting += 1;
+            Err(plan.wait(Reason::RateLimited, 1, None, now, journal))
+        } else if position == 0 && plan.admits(demand, false, now) {
+            Ok(())
+        } else {
+            // Whoever is first in line is not overtaken, unless nothing would ever come of the wait;
+            // those behind share its next slot.
+            if position == 0 {
+                head_slot = plan.next_for_newcomer(demand, now);
+                if head_slot.is_none() {
+                    let verdict = Err(plan.wait(Reason::RateLimited, 1, None, now, journal));
+                    selection.take(demand, verdict, &mut plan, now);
+                    unfitting += 1;
+                    // Nor is there a slot for whoever needs as many.
+                    hopeless = Some(plan.period_of(demand));
+                    continue;
+                }
+            }
+            position += 1;
+            Err(plan.wait(Reason::RateLimited, position, head_slot, now, journal))
+        };
+        selection.take(demand, verdict, &mut plan, now);
+    }
+    plan.explain_excess(demands, &mut selection);
+    selection.usage = plan.usage(now, position + unfitting, head_slot, blocked_until);
+    selection
+}
+
+impl Selection {
+    fn take(&mut self, demand: &Demand, verdict: Result<(), Waiting>, plan: &mut Projection, now: Time) {
+        match verdict {
+            Ok(()) => {
+                plan.add(demand, now);
+                self.admitted.push(demand.uid.clone());
+            }
+            Err(waiting) => {
+                if let Some(at) = waiting.next_slot.filter(|at| *at > now) {
+                    self.wake = Some(self.wake.map_or(at, |w| w.min(at)));
+                }
+                self.waiting.insert(demand.uid.clone(), waiting);
+            }
+        }
+    }
+}
+
+fn backlog_full(now: Time) -> Waiting {
+    Waiting {
+        reason: Reason::AuditBacklog,
+        position: 0,
+        next_slot: Some(now + TimeDelta::seconds(5)),
+        message: "too many audit events wait for ChittyChronicle; minting goes on once they are delivered".to_owned(),
+    }
+}
+
+fn live_end(journal: &Journal, uid: &str) -> Option<Time> {
+    journal
+        .credentials
+        .get(uid)
+        .and_then(|r| r.live.as_ref())
+        .map(|l| l.ends_at)
+}
+
+fn live_latest(live: &Live) -> Time {
+    latest_safe(live.issued_at, live.ends_at, live.renew_before())
+}
+
+/// Slots each namespace holds: its live credentials, and the newcomers it had in the window beyond.
+fn slots_by_namespace<'a>(journal: &'a Journal, now: Time, limits: &[Limit]) -> BTreeMap<&'a str, usize> {
+    let window = limits.iter().map(|l| l.window).max().unwrap_or_default();
+    let mut slots: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut live: BTreeSet<&str> = BTreeSet::new();
+    for (uid, record) in &journal.credentials {
+        if record.live.is_some() {
+            live.insert(uid);
+            *slots.entry(&record.namespace).or_default() += 1;
+        }
+    }
+    for attempt in journal
+        .attempts
+        .iter()
+        .filter(|a| a.at + window > now && a.kind.is_newcomer())
+    {
+        // The first mint of a live credential is the slot that is counted above.
+        if attempt.kind != Kind::First || !live.remove(attempt.uid.as_str()) {
+            *slots.entry(&attempt.namespace).or_default() += 1;
+        }
+    }
+    slots
+}

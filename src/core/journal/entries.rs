@@ -1,0 +1,335 @@
+//! What a journal is made of: plain facts, as they are stored.
+
+use std::collections::BTreeMap;
+
+use chrono::TimeDelta;
+use serde::{Deserialize, Serialize};
+
+use crate::api::{BrokerApi, KeyRef, Reason};
+use crate::core::Time;
+use crate::core::schedule::CLAIM_FRESH;
+
+/// Why a mint is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// The first token of a credential, or one after its last has ended.
+    First,
+    /// A changed spec.
+    Change,
+    /// The rotate annotation.
+    Rotate,
+    /// A managed Secret was changed or removed.
+    Heal,
+    /// The live token nears its end.
+    Renewal,
+}
+
+impl Kind {
+    /// Whether this mint competes for what renewals leave over.
+    #[must_use]
+    pub const fn is_newcomer(self) -> bool {
+        !matches!(self, Self::Renewal)
+    }
+}
+
+/// One request that counts against the budget.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// Its claim.
+    pub claim: String,
+    /// Who asked.
+    pub uid: String,
+    /// Where the credential lives: fairness is counted by namespace.
+    pub namespace: String,
+    /// Why.
+    pub kind: Kind,
+    /// When it counts from: the answer, or the latest time one could have come.
+    pub at: Time,
+}
+
+/// A request that is, or may be, under way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// Random; also the default `run_id` and the idempotency key.
+    pub id: String,
+    /// Namespace of the credential.
+    pub namespace: String,
+    /// Name of the credential.
+    pub name: String,
+    /// Revision the token will have.
+    pub revision: u64,
+    /// When it was committed.
+    pub at: Time,
+    /// Identity of the process that holds it.
+    pub holder: String,
+    /// How long the holder waits for the answer, in seconds.
+    pub timeout_seconds: i64,
+    /// Why.
+    pub kind: Kind,
+    /// What is asked for.
+    pub request: RequestFacts,
+    /// Where it is asked for.
+    pub endpoint: EndpointRef,
+    /// Digest of the request.
+    pub request_hash: String,
+    /// Digest of the Secrets' layout.
+    pub layout_hash: String,
+    /// Digest of the rotate annotation this mint serves.
+    pub rotate: String,
+    /// Names of the Secrets it will be written to.
+    pub secrets: Vec<String>,
+    /// Runway asked for, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew_before_ms: Option<i64>,
+    /// Set once the answer is in and only its Secrets remain to be written: what was minted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minted: Option<Minted>,
+}
+
+impl Claim {
+    pub(super) fn debt<'a>(&'a self, uid: &'a str, token_ids: &'a [String]) -> Debt<'a> {
+        Debt {
+            uid,
+            token_ids,
+            request: &self.request,
+            endpoint: &self.endpoint,
+            revision: self.revision,
+        }
+    }
+
+    /// The time from which nobody can be waiting for this claim's answer any more.
+    #[must_use]
+    pub fn answered_by(&self) -> Time {
+        self.at + CLAIM_FRESH + TimeDelta::seconds(self.timeout_seconds)
+    }
+}
+
+/// What came back, without the values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Minted {
+    /// When the answer came.
+    pub issued_at: Time,
+    /// When the tokens end for us.
+    pub ends_at: Time,
+    /// Ids under which the tokens can be revoked.
+    #[serde(default)]
+    pub token_ids: Vec<String>,
+}
+
+/// What was asked for, as audit events tell it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestFacts {
+    /// Name of the connection.
+    pub connection: String,
+    /// The service.
+    pub service: String,
+    /// The purpose.
+    pub purpose: String,
+    /// The repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repo: Option<String>,
+    /// The `run_id` as it was sent.
+    pub run_id: String,
+    /// The credential type, with the Provision API.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub type_: Option<String>,
+}
+
+/// How to reach the `ChittyConnect` that made a token, once its connection may be gone: references,
+/// no keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointRef {
+    /// Its base URL.
+    pub url: String,
+    /// The API it was asked by.
+    pub api: BrokerApi,
+    /// Where the API key is.
+    pub key: KeyRef,
+    /// Where the certificates to trust are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<KeyRef>,
+}
+
+/// What the journal knows of one credential.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// How many tokens were published: the next has this plus one.
+    pub revision: u64,
+    /// Number of the last audit event.
+    pub seq: u64,
+    /// The token in its Secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<Live>,
+    /// The last try, where it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// When healing cost a mint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heals: Vec<Time>,
+    /// Ids of tokens that nobody holds, made by requests whose answers were lost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub orphans: Vec<String>,
+    /// The credential is deleted; this remains until its tokens are revoked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
+    /// The last token ended before it could be renewed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expired: bool,
+}
+
+/// A published token, without its values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Live {
+    /// The claim that made it.
+    pub claim: String,
+    /// Its revision.
+    pub revision: u64,
+    /// What was asked for.
+    pub request: RequestFacts,
+    /// Where it was asked for.
+    pub endpoint: EndpointRef,
+    /// Digest of the request.
+    pub request_hash: String,
+    /// Digest of the layout.
+    pub layout_hash: String,
+    /// Digest of the rotate annotation it served.
+    pub rotate: String,
+    /// When it was issued.
+    pub issued_at: Time,
+    /// When it ends for us.
+    pub ends_at: Time,
+    /// How long `ChittyConnect` made it live, in seconds, where `maxLifetime` ends it earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_lifetime: Option<i64>,
+    /// Runway, in milliseconds, as the spec asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew_before_ms: Option<i64>,
+    /// Ids under which it can be revoked.
+    #[serde(default)]
+    pub token_ids: Vec<String>,
+    /// Names of its outputs.
+    #[serde(default)]
+    pub outputs: Vec<String>,
+    /// What was written, by Secret name.
+    pub secrets: BTreeMap<String, Written>,
+}
+
+impl Live {
+    pub(super) fn debt<'a>(&'a self, uid: &'a str) -> Debt<'a> {
+        Debt {
+            uid,
+            token_ids: &self.token_ids,
+            request: &self.request,
+            endpoint: &self.endpoint,
+            revision: self.revision,
+        }
+    }
+
+    /// The runway asked for.
+    #[must_use]
+    pub fn renew_before(&self) -> Option<TimeDelta> {
+        self.renew_before_ms.map(TimeDelta::milliseconds)
+    }
+}
+
+/// What was written to one Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Written {
+    /// Its data keys.
+    pub keys: Vec<String>,
+    /// Digest of claim, keys and values.
+    pub fingerprint: String,
+}
+
+/// A failed try.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// Why.
+    pub reason: Reason,
+    /// A known phrase; never the server's text.
+    pub message: String,
+    /// When.
+    pub at: Time,
+    /// How many in a row.
+    pub count: u32,
+    /// When to try again; never by itself where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Time>,
+    /// The request that failed: another one may be tried at once.
+    pub request_hash: String,
+    /// The layout it was for.
+    pub layout_hash: String,
+    /// The rotate annotation then.
+    pub rotate: String,
+}
+
+/// A token to revoke. It says all that is needed once credential and connection are gone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Revocation {
+    /// The token's id.
+    pub token_id: String,
+    /// Not before this.
+    pub due: Time,
+    /// The credential it was made for.
+    pub uid: String,
+    /// What was asked for.
+    pub request: RequestFacts,
+    /// Where it was asked for.
+    pub endpoint: EndpointRef,
+    /// Revision of the token.
+    pub revision: u64,
+    /// Tries that failed.
+    #[serde(default)]
+    pub tries: u32,
+    /// That it cannot be done has been recorded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told: bool,
+}
+
+/// Whose tokens are owed, and how to revoke them.
+pub(super) struct Debt<'a> {
+    pub(super) uid: &'a str,
+    pub(super) token_ids: &'a [String],
+    pub(super) request: &'a RequestFacts,
+    pub(super) endpoint: &'a EndpointRef,
+    pub(super) revision: u64,
+}
+
+/// What the server's 429s taught.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Throttle {
+    /// Nothing is asked before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked_until: Option<Time>,
+    /// 429s in a row.
+    #[serde(default)]
+    pub count: u32,
+    /// A limit smaller than the configured one, and when it was learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learnt: Option<(u32, Time)>,
+}
+
+/// A key the server refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unauthorized {
+    /// Digest of the key under the seal key: another key is tried at once.
+    pub key: String,
+    /// When one request may test the same key again.
+    pub probe_at: Time,
+}

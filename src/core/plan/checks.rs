@@ -1,0 +1,193 @@
+//! Why no mint is made now: small checks, each with its reason, its message and its deadline.
+
+use crate::api::Reason;
+use crate::core::journal::{Failure, Kind};
+use crate::core::{Problem, Time, clock};
+
+use super::{CONFLICT_POLL, Connection, LEFTOVER_POLL, Observed, SecretState, Standing};
+
+/// Why no mint is made now.
+pub(super) struct Objection {
+    pub(super) problem: Problem,
+    pub(super) stalled: bool,
+    pub(super) until: Option<Time>,
+    /// It only waits for its turn: the demand stands.
+    pub(super) queued: bool,
+}
+
+impl Objection {
+    pub(super) fn new(problem: Problem) -> Self {
+        Self {
+            problem,
+            stalled: false,
+            until: None,
+            queued: false,
+        }
+    }
+    pub(super) fn stalled(problem: Problem) -> Self {
+        Self {
+            stalled: true,
+            ..Self::new(problem)
+        }
+    }
+    pub(super) fn until(mut self, at: Time) -> Self {
+        self.until = Some(at);
+        self
+    }
+}
+
+pub(super) fn not_permitted(o: &Observed) -> Option<Objection> {
+    o.permitted.as_ref().err().cloned().map(Objection::stalled)
+}
+
+pub(super) fn invalid(o: &Observed) -> Option<Objection> {
+    o.wanted.as_ref().err().cloned().map(Objection::stalled)
+}
+
+pub(super) fn suspended(o: &Observed) -> Option<Objection> {
+    o.suspended.then(|| {
+        Objection::new(Problem::new(
+            Reason::Suspended,
+            "spec.suspend is true: nothing is minted, and a token that is there is not renewed",
+        ))
+    })
+}
+
+pub(super) fn unusable(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
+    match &o.connection {
+        Connection::Ready { .. } => None,
+        Connection::Unusable(problem) => Some(Objection::new(problem.clone())),
+        Connection::Unauthorized { probe_at, message } => {
+            let mut objection = Objection::new(Problem::new(Reason::Unauthorized, message.clone()));
+            if *probe_at > now {
+                objection = objection.until(*probe_at);
+            }
+            // Whoever needs a token stays in line: one of them will be the probe.
+            objection.queued = standing.need.is_some();
+            Some(objection)
+        }
+    }
+}
+
+pub(super) fn conflict(o: &Observed, now: Time) -> Option<Objection> {
+    let wanted = o.wanted.as_ref().ok()?;
+    for secret in &wanted.secrets {
+        match o.secrets.get(&secret.name) {
+            Some(SecretState::Foreign) => {
+                return Some(
+                    Objection::stalled(Problem::new(
+                        Reason::SecretConflict,
+                        format!(
+                            "Secret {} exists and is not this credential's; it is left alone: delete it, or name another in spec.secrets",
+                            secret.name
+                        ),
+                    ))
+                    .until(now + CONFLICT_POLL),
+                );
+            }
+            Some(SecretState::Terminating) => {
+                return Some(
+                    Objection::new(Problem::new(
+                        Reason::SecretConflict,
+                        format!(
+                            "Secret {} is being deleted, and something holds it: remove its finalizers",
+                            secret.name
+                        ),
+                    ))
+                    .until(now + CONFLICT_POLL),
+                );
+            }
+            Some(SecretState::Leftover) => {
+                return Some(
+                    Objection::new(Problem::new(
+                        Reason::SecretConflict,
+                        format!(
+                            "Secret {} still is that of a deleted credential; waiting for it to be collected",
+                            secret.name
+                        ),
+                    ))
+                    .until(now + LEFTOVER_POLL),
+                );
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+pub(super) fn unprepared(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
+    standing.need?;
+    let (problem, until) = o.unprepared.as_ref()?;
+    (*until > now).then(|| Objection::new(problem.clone()).until(*until))
+}
+
+pub(super) fn failed(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
+    standing.need?;
+    let failure = failure(o)?;
+    match failure.retry_at {
+        Some(at) if at <= now => None,
+        Some(at) => {
+            let problem = Problem::new(
+                failure.reason,
+                format!("{}; asked again at {}", failure.message, clock(at, now)),
+            );
+            let mut objection = Objection::new(problem).until(at);
+            objection.stalled = failure.reason == Reason::Denied;
+            Some(objection)
+        }
+        None => Some(Objection::stalled(Problem::new(
+            failure.reason,
+            format!(
+                "{}; not asked again by itself: change the spec, or set the annotation connect.chitty.cc/rotate to a new value",
+                failure.message
+            ),
+        ))),
+    }
+}
+
+/// The failure that is about the current spec.
+pub(super) fn failure(o: &Observed) -> Option<&Failure> {
+    let wanted = o.wanted.as_ref().ok()?;
+    let failure = o.record.as_ref()?.failure.as_ref()?;
+    (failure.request_hash == wanted.request_hash
+        && failure.layout_hash == wanted.layout_hash
+        && failure.rotate == wanted.rotate)
+        .then_some(failure)
+}
+
+pub(super) fn healed_already(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
+    if standing.need != Some(Kind::Heal) {
+        return None;
+    }
+    let Connection::Ready { window } = o.connection else {
+        return None;
+    };
+    let until = o
+        .record
+        .as_ref()?
+        .heals
+        .iter()
+        .map(|at| *at + window)
+        .max()
+        .filter(|at| *at > now)?;
+    Some(
+        Objection::stalled(Problem::new(
+            Reason::Tampered,
+            format!(
+                "a managed Secret was changed or removed again; healing costs a mint and is done once a window: next at {}. \
+                 Find out who changes it",
+                clock(until, now)
+            ),
+        ))
+        .until(until),
+    )
+}
+
+pub(super) fn waits(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
+    standing.need?;
+    let waiting = o.waiting.as_ref()?;
+    let mut objection = Objection::new(Problem::new(waiting.reason, waiting.message.clone()));
+    objection.queued = true;
+    objection.until = waiting.next_slot.filter(|at| *at > now);
+    Some(objection)
+}

@@ -1,0 +1,167 @@
+//! What a plan is made from, and what it is made of.
+
+use std::collections::BTreeMap;
+
+use chrono::TimeDelta;
+
+use crate::api::Reason;
+use crate::core::budget::Waiting;
+use crate::core::journal::{Claim, Kind, Record};
+use crate::core::seal::Seal;
+use crate::core::spec::Wanted;
+use crate::core::{Problem, Time};
+
+/// All that a decision about one credential depends on.
+#[expect(clippy::struct_excessive_bools, reason = "facts, independent of each other")]
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Its uid.
+    pub uid: String,
+    /// It, or its namespace, is being deleted.
+    pub terminating: bool,
+    /// `spec.suspend`.
+    pub suspended: bool,
+    /// What the spec asks for.
+    pub wanted: Result<Wanted, Problem>,
+    /// What its connection allows.
+    pub permitted: Result<(), Problem>,
+    /// How its connection is.
+    pub connection: Connection,
+    /// Every Secret that the spec or the journal names, or that the credential owns.
+    pub secrets: BTreeMap<String, SecretState>,
+    /// What the journal knows.
+    pub record: Option<Record>,
+    /// A request that is, or may be, under way.
+    pub claim: Option<Claim>,
+    /// A task of this process works on that claim.
+    pub working: bool,
+    /// What holds the publication of that claim's token up.
+    pub held_up: Option<Problem>,
+    /// The journal cannot be read: nothing is known, and so nothing is done.
+    pub blind: bool,
+    /// This process's identity, as claims name it.
+    pub holder: String,
+    /// What the budget said last.
+    pub waiting: Option<Waiting>,
+    /// Why the last attempt to prepare a mint was given up, and when to try again.
+    pub unprepared: Option<(Problem, Time)>,
+}
+
+/// How a connection is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Connection {
+    /// Ready to mint.
+    Ready {
+        /// The longest window of its budget.
+        window: TimeDelta,
+    },
+    /// Not there, or not usable; why. Looked at again when it changes.
+    Unusable(Problem),
+    /// The key was refused; one request may test it again at this time.
+    Unauthorized {
+        /// When.
+        probe_at: Time,
+        /// For a person.
+        message: String,
+    },
+}
+
+/// A Secret as it is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SecretState {
+    /// Not there.
+    Absent,
+    /// Somebody else's.
+    Foreign,
+    /// That of a deleted credential of the same name; garbage collection will take it.
+    Leftover,
+    /// Ours, and being deleted: something holds it (a finalizer), and it can neither be used nor removed.
+    Terminating,
+    /// Ours.
+    Ours {
+        /// The seal, where it is valid and its fingerprint fits the data.
+        seal: Option<Box<Seal>>,
+        /// Its data, against what the journal says was written.
+        content: Content,
+        /// Labels, annotations and owner are as we set them.
+        dressed: bool,
+    },
+}
+
+/// The data of a Secret, against what the journal says was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Exactly that.
+    Intact,
+    /// That, and more keys.
+    Extra,
+    /// Not that.
+    Altered,
+}
+
+/// Something to do now.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Delete a Secret of ours.
+    Delete {
+        /// Its name.
+        secret: String,
+    },
+    /// Delete a Secret that somebody changed, and say so.
+    DeleteTampered {
+        /// Its name.
+        secret: String,
+    },
+    /// Restore labels, annotations and owner; remove keys that are not ours. Values stay.
+    Restore {
+        /// Its name.
+        secret: String,
+    },
+    /// The live token is no more: forget it, owe its revocation.
+    Release {
+        /// `Expired` or `NotPermitted`.
+        reason: Reason,
+    },
+    /// The claim's Secrets were all written: record that.
+    Adopt,
+    /// Nobody knows what became of the claim: record that.
+    GiveUp,
+    /// The journal knows nothing of a token that is in sealed Secrets: take it from them.
+    Rebuild,
+}
+
+/// What a user should read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// A valid Secret for the current spec is there.
+    pub ready: bool,
+    /// A valid Secret is there.
+    pub issued: bool,
+    /// Nothing will happen until somebody changes something.
+    pub stalled: bool,
+    /// Why.
+    pub reason: Reason,
+    /// For a person.
+    pub message: String,
+    /// When `ChittyConnect` is asked next.
+    pub next_attempt: Option<Time>,
+}
+
+/// What to do about one credential.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// To do now, in order.
+    pub actions: Vec<Action>,
+    /// A mint is wanted: the budget decides when.
+    pub demand: Option<Kind>,
+    /// What to tell; nothing where it would change again at once.
+    pub verdict: Option<Verdict>,
+    /// When to look again.
+    pub wake: Option<Time>,
+}
+
+impl Plan {
+    pub(super) fn wake_at(&mut self, at: Time) {
+        self.wake = Some(self.wake.map_or(at, |w| w.min(at)));
+    }
+}
