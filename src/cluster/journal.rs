@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use chrono::Utc;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ListParams, ObjectMeta, PostParams};
@@ -190,6 +189,7 @@ struct Known {
 }
 
 struct Writer {
+    cluster: Cluster,
     api: Api<ConfigMap>,
     namespace: String,
     seal: SealKey,
@@ -203,8 +203,9 @@ impl Writer {
         let (queue, mut pending) = mpsc::unbounded_channel::<Pending>();
         let (view, seen) = watch::channel(None);
         let mut writer = Self {
-            api: Api::namespaced(cluster.client, &cluster.namespace),
-            namespace: cluster.namespace,
+            api: Api::namespaced(cluster.client.clone(), &cluster.namespace),
+            namespace: cluster.namespace.clone(),
+            cluster,
             seal,
             scope,
             known: None,
@@ -311,8 +312,7 @@ impl Writer {
             if known.commit == commit {
                 return Ok(());
             }
-            #[expect(clippy::disallowed_methods, reason = "each try decides on the time it is made at")]
-            let now = Utc::now();
+            let now = self.cluster.now();
             let mut journal = known.journal.clone();
             journal.compact(now);
             for pending in &mut *batch {

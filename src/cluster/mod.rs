@@ -9,9 +9,14 @@ pub mod secrets;
 
 use std::fmt::Debug;
 use std::future::Future;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use kube::Client;
+
+use crate::core::Time;
+use crate::core::clock::SteadyClock;
 
 /// How long one call to the API server may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -91,11 +96,41 @@ pub async fn bounded<T: Debug>(call: impl Future<Output = kube::Result<T>>) -> R
         .map_err(Error::from)
 }
 
-/// A client, and the namespace of the controller itself.
+/// A client, the namespace of the controller itself, and the clock that both are used by.
 #[derive(Clone)]
 pub struct Cluster {
     /// The client.
     pub client: Client,
     /// Where keys, journals and the lease live.
     pub namespace: String,
+    clock: Arc<Clock>,
+}
+
+struct Clock {
+    steady: Mutex<SteadyClock>,
+    started: Instant,
+}
+
+impl Cluster {
+    /// The controller's view of the cluster behind `client`.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "where the clock starts")]
+    pub fn new(client: Client, namespace: String) -> Self {
+        Self {
+            client,
+            namespace,
+            clock: Arc::new(Clock {
+                steady: Mutex::new(SteadyClock::new(Utc::now())),
+                started: Instant::now(),
+            }),
+        }
+    }
+
+    /// Now.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the one place the clock is read")]
+    pub fn now(&self) -> Time {
+        let mut steady = self.clock.steady.lock().unwrap_or_else(PoisonError::into_inner);
+        steady.read(Utc::now(), self.clock.started.elapsed())
+    }
 }

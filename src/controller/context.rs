@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -330,9 +329,8 @@ impl Context {
         );
     }
 
-    /// Now, by this machine's clock.
-    #[expect(clippy::disallowed_methods, reason = "the one place the shell reads the clock")]
+    /// Now.
     pub fn now(&self) -> Time {
-        Utc::now()
+        self.cluster.now()
     }
 }

@@ -66,10 +66,7 @@ pub struct Settings {
 /// # Errors
 /// Where it cannot start: the namespace or the seal key, an address that is taken.
 pub async fn run(client: Client, settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let cluster = Cluster {
-        client: client.clone(),
-        namespace: settings.namespace.clone(),
-    };
+    let cluster = Cluster::new(client, settings.namespace.clone());
     let metrics = Metrics::new();
     let health = Health::default();
     crate::ops::health::serve(settings.health_addr, health.clone(), stop.clone()).await?;
