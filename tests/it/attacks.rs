@@ -15,7 +15,7 @@ use crate::support::*;
 async fn tenant() -> (Case, Client) {
     let case = Case::new().await;
     let rule = json!([{"namespaces": [case.namespace], "services": ["chittyid", "probe"], "purposes": ["*"], "repos": ["CHITTYOS/*"]}]);
-    case.connect(json!({"access": rule})).await;
+    case.connect_seen(json!({"access": rule})).await;
     let user = format!("tenant-{}", case.namespace);
     let bindings: Api<RoleBinding> = Api::namespaced(case.client.clone(), &case.namespace);
     let binding = json!({

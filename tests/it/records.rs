@@ -34,7 +34,7 @@ async fn a_credential_tells_its_life_in_a_few_events() {
 async fn every_outcome_reaches_chittychronicle_once_and_in_order() {
     let case = Case::new().await;
     let (chronicle, field) = chronicle(&case).await;
-    case.connect(field).await;
+    case.connect_seen(field).await;
     case.issued("a", json!({})).await;
     case.patch(
         "a",
@@ -65,7 +65,7 @@ async fn every_outcome_reaches_chittychronicle_once_and_in_order() {
 async fn an_outage_of_chittychronicle_loses_no_event_and_stops_no_mint() {
     let case = Case::new().await;
     let (chronicle, field) = chronicle(&case).await;
-    case.connect(field).await;
+    case.connect_seen(field).await;
     chronicle.go_down().unwrap();
     for name in ["a", "b", "c"] {
         case.issued(name, json!({})).await;
@@ -93,7 +93,7 @@ async fn tokens_are_found_in_secrets_and_nowhere_else() {
         .case()
         .await;
     let (_chronicle, field) = chronicle(&case).await;
-    case.connect(field).await;
+    case.connect_seen(field).await;
     case.issued("a", json!({})).await;
     case.issued(
         "b",
@@ -131,7 +131,7 @@ async fn events_survive_an_outage_in_which_the_controller_is_killed() {
     let world = World::start("audit").await;
     let case = Setup::within(world.clone(), generous()).case().await;
     let (chronicle, field) = chronicle(&case).await;
-    case.connect(field).await;
+    case.connect_seen(field).await;
     case.issued("a", json!({})).await;
     wait_for("the first entry", || async {
         (chronicle.entries().len() == 1).then_some(())
@@ -170,7 +170,7 @@ async fn a_refused_event_goes_to_the_dead_letters_and_blocks_nobody() {
     chronicle
         .on(move |e| e.data["namespace"] == namespace && e.data["name"] == "bad")
         .trouble(testbed::chronicle::Trouble::Status(400));
-    case.connect(field).await;
+    case.connect_seen(field).await;
     case.issued("bad", json!({})).await;
     case.issued("good", json!({})).await;
     wait_for("the good one's entry", || async {
@@ -197,7 +197,7 @@ async fn a_refused_event_goes_to_the_dead_letters_and_blocks_nobody() {
 #[tokio::test]
 async fn events_go_through_chittyconnect_where_the_connection_says_so() {
     let case = Case::new().await;
-    case.connect(json!({"audit": {"throughConnect": {}}})).await;
+    case.connect_seen(json!({"audit": {"throughConnect": {}}})).await;
     case.issued("a", json!({})).await;
     let event = wait_for("the event", || async { case.broker.ledger().events.first().cloned() }).await;
     let text = format!("{event:?}");

@@ -20,7 +20,7 @@ use tokio::sync::OnceCell;
 /// The controller's namespace.
 pub const SYSTEM: &str = "chittyconnect-system";
 /// How long anything may take that has no deadline of its own.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 static SHARED: OnceCell<Arc<World>> = OnceCell::const_new();
 
@@ -318,6 +318,17 @@ impl Case {
                 "metadata": {"name": self.connection}, "spec": spec,
             }),
         )
+        .await;
+    }
+
+    /// As [`Case::connect`], and waits until the controller goes by it.
+    pub async fn connect_seen(&self, over: Value) {
+        self.connect(over).await;
+        wait_for("the controller to see the connection", || async {
+            let connection = self.connections().get(&self.connection).await.ok()?;
+            let seen = connection.status?.observed_generation;
+            (seen == connection.metadata.generation).then_some(())
+        })
         .await;
     }
 
