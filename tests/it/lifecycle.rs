@@ -11,15 +11,12 @@ use crate::support::*;
 async fn a_credential_is_ready_within_a_second_of_being_applied() {
     let case = Case::new().await;
     case.issued("first", json!({"service": "warm"})).await;
-    // The quickest of three: other tests run beside this one.
-    let mut quickest = Duration::MAX;
-    for name in ["a", "b", "c"] {
-        let started = Instant::now();
-        case.issued(name, json!({})).await;
-        quickest = quickest.min(started.elapsed());
-    }
-    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
-    assert_eq!(case.broker.ledger().mints_for("chittyid").len(), 3);
+    let started = Instant::now();
+    case.issued("a", json!({})).await;
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    let minted = case.broker.ledger().mints_for("chittyid").len();
+    assert_eq!(minted, 1);
 }
 
 #[tokio::test]
@@ -170,7 +167,7 @@ async fn at_its_end_an_unrenewed_secret_is_gone_broker_up_or_down() {
         })
         .await;
     let late = chrono::Utc::now() - end;
-    assert!(late.num_milliseconds() < 3000, "noticed {late} late");
+    assert!(late.num_milliseconds() < 1500, "noticed {late} late");
     assert!(case.secret("a").await.is_none());
     assert_eq!(condition(&gone, "Ready").0, "False");
     case.broker.come_back().unwrap();
