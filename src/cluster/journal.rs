@@ -90,22 +90,25 @@ impl Journals {
             .clone()
     }
 
-    /// The scopes of every journal that is there.
+    /// Every journal that is there.
     ///
     /// # Errors
     /// Where they cannot be listed.
-    pub async fn scopes(&self) -> Result<Vec<Scope>, Error> {
-        let api: Api<ConfigMap> = Api::namespaced(self.cluster.client.clone(), &self.cluster.namespace);
-        let list = bounded(api.list(&ListParams::default().labels(JOURNAL_LABEL))).await?;
-        Ok(list
-            .items
-            .into_iter()
-            .filter_map(|map| {
-                let text = map.data?.remove(DATA_KEY)?;
-                let value: serde_json::Value = serde_json::from_str(&text).ok()?;
-                serde_json::from_value(value.get("scope")?.clone()).ok()
-            })
-            .collect())
+    pub async fn list(&self) -> Result<Vec<Found>, Error> {
+        let list = bounded(self.api().list(&ListParams::default().labels(JOURNAL_LABEL))).await?;
+        Ok(list.items.into_iter().map(found).collect())
+    }
+
+    /// The journal in the `ConfigMap` called `name`, where there is one.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub async fn find(&self, name: &str) -> Result<Option<Found>, Error> {
+        Ok(bounded(self.api().get_opt(name)).await?.map(found))
+    }
+
+    fn api(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.cluster.client.clone(), &self.cluster.namespace)
     }
 
     /// The scopes whose journals were opened.
@@ -114,6 +117,25 @@ impl Journals {
         let open = self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         open.keys().cloned().collect()
     }
+}
+
+/// A journal that is there.
+#[derive(Debug)]
+pub enum Found {
+    /// Of this scope; whether all of it can be read is another question.
+    Scope(Scope),
+    /// It does not even tell of which: the `ConfigMap`'s name.
+    Illegible(String),
+}
+
+fn found(map: ConfigMap) -> Found {
+    let scope = map.data.and_then(|mut data| {
+        let text = data.remove(DATA_KEY)?;
+        let value: serde_json::Value = serde_json::from_str(&text).ok()?;
+        serde_json::from_value(value.get("scope")?.clone()).ok()
+    });
+    let name = map.metadata.name.unwrap_or_default();
+    scope.map_or(Found::Illegible(name), Found::Scope)
 }
 
 impl ScopeJournal {

@@ -28,6 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(700);
 
 /// Stands for election, and leads.
 pub struct Election {
+    cluster: Cluster,
     api: Api<Lease>,
     identity: String,
 }
@@ -43,6 +44,7 @@ impl Election {
     #[must_use]
     pub fn new(cluster: &Cluster, identity: &str) -> Self {
         Self {
+            cluster: cluster.clone(),
             api: Api::namespaced(cluster.client.clone(), &cluster.namespace),
             identity: identity.to_owned(),
         }
@@ -161,7 +163,8 @@ impl Election {
     }
 
     fn lease(&self, before: Option<&Lease>) -> Lease {
-        let now = MicroTime(Timestamp::now());
+        let now = Timestamp::from_microsecond(self.cluster.now().timestamp_micros()).unwrap_or_default();
+        let now = MicroTime(now);
         let spec = before.and_then(|l| l.spec.clone()).unwrap_or_default();
         let ours = spec.holder_identity.as_deref() == Some(&self.identity);
         let metadata = before.map_or_else(

@@ -1,5 +1,6 @@
 //! Kubernetes reads and writes: each timed out, each write guarded by what it was decided on.
 
+mod clock;
 pub mod config;
 pub mod journal;
 pub mod keys;
@@ -9,10 +10,9 @@ pub mod secrets;
 
 use std::fmt::Debug;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use chrono::Utc;
 use kube::Client;
 
 use crate::core::Time;
@@ -60,6 +60,17 @@ impl Error {
         matches!(self.code(), Some(400 | 403 | 405 | 413 | 422))
     }
 
+    /// This without the API server's own words, for writes of values: whoever refused one may have
+    /// repeated it.
+    #[must_use]
+    pub fn unspoken(mut self) -> Self {
+        if let Self::Kube(kube::Error::Api(status)) = &mut self {
+            status.message = format!("refused with {} {}", status.code, status.reason);
+            status.details = None;
+        }
+        self
+    }
+
     /// What the API server said, for a person; capped, and never an object.
     #[must_use]
     pub fn brief(&self) -> String {
@@ -103,34 +114,28 @@ pub struct Cluster {
     pub client: Client,
     /// Where keys, journals and the lease live.
     pub namespace: String,
-    clock: Arc<Clock>,
-}
-
-struct Clock {
-    steady: Mutex<SteadyClock>,
-    started: Instant,
+    clock: Arc<Mutex<SteadyClock>>,
 }
 
 impl Cluster {
-    /// The controller's view of the cluster behind `client`.
+    /// The controller's view of the cluster behind `client`; its time is the machine's until
+    /// [`Cluster::set_clock`].
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "where the clock starts")]
     pub fn new(client: Client, namespace: String) -> Self {
         Self {
             client,
             namespace,
-            clock: Arc::new(Clock {
-                steady: Mutex::new(SteadyClock::new(Utc::now())),
-                started: Instant::now(),
-            }),
+            clock: Arc::new(Mutex::new(SteadyClock::unverified(clock::wall(), clock::elapsed()))),
         }
     }
 
     /// Now.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "the one place the clock is read")]
     pub fn now(&self) -> Time {
-        let mut steady = self.clock.steady.lock().unwrap_or_else(PoisonError::into_inner);
-        steady.read(Utc::now(), self.clock.started.elapsed())
+        self.steady().now(clock::elapsed())
+    }
+
+    fn steady(&self) -> MutexGuard<'_, SteadyClock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

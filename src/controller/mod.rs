@@ -34,9 +34,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::Cluster;
-use crate::cluster::journal::{JournalError, Journals};
+use crate::cluster::journal::{Found, JournalError, Journals};
 use crate::cluster::lease::Election;
 use crate::cluster::records::Events;
+use crate::core::journal::Scope;
 use crate::core::schedule::spread;
 use crate::core::seal::SealKey;
 use crate::ops::health::Health;
@@ -45,6 +46,8 @@ use context::{Context, Locked};
 
 /// How long a stopping process finishes what it minted.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
+/// How often a journal that cannot be read is looked at again.
+const MENDED_EVERY: Duration = Duration::from_secs(5);
 
 /// What the controller is started with.
 #[derive(Clone, Debug)]
@@ -76,6 +79,11 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
     if stop.is_cancelled() {
         return Ok(());
     }
+    health.waiting_for("the API server to tell the time");
+    if stop.run_until_cancelled(cluster.set_clock()).await.is_none() {
+        return Ok(());
+    }
+    tokio::spawn(run_until(&stop, cluster.clone().keep_time()));
     health.waiting_for("the seal key");
     let Some(seal) = stop.run_until_cancelled(await_seal_key(&cluster)).await else {
         return Ok(());
@@ -296,9 +304,9 @@ impl Context {
     /// Opens every journal that is there, and learns from it who has records where and which keys
     /// are refused.
     async fn open_journals(self: &Arc<Self>, stop: &CancellationToken) {
-        let scopes = loop {
-            match self.journals.scopes().await {
-                Ok(scopes) => break scopes,
+        let found = loop {
+            match self.journals.list().await {
+                Ok(found) => break found,
                 Err(error) => {
                     tracing::warn!(%error, "failed to list the journals; trying again");
                     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -308,31 +316,61 @@ impl Context {
                 return;
             }
         };
-        for scope in scopes {
-            let runner = self.runner(&scope);
-            let journal = loop {
-                match runner.journal.view().await {
-                    Ok(journal) => break Some(journal),
+        for found in found {
+            let Found::Scope(scope) = found else {
+                tokio::spawn(run_until(stop, Arc::clone(self).await_mended(found)));
+                continue;
+            };
+            loop {
+                match self.learn(&scope).await {
+                    Ok(()) => break,
                     // Until it is mended nobody knows who is in it; its own scope stands still meanwhile.
-                    Err(JournalError::Broken { .. }) => break None,
+                    Err(JournalError::Broken { .. }) => {
+                        tokio::spawn(run_until(stop, Arc::clone(self).await_mended(Found::Scope(scope))));
+                        break;
+                    }
                     Err(JournalError::Unavailable(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
                 }
                 if stop.is_cancelled() {
                     return;
                 }
-            };
-            let Some(journal) = journal else { continue };
-            let mut homes = self.homes.lock();
-            for (uid, record) in &journal.credentials {
-                homes.add(uid, (record.namespace.clone(), record.name.clone()), &scope);
-            }
-            for (uid, claim) in &journal.claims {
-                homes.add(uid, (claim.namespace.clone(), claim.name.clone()), &scope);
-            }
-            drop(homes);
-            if let Some(refused) = &journal.unauthorized {
-                self.unauthorized.lock().insert(refused.key.clone(), refused.probe_at);
             }
         }
+    }
+
+    /// Learns from a journal that cannot be read now as soon as it can be.
+    async fn await_mended(self: Arc<Self>, mut found: Found) {
+        loop {
+            tokio::time::sleep(MENDED_EVERY).await;
+            match &found {
+                Found::Scope(scope) => {
+                    if self.learn(scope).await.is_ok() {
+                        return;
+                    }
+                }
+                Found::Illegible(name) => match self.journals.find(name).await {
+                    Ok(Some(now)) => found = now,
+                    // Deleted: what it knew is rebuilt from the Secrets.
+                    Ok(None) => return,
+                    Err(_) => {}
+                },
+            }
+        }
+    }
+
+    async fn learn(self: &Arc<Self>, scope: &Scope) -> Result<(), JournalError> {
+        let journal = self.runner(scope).journal.view().await?;
+        let mut homes = self.homes.lock();
+        for (uid, record) in &journal.credentials {
+            homes.add(uid, (record.namespace.clone(), record.name.clone()), scope);
+        }
+        for (uid, claim) in &journal.claims {
+            homes.add(uid, (claim.namespace.clone(), claim.name.clone()), scope);
+        }
+        drop(homes);
+        if let Some(refused) = &journal.unauthorized {
+            self.unauthorized.lock().insert(refused.key.clone(), refused.probe_at);
+        }
+        Ok(())
     }
 }

@@ -1,4 +1,8 @@
-//! A clock that no step of the machine's clock moves: budgets are counted in elapsed time.
+//! One time for every replica: the API server's, kept by a clock that no step moves.
+//!
+//! Budgets count elapsed time and tokens end at points of it. A node whose clock is an hour off, or is
+//! stepped back and forth, must move neither, and a restart or another leader must go on in the same
+//! time. So the time is the API server's at the start, and is carried on by a clock that only counts.
 
 use std::time::Duration;
 
@@ -6,44 +10,101 @@ use chrono::TimeDelta;
 
 use super::Time;
 
-/// Differences up to this are drift, and followed.
-const DRIFT: TimeDelta = TimeDelta::seconds(2);
-/// A step is believed once it has stood for this long: by then what was counted before it has left
-/// the usual window.
+/// Clocks that differ by no more agree: the `Date` header tells whole seconds, and takes a moment.
+const AGREES: TimeDelta = TimeDelta::seconds(2);
+/// The middle of the second that a `Date` header names.
+const HALF_A_SECOND: TimeDelta = TimeDelta::milliseconds(500);
+/// A step of the API server's clock is believed once it has stood for this long: by then what was
+/// counted before it has left the usual window.
 const BELIEVED_AFTER: Duration = Duration::from_secs(3600);
 
-/// The machine's wall clock, steadied by its monotonic one.
+/// What the clocks say at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// What a clock that only counts says, the suspension of the machine included.
+    pub elapsed: Duration,
+    /// The machine's wall clock.
+    pub wall: Time,
+    /// The API server's, to the second: the `Date` header of an answer (RFC 9110, 6.6.1).
+    pub reference: Time,
+}
+
+impl Reading {
+    fn wall_agrees(&self) -> bool {
+        (self.wall - self.reference - HALF_A_SECOND).abs() <= AGREES
+    }
+
+    /// The API server's time: told by the wall clock where that agrees, for it is finer.
+    fn time(&self) -> Time {
+        if self.wall_agrees() {
+            self.wall
+        } else {
+            self.reference + HALF_A_SECOND
+        }
+    }
+}
+
+/// What a comparison with the API server's clock led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// They agree, give or take the drift of a clock.
+    Agrees,
+    /// The API server's clock is off by this much, and is not believed yet.
+    Doubted(TimeDelta),
+    /// The time was moved by this much.
+    Moved(TimeDelta),
+}
+
+/// A time that goes on as elapsed time does.
 #[derive(Clone, Debug)]
 pub struct SteadyClock {
     /// The time when `elapsed` was zero.
     base: Time,
-    /// Since when the wall clock disagrees.
-    stepped_at: Option<Duration>,
+    /// Since when the API server's clock disagrees.
+    doubted_since: Option<Duration>,
 }
 
 impl SteadyClock {
-    /// Starts at `wall`.
+    /// Starts from a wall clock that nothing was compared with.
     #[must_use]
-    pub const fn new(wall: Time) -> Self {
+    pub fn unverified(wall: Time, elapsed: Duration) -> Self {
         Self {
-            base: wall,
-            stepped_at: None,
+            base: wall - elapsed,
+            doubted_since: None,
         }
     }
 
-    /// The time, where the wall clock says `wall` and `elapsed` has passed since the start.
-    pub fn read(&mut self, wall: Time, elapsed: Duration) -> Time {
-        let steady = self.base + elapsed;
-        let off = wall - steady;
-        if off.abs() > DRIFT {
-            let since = *self.stepped_at.get_or_insert(elapsed);
-            if elapsed.saturating_sub(since) < BELIEVED_AFTER {
-                return steady;
+    /// Starts from the API server's time.
+    #[must_use]
+    pub fn start(reading: &Reading) -> Self {
+        Self::unverified(reading.time(), reading.elapsed)
+    }
+
+    /// The time when `elapsed` has passed.
+    #[must_use]
+    pub fn now(&self, elapsed: Duration) -> Time {
+        self.base + elapsed
+    }
+
+    /// Compares with the API server's clock, and follows it where that can be trusted.
+    pub fn check(&mut self, reading: &Reading) -> Checked {
+        let off = reading.time() - self.now(reading.elapsed);
+        if off.abs() <= AGREES {
+            self.doubted_since = None;
+            if reading.wall_agrees() {
+                self.base += off;
             }
+            return Checked::Agrees;
         }
-        self.base += off;
-        self.stepped_at = None;
-        wall
+        // Where both others went on and this one did not, the machine stood still: tokens have aged meanwhile.
+        let paused = reading.wall_agrees() && off > TimeDelta::zero();
+        let since = *self.doubted_since.get_or_insert(reading.elapsed);
+        if paused || reading.elapsed.saturating_sub(since) >= BELIEVED_AFTER {
+            self.base += off;
+            self.doubted_since = None;
+            return Checked::Moved(off);
+        }
+        Checked::Doubted(off)
     }
 }
 
@@ -52,30 +113,74 @@ mod tests {
     use super::*;
     use chrono::TimeZone;
 
+    const HOUR: i64 = 3600;
+
     fn t(seconds: i64) -> Time {
         chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
+    }
+    /// At `at` seconds, with the wall clock and the API server's off by so many.
+    fn reading(at: u32, wall: i64, reference: i64) -> Reading {
+        Reading {
+            elapsed: Duration::from_secs(at.into()),
+            wall: t(i64::from(at) + wall),
+            reference: t(i64::from(at) + reference),
+        }
     }
     fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
     }
 
     #[test]
-    fn a_clock_stepped_back_and_forth_by_an_hour_moves_nothing() {
-        let mut clock = SteadyClock::new(t(0));
-        for (elapsed, step) in [(10, 3600), (20, -3600), (30, 0), (40, 3600), (50, 7200)] {
-            let wall = t(i64::try_from(elapsed).unwrap() + step);
-            assert_eq!(clock.read(wall, s(elapsed)), t(i64::try_from(elapsed).unwrap()));
+    fn a_wall_clock_stepped_back_and_forth_by_an_hour_moves_nothing_however_long_it_stands() {
+        let mut clock = SteadyClock::start(&reading(0, 0, 0));
+        for (at, step) in [(10, HOUR), (20, -HOUR), (30, 0), (40, HOUR), (9000, HOUR)] {
+            assert_eq!(clock.check(&reading(at, step, 0)), Checked::Agrees);
+            assert_eq!(clock.now(s(at.into())), t(at.into()));
         }
     }
 
     #[test]
-    fn drift_is_followed_and_a_lasting_step_believed_after_an_hour() {
-        let mut clock = SteadyClock::new(t(0));
-        assert_eq!(clock.read(t(101), s(100)), t(101));
-        assert_eq!(clock.read(t(202), s(200)), t(202));
-        assert_eq!(clock.read(t(1300), s(300)), t(302));
-        assert_eq!(clock.read(t(4899), s(3899)), t(3901));
-        assert_eq!(clock.read(t(4900), s(3900)), t(4900));
-        assert_eq!(clock.read(t(4901), s(3901)), t(4901));
+    fn a_start_with_a_stepped_wall_clock_goes_on_in_the_api_servers_time() {
+        for step in [-HOUR, HOUR] {
+            let clock = SteadyClock::start(&reading(100, step, 0));
+            assert_eq!(clock.now(s(100)), t(100) + HALF_A_SECOND);
+        }
+    }
+
+    #[test]
+    fn drift_is_followed() {
+        let mut clock = SteadyClock::start(&reading(0, 0, 0));
+        assert_eq!(clock.check(&reading(100, 1, 1)), Checked::Agrees);
+        assert_eq!(clock.now(s(100)), t(101));
+        assert_eq!(clock.check(&reading(200, 2, 2)), Checked::Agrees);
+        assert_eq!(clock.now(s(200)), t(202));
+    }
+
+    #[test]
+    fn after_a_pause_of_the_machine_the_time_is_right_at_once() {
+        let mut clock = SteadyClock::start(&reading(0, 0, 0));
+        let two_hours = TimeDelta::hours(2);
+        assert_eq!(clock.check(&reading(10, 2 * HOUR, 2 * HOUR)), Checked::Moved(two_hours));
+        assert_eq!(clock.now(s(10)), t(10 + 2 * HOUR));
+    }
+
+    #[test]
+    fn a_step_of_the_api_servers_clock_is_believed_after_an_hour() {
+        for (wall, step) in [(0, HOUR), (0, -HOUR), (-HOUR, -HOUR)] {
+            let mut clock = SteadyClock::start(&reading(0, 0, 0));
+            assert!(matches!(clock.check(&reading(10, wall, step)), Checked::Doubted(_)));
+            assert!(matches!(clock.check(&reading(3600, wall, step)), Checked::Doubted(_)));
+            assert_eq!(clock.now(s(3600)), t(3600));
+            assert!(matches!(clock.check(&reading(3610, wall, step)), Checked::Moved(_)));
+        }
+    }
+
+    #[test]
+    fn one_api_server_of_several_with_a_wrong_clock_moves_nothing() {
+        let mut clock = SteadyClock::start(&reading(0, 0, 0));
+        for at in (10..9000).step_by(20) {
+            assert!(matches!(clock.check(&reading(at, 0, HOUR)), Checked::Doubted(_)));
+            assert_eq!(clock.check(&reading(at + 10, 0, 0)), Checked::Agrees);
+        }
     }
 }

@@ -1,0 +1,101 @@
+//! Where the clocks are read: the machine's, and the API server's.
+
+use std::time::Duration;
+
+use chrono::DateTime;
+use http::Request;
+use http::header::DATE;
+use kube::client::Body;
+
+use super::{Cluster, bounded};
+use crate::core::Time;
+use crate::core::clock::{Checked, Reading, SteadyClock};
+
+/// How often the time is compared with the API server's.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
+
+/// The machine's wall clock.
+#[expect(clippy::disallowed_methods, reason = "the one place it is read")]
+pub(super) fn wall() -> Time {
+    chrono::Utc::now()
+}
+
+/// Since the machine was started, its suspension included.
+#[cfg(target_os = "linux")]
+pub(super) fn elapsed() -> Duration {
+    let at = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(
+        u64::try_from(at.tv_sec).unwrap_or_default(),
+        u32::try_from(at.tv_nsec).unwrap_or_default(),
+    )
+}
+
+/// Since the first call.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn elapsed() -> Duration {
+    static FIRST: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    FIRST.get_or_init(std::time::Instant::now).elapsed()
+}
+
+impl Cluster {
+    /// Takes over the API server's time; waits until it tells.
+    pub async fn set_clock(&self) {
+        let reading = loop {
+            if let Some(reading) = self.read_clocks().await {
+                break reading;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        let clock = SteadyClock::start(&reading);
+        let off = reading.wall - clock.now(reading.elapsed);
+        if !off.is_zero() {
+            tracing::warn!(
+                "this machine's clock is {} s off the API server's, which is gone by",
+                off.num_seconds()
+            );
+        }
+        *self.steady() = clock;
+    }
+
+    /// Compares the time with the API server's, again and again.
+    pub async fn keep_time(self) {
+        let mut doubted = false;
+        loop {
+            tokio::time::sleep(CHECK_EVERY).await;
+            let Some(reading) = self.read_clocks().await else {
+                continue;
+            };
+            let checked = self.steady().check(&reading);
+            match checked {
+                Checked::Agrees => doubted = false,
+                Checked::Doubted(off) if !doubted => {
+                    doubted = true;
+                    tracing::warn!(
+                        "the API server's clock is {} s off what it was; it is believed if that stands for an hour",
+                        off.num_seconds()
+                    );
+                }
+                Checked::Doubted(_) => {}
+                Checked::Moved(off) => {
+                    doubted = false;
+                    tracing::warn!("the time was set by {} s to the API server's", off.num_seconds());
+                }
+            }
+        }
+    }
+
+    async fn read_clocks(&self) -> Option<Reading> {
+        let request = Request::get("/version").body(Body::empty()).ok()?;
+        let asked = elapsed();
+        let answer = bounded(self.client.send(request)).await.ok()?;
+        let reference = answer.headers().get(DATE)?.to_str().ok()?;
+        let reference = DateTime::parse_from_rfc2822(reference).ok()?.to_utc();
+        let elapsed = elapsed();
+        Some(Reading {
+            elapsed,
+            wall: wall(),
+            // It was told somewhere between question and answer.
+            reference: reference + elapsed.saturating_sub(asked) / 2,
+        })
+    }
+}
