@@ -11,7 +11,8 @@ use zeroize::Zeroize;
 
 use super::{Cluster, Error, bounded};
 use crate::api::{EXPIRES_AT_ANNOTATION, EphemeralCredential, MANAGED_BY_LABEL, MANAGER, SEAL_ANNOTATION, SecretType};
-use crate::core::journal::Live;
+use crate::core::audit::Subject;
+use crate::core::journal::{Live, RequestFacts};
 use crate::core::plan::{Content, SecretState};
 use crate::core::render::{Data, fingerprint};
 use crate::core::seal::{Seal, SealKey};
@@ -25,6 +26,20 @@ pub struct Owner {
     pub name: String,
     /// Its uid.
     pub uid: String,
+}
+
+impl Owner {
+    /// What an audit event about this request of it is about.
+    #[must_use]
+    pub fn subject<'a>(&'a self, request: &'a RequestFacts, revision: u64) -> Subject<'a> {
+        Subject {
+            uid: &self.uid,
+            namespace: &self.namespace,
+            name: &self.name,
+            request,
+            revision,
+        }
+    }
 }
 
 /// A Secret as the spec wants it dressed.
@@ -57,7 +72,8 @@ pub enum WriteError {
     /// A Secret of that name is somebody else's.
     #[error("a Secret of that name is somebody else's")]
     NotOurs,
-    /// The API server said no, or nothing.
+    /// The API server said no, or nothing. Where values were to be written its words are left out: a
+    /// webhook may have repeated one.
     #[error("{0}")]
     Api(#[from] Error),
 }
@@ -71,6 +87,11 @@ impl Drop for Wiped {
             bytes.zeroize();
         }
     }
+}
+
+/// Being deleted, and something keeps it with its values.
+fn is_held(secret: &Secret) -> bool {
+    secret.metadata.deletion_timestamp.is_some() && secret.data.as_ref().is_some_and(|data| !data.is_empty())
 }
 
 impl Cluster {
@@ -148,7 +169,8 @@ impl Cluster {
                     return Ok(());
                 }
                 Err(e) if e.is_conflict() => {}
-                Err(e) => return Err(e.into()),
+                Err(e) if dry_run => return Err(e.into()),
+                Err(e) => return Err(e.unspoken().into()),
             }
         }
         Err(WriteError::Api(Error::Timeout))
@@ -182,28 +204,39 @@ impl Cluster {
             ours
         });
         replacement.0.data = Some(data);
-        let written = bounded(api.replace(&dress.name, &PostParams::default(), &replacement.0)).await?;
-        drop(Wiped(written));
+        let written = bounded(api.replace(&dress.name, &PostParams::default(), &replacement.0)).await;
+        drop(Wiped(written.map_err(Error::unspoken)?));
         Ok(())
     }
 
-    /// Deletes a Secret as it was when looked at; one that is gone is as good.
+    /// Deletes a Secret as it was when looked at; one that is gone is as good, and one that a finalizer
+    /// holds is emptied.
     ///
     /// # Errors
     /// Where the API server does not.
     pub async fn delete_secret(&self, namespace: &str, name: &str, guard: Option<Preconditions>) -> Result<(), Error> {
+        let api = self.secrets(namespace);
         let params = DeleteParams {
             preconditions: guard,
             ..DeleteParams::default()
         };
-        match bounded(self.secrets(namespace).delete(name, &params)).await {
-            Ok(deleted) => {
-                let _ = deleted.map_left(Wiped);
-                Ok(())
+        let held = match bounded(api.delete(name, &params)).await {
+            Ok(deleted) => deleted.left().map(Wiped).filter(|s| is_held(&s.0)),
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        if let Some(held) = held {
+            let empty = Secret {
+                metadata: held.0.metadata.clone(),
+                type_: held.0.type_.clone(),
+                ..Secret::default()
+            };
+            // One that its user made immutable cannot be; it is tried again with the next look.
+            if let Err(error) = bounded(api.replace(name, &PostParams::default(), &empty)).await {
+                tracing::warn!(namespace, secret = name, error = %error.unspoken(), "failed to empty a Secret that a finalizer holds");
             }
-            Err(e) if e.is_not_found() => Ok(()),
-            Err(e) => Err(e),
         }
+        Ok(())
     }
 }
 
@@ -249,7 +282,7 @@ fn inspect(
         };
     }
     if secret.metadata.deletion_timestamp.is_some() {
-        return SecretState::Terminating;
+        return SecretState::Terminating { held: is_held(secret) };
     }
     let name = secret.metadata.name.as_deref().unwrap_or_default();
     let empty = BTreeMap::new();

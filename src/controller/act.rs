@@ -7,7 +7,7 @@ use super::publish::dress;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::secrets::WriteError;
 use crate::core::Time;
-use crate::core::audit::{AuditEvent, EventType, Subject};
+use crate::core::audit::{AuditEvent, EventType};
 use crate::core::journal::Live;
 use crate::core::plan::Action;
 
@@ -122,13 +122,7 @@ pub(super) async fn record(
             if now_live.is_none_or(|l| l.claim != live.claim) || !change(journal, &live, now) {
                 return None;
             }
-            let subject = Subject {
-                uid: &owner.uid,
-                namespace: &owner.namespace,
-                name: &owner.name,
-                request: &live.request,
-                revision: live.revision,
-            };
+            let subject = owner.subject(&live.request, live.revision);
             let event = AuditEvent::new(event, reason, &subject, now, deliver).token(live.ends_at, &live.token_ids);
             Some(journal.record_event(&owner.uid, event))
         })

@@ -17,7 +17,7 @@ use crate::broker::{Api as BrokerApi, Probe};
 use crate::cluster::journal::ScopeJournal;
 use crate::controller::connections::Usable;
 use crate::core::Time;
-use crate::core::budget::{self, Demand, Limit, Usage, Waiting};
+use crate::core::budget::{self, Demand, Guest, Guests, Limit, Usage, Waiting};
 use crate::core::journal::{Claim, Scope};
 
 use super::mint::mint;
@@ -48,6 +48,7 @@ pub struct ScopeRunner {
     /// Its journal.
     pub journal: ScopeJournal,
     wishes: Locked<HashMap<String, Wish>>,
+    guests: Locked<Guests>,
     /// Who is not considered before when: what was prepared for them turned out to have changed.
     rests: Locked<HashMap<String, Time>>,
     usage: Locked<Usage>,
@@ -61,6 +62,7 @@ impl ScopeRunner {
             journal: context.journals.of(&scope),
             scope,
             wishes: Locked::default(),
+            guests: Locked::default(),
             rests: Locked::default(),
             usage: Locked::default(),
             notify: Notify::new(),
@@ -108,6 +110,15 @@ impl ScopeRunner {
         self.notify.notify_one();
     }
 
+    /// Notes that the token of `uid`, which another scope holds, is renewed here; or that none is.
+    pub fn host(&self, uid: &str, guest: Option<Guest>) {
+        let mut guests = self.guests.lock();
+        match guest {
+            Some(guest) => guests.insert(uid.to_owned(), guest),
+            None => guests.remove(uid),
+        };
+    }
+
     /// Takes a credential out of the line.
     pub fn forget(&self, uid: &str) {
         if self.wishes.lock().remove(uid).is_some() {
@@ -117,6 +128,9 @@ impl ScopeRunner {
 
     /// Takes a credential out of the line by its name.
     pub fn forget_name(&self, (namespace, name): &Name) {
+        self.guests
+            .lock()
+            .retain(|_, g| g.name.0 != *namespace || g.name.1 != *name);
         let mut wishes = self.wishes.lock();
         let before = wishes.len();
         wishes.retain(|_, w| w.demand.namespace != *namespace || w.demand.name != *name);
@@ -162,7 +176,12 @@ impl ScopeRunner {
             return None;
         }
         let demands = self.admissible(context, now);
-        let selection = budget::select(&journal, &demands, &limits, now);
+        let guests = {
+            let mut guests = self.guests.lock();
+            guests.retain(|_, g| g.ends_at > now);
+            guests.clone()
+        };
+        let selection = budget::select(&journal, &guests, &demands, &limits, now);
         *self.usage.lock() = selection.usage.clone();
         self.tell(context, &selection.waiting, now);
         if selection.admitted.is_empty() || !context.leading() {
@@ -173,7 +192,7 @@ impl ScopeRunner {
         if !prepared.is_empty() {
             // Detached: a term that ends between claim and mint must not leave either unattended.
             let (runner, context) = (Arc::clone(self), Arc::clone(context));
-            let claiming = tokio::spawn(async move { runner.claim(&context, prepared, demands, limits).await });
+            let claiming = tokio::spawn(async move { runner.claim(&context, prepared, guests, demands, limits).await });
             if claiming.await.is_err() {
                 tracing::error!(scope = self.scope.title(), "a claim ended in a panic");
             }
@@ -284,14 +303,18 @@ impl ScopeRunner {
         &self,
         context: &Arc<Context>,
         mut prepared: Vec<Prepared>,
+        guests: Guests,
         demands: Vec<Demand>,
         limits: Vec<Limit>,
     ) {
         let now = context.now();
+        // Who tries a refused key again, and since when that was due.
+        let mut probes: HashMap<String, (String, Time)> = HashMap::new();
         prepared.retain(|p| match context.unauthorized.lock().get_mut(&p.usable.key_digest) {
             None => true,
             // One request tries a refused key again, whatever the scope.
             Some(probe_at) if *probe_at <= now => {
+                probes.insert(p.owner.uid.clone(), (p.usable.key_digest.clone(), *probe_at));
                 *probe_at = now + PROBE_EVERY;
                 true
             }
@@ -314,7 +337,7 @@ impl ScopeRunner {
         let committed = self
             .journal
             .commit(move |journal, now| {
-                let selection = budget::select(journal, &demands, &limits, now);
+                let selection = budget::select(journal, &guests, &demands, &limits, now);
                 let mut claims = HashMap::new();
                 for (uid, template, window, floor) in &templates {
                     if !selection.admitted.contains(uid) || journal.claims.contains_key(uid) {
@@ -347,6 +370,12 @@ impl ScopeRunner {
                 });
             } else {
                 context.working.lock().remove(&uid);
+                if let Some((key, was_due)) = probes.remove(&uid)
+                    && let Some(probe_at) = context.unauthorized.lock().get_mut(&key)
+                {
+                    // It was not asked after all.
+                    *probe_at = was_due;
+                }
             }
         }
     }
@@ -355,7 +384,7 @@ impl ScopeRunner {
 /// Asks whether a refused key is accepted by now.
 async fn probe(context: Arc<Context>, usable: Arc<Usable>, connection: String) {
     if matches!(usable.broker.probe(context.now()).await, Ok(Probe::Accepted)) {
-        context.unauthorized.lock().remove(&usable.key_digest);
+        context.accepted(&usable.key_digest).await;
         context.trigger_where(|c| c.spec.connection == connection);
         for runner in context.scopes.lock().values() {
             runner.wake();

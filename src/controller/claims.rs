@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::context::Context;
 use super::mint::look_for_orphans;
 use crate::api::{EphemeralCredential, Reason};
-use crate::core::audit::{AuditEvent, EventType, Subject};
+use crate::core::audit::{AuditEvent, EventType};
 use crate::core::journal::{Ending, Failure};
 use crate::core::plan::SecretState;
 use crate::core::schedule::{Bounds, Try, retry_at};
@@ -47,13 +47,7 @@ pub(super) async fn adopt(context: &Arc<Context>, scene: &Scene) -> Result<bool,
             if !journal.end(&owner.uid, &id, Ending::Published(Box::new(live.clone())), now) {
                 return None;
             }
-            let subject = Subject {
-                uid: &owner.uid,
-                namespace: &owner.namespace,
-                name: &owner.name,
-                request: &live.request,
-                revision: live.revision,
-            };
+            let subject = owner.subject(&live.request, live.revision);
             let kind = if reason == Reason::Issued {
                 EventType::Provisioned
             } else {
@@ -80,8 +74,19 @@ pub(super) async fn give_up(
         return Ok(false);
     };
     let (owner, deliver) = (scene.owner.clone(), scene.deliver);
-    let message =
-        "a request was sent and its answer never came: a token may have been made that nobody holds; it stays counted";
+    let known = claim.minted.is_some();
+    let (reason, message) = if known {
+        (
+            Reason::SecretRefused,
+            "a token was made, and its Secrets could not be written before its holder went: it is revoked where that \
+             can be; it stays counted",
+        )
+    } else {
+        (
+            Reason::OutcomeUnknown,
+            "a request was sent and its answer never came: a token may have been made that nobody holds; it stays counted",
+        )
+    };
     // Written to some of its Secrets, a token has ids that are known.
     let sealed = seals(scene, Some(&claim.id));
     let written: Vec<String> = sealed.iter().flat_map(|s| s.live.token_ids.clone()).collect();
@@ -92,7 +97,7 @@ pub(super) async fn give_up(
         .commit(move |journal, now| {
             let count = journal.failures_in_a_row(&owner.uid, &claim.request_hash, &claim.rotate);
             let failed = Try {
-                reason: Reason::OutcomeUnknown,
+                reason,
                 count,
                 counted: true,
             };
@@ -101,7 +106,7 @@ pub(super) async fn give_up(
                 .filter(|l| l.ends_at > now)
                 .map(|l| (l.ends_at, l.ends_at - l.issued_at));
             let failure = Failure {
-                reason: Reason::OutcomeUnknown,
+                reason,
                 message: message.to_owned(),
                 at: now,
                 count,
@@ -114,20 +119,8 @@ pub(super) async fn give_up(
                 return None;
             }
             journal.disown(&owner.uid, &claim, &written, now);
-            let subject = Subject {
-                uid: &owner.uid,
-                namespace: &owner.namespace,
-                name: &owner.name,
-                request: &claim.request,
-                revision: claim.revision,
-            };
-            let event = AuditEvent::new(
-                EventType::OutcomeUnknown,
-                Reason::OutcomeUnknown,
-                &subject,
-                now,
-                deliver,
-            );
+            let subject = owner.subject(&claim.request, claim.revision);
+            let event = AuditEvent::new(EventType::of_failure(reason), reason, &subject, now, deliver);
             Some(journal.record_event(&owner.uid, event))
         })
         .await?;
@@ -135,7 +128,9 @@ pub(super) async fn give_up(
         .connections
         .get(&credential.spec.connection)
         .and_then(|r| r.usable.ok());
-    if let (Some(usable), Ok(wanted), Some(claim)) = (usable, &scene.observed.wanted, &scene.observed.claim) {
+    if let (Some(usable), Ok(wanted), Some(claim), false) =
+        (usable, &scene.observed.wanted, &scene.observed.claim, known)
+    {
         look_for_orphans(
             context,
             &context.runner(home).journal,
@@ -148,10 +143,7 @@ pub(super) async fn give_up(
     }
     if let Some(event) = event {
         context.log_event(&event);
-        context
-            .events
-            .publish(credential, true, Reason::OutcomeUnknown, "Mint", message)
-            .await;
+        context.events.publish(credential, true, reason, "Mint", message).await;
     }
     Ok(true)
 }

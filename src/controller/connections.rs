@@ -46,18 +46,20 @@ pub struct Resolved {
     pub limit: Limit,
     /// The client, or why there is none.
     pub usable: Result<Arc<Usable>, Problem>,
+    /// Digest of its key; of the last one where it cannot be read now.
+    key_digest: Option<String>,
     /// What it was built from: equal means nothing to do.
     fingerprint: String,
 }
 
 impl Resolved {
-    /// The budget that requests for `service` count in; unknown where it is the key's and that cannot be read.
+    /// The budget that requests for `service` count in; unknown where it is the key's and that was never read.
     #[must_use]
     pub fn scope(&self, service: &str) -> Option<Scope> {
         let kind = self.connection.spec.rate_limit.scope;
         let of = match kind {
             RateScope::Service => service.to_owned(),
-            RateScope::Key => self.usable.as_ref().ok()?.key_digest.clone(),
+            RateScope::Key => self.key_digest.clone()?,
         };
         Some(Scope {
             origin: self.origin.clone(),
@@ -206,11 +208,17 @@ async fn resolve(
         Some(b) if b.fingerprint == fingerprint => b.usable.clone(),
         _ => usable,
     };
+    let key_digest = match &usable {
+        Ok(usable) => Some(usable.key_digest.clone()),
+        // Its limit goes on counting for whoever else has that key.
+        Err(_) => before.and_then(|b| b.key_digest.clone()),
+    };
     Resolved {
         connection,
         origin,
         limit,
         usable,
+        key_digest,
         fingerprint,
     }
 }

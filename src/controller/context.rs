@@ -19,7 +19,7 @@ use crate::cluster::journal::Journals;
 use crate::cluster::records::Events;
 use crate::cluster::secrets::Seen;
 use crate::core::audit::AuditEvent;
-use crate::core::journal::Scope;
+use crate::core::journal::{Journal, Scope};
 use crate::core::seal::SealKey;
 use crate::core::{Problem, Time};
 use crate::ops::metrics::Metrics;
@@ -274,6 +274,28 @@ impl Context {
                 .entry(scope.clone())
                 .or_insert_with(|| ScopeRunner::start(self, scope.clone())),
         )
+    }
+
+    /// A key that was refused is accepted by now: no journal may say otherwise to the next leader.
+    pub async fn accepted(&self, key: &str) {
+        if self.unauthorized.lock().remove(key).is_none() {
+            return;
+        }
+        let runners: Vec<Arc<ScopeRunner>> = self.scopes.lock().values().cloned().collect();
+        for runner in runners {
+            runner.wake();
+            let marked = |j: &Journal| j.unauthorized.as_ref().is_some_and(|refused| refused.key == key);
+            if !runner.journal.view().await.is_ok_and(|j| marked(&j)) {
+                continue;
+            }
+            let key = key.to_owned();
+            let cleared = runner
+                .journal
+                .commit(move |journal, _| journal.unauthorized.take_if(|refused| refused.key == key).is_some());
+            if let Err(error) = cleared.await {
+                tracing::warn!(scope = runner.scope.title(), %error, "failed to note that a key is accepted");
+            }
+        }
     }
 
     /// Notes that a credential was looked at; once all were, newcomers may be admitted.

@@ -13,7 +13,7 @@ use crate::cluster::journal::ScopeJournal;
 use crate::cluster::secrets::rfc3339;
 use crate::controller::connections::Usable;
 use crate::core::Time;
-use crate::core::audit::{AuditEvent, EventType, Subject};
+use crate::core::audit::{AuditEvent, EventType};
 use crate::core::budget::{self, Limit};
 use crate::core::journal::{Claim, Ending, Failure, Journal, Scope, Unauthorized};
 use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at, runway, unadvised_block};
@@ -117,8 +117,7 @@ pub(super) async fn succeed(
     live: crate::core::journal::Live,
 ) {
     let deliver = p.usable.chronicle.is_some();
-    let (claimed, uid) = (claim.clone(), p.owner.uid.clone());
-    let (namespace, name) = (p.owner.namespace.clone(), p.owner.name.clone());
+    let (claimed, owner) = (claim.clone(), p.owner.clone());
     let reason = if live.revision > 1 {
         Reason::Rotated
     } else {
@@ -127,27 +126,21 @@ pub(super) async fn succeed(
     let (ends_at, kind) = (live.ends_at, claim.kind);
     let key = p.usable.key_digest.clone();
     let committed = settle(journal, move |journal, now| {
-        if !journal.end(&uid, &claimed.id, Ending::Published(Box::new(live.clone())), now) {
-            journal.disown(&uid, &claimed, &live.token_ids, now);
+        if !journal.end(&owner.uid, &claimed.id, Ending::Published(Box::new(live.clone())), now) {
+            journal.disown(&owner.uid, &claimed, &live.token_ids, now);
             return None;
         }
-        let subject = Subject {
-            uid: &uid,
-            namespace: &namespace,
-            name: &name,
-            request: &live.request,
-            revision: live.revision,
-        };
+        let subject = owner.subject(&live.request, live.revision);
         let event = if reason == Reason::Issued {
             EventType::Provisioned
         } else {
             EventType::Rotated
         };
         let event = AuditEvent::new(event, reason, &subject, now, deliver).token(live.ends_at, &live.token_ids);
-        Some(journal.record_event(&uid, event))
+        Some(journal.record_event(&owner.uid, event))
     })
     .await;
-    context.unauthorized.lock().remove(&key);
+    context.accepted(&key).await;
     context.supersede(&p.owner.uid, scope).await;
     let Some(Some(event)) = committed else { return };
     context.log_event(&event);
@@ -197,13 +190,7 @@ pub(super) async fn fail(
         }
         throttle(journal, &refused, &claimed, &limits, window, now);
         journal.disown(&owner.uid, &claimed, &refused.token_ids, now);
-        let subject = Subject {
-            uid: &owner.uid,
-            namespace: &owner.namespace,
-            name: &owner.name,
-            request: &claimed.request,
-            revision: claimed.revision,
-        };
+        let subject = owner.subject(&claimed.request, claimed.revision);
         let kind = EventType::of_failure(refused.reason);
         let event = AuditEvent::new(kind, refused.reason, &subject, now, deliver);
         Some(journal.record_event(&owner.uid, event))

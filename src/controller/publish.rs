@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 
 use super::context::Context;
 use crate::api::{EphemeralCredential, Reason};
 use crate::broker::Answer;
-use crate::cluster::bounded;
 use crate::cluster::journal::ScopeJournal;
 use crate::cluster::secrets::{Dress, Owner, WriteError, rfc3339};
+use crate::cluster::{Error, bounded};
 use crate::core::journal::{Claim, Live, Minted, Written};
-use crate::core::render::{Data, fingerprint, render};
+use crate::core::render::{Data, fingerprint, placeholder, render};
 use crate::core::seal::Seal;
 use crate::core::spec::{Wanted, WantedSecret};
-use crate::core::{Problem, Time};
+use crate::core::{Problem, Time, access};
 
 /// How far clocks may differ and still count as telling the same time.
 const SAME_CLOCK: TimeDelta = TimeDelta::seconds(2);
@@ -57,7 +58,8 @@ pub fn end(
     }
 }
 
-struct Ready {
+struct Ready<'a> {
+    wanted: &'a WantedSecret,
     dress: Dress,
     data: Data,
 }
@@ -108,6 +110,7 @@ pub async fn publish(
         rendered.push((secret, data));
     }
     let ready = rendered.into_iter().map(|(secret, data)| Ready {
+        wanted: secret,
         dress: dress(context, owner, secret, &live),
         data,
     });
@@ -140,7 +143,7 @@ async fn write_all(
     owner: &Owner,
     claim: &Claim,
     minted: &Minted,
-    secrets: Vec<Ready>,
+    secrets: Vec<Ready<'_>>,
 ) -> Result<(), Published> {
     let mut wait = Duration::from_millis(250);
     let mut noted = false;
@@ -176,7 +179,7 @@ async fn write_all(
                     format!(
                         "a token was made, but Secret {} cannot be written: {}",
                         secret.dress.name,
-                        error.brief()
+                        why(context, owner, &secret, &error).await
                     ),
                 ),
             };
@@ -194,12 +197,47 @@ async fn write_all(
             if is_gone(context, owner).await {
                 return Err(Published::Dropped);
             }
+            if let Some(objection) = is_forbidden(context, owner) {
+                return Err(Published::No(objection));
+            }
             tell(context, owner, problem);
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(15));
         }
     }
     Ok(())
+}
+
+/// What the API server says of the same Secret without its values: those words can be shown.
+async fn why(context: &Context, owner: &Owner, secret: &Ready<'_>, error: &Error) -> String {
+    if error.code().is_none() {
+        return error.brief();
+    }
+    let harmless = placeholder(secret.wanted.type_, &secret.wanted.layout);
+    let asked = context
+        .cluster
+        .write_secret(owner, &secret.dress, &harmless, &context.seal, true);
+    match asked.await {
+        Err(WriteError::Api(said)) if said.code() == error.code() => said.brief(),
+        _ => error.brief(),
+    }
+}
+
+/// Permission that was withdrawn while the publication was held up: the token is not to be had any more.
+fn is_forbidden(context: &Context, owner: &Owner) -> Option<Problem> {
+    let at = ObjectRef::new(&owner.name).within(&owner.namespace);
+    let credential = context.credentials.get(&at)?;
+    let namespace = context.namespaces.get(&ObjectRef::new(&owner.namespace))?;
+    let resolved = context.connections.get(&credential.spec.connection)?;
+    let labels = namespace.metadata.labels.clone().unwrap_or_default();
+    access::allowed(
+        &resolved.connection.spec.access,
+        &context.cluster.namespace,
+        &owner.namespace,
+        &labels,
+        &credential.spec,
+    )
+    .err()
 }
 
 /// What holds the publication up, for the status.

@@ -11,7 +11,7 @@ use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::WriteError;
-use crate::core::budget::Demand;
+use crate::core::budget::{Demand, Guest};
 use crate::core::journal::Kind;
 use crate::core::plan::{self, Action};
 use crate::core::status;
@@ -141,10 +141,16 @@ async fn tell_of_change(context: &Context, credential: &EphemeralCredential, ver
 fn queue(context: &Arc<Context>, scene: &Scene, demand: Option<Kind>, credential: &EphemeralCredential) {
     let homes = context.homes.lock().of(&scene.owner.uid);
     for other in homes.iter().filter(|s| Some(*s) != scene.scope.as_ref()) {
-        context.runner(other).forget(&scene.owner.uid);
+        let runner = context.runner(other);
+        runner.forget(&scene.owner.uid);
+        runner.host(&scene.owner.uid, None);
     }
     let Some(scope) = &scene.scope else { return };
     let runner = context.runner(scope);
+    let name = (scene.owner.namespace.clone(), scene.owner.name.clone());
+    let live = scene.observed.record.as_ref().and_then(|r| r.live.as_ref());
+    let moved = live.filter(|_| scene.home.as_ref() != Some(scope));
+    runner.host(&scene.owner.uid, moved.map(|l| Guest::of(l, name)));
     let (Some(kind), Ok(wanted)) = (demand, &scene.observed.wanted) else {
         runner.forget(&scene.owner.uid);
         return;

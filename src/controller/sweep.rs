@@ -119,12 +119,12 @@ impl Context {
                 .await;
             match committed {
                 Ok(Released::Waits) => {}
-                Ok(Released::Gone(event)) => {
+                Ok(Released::Gone(events)) => {
                     self.homes.lock().remove(uid, &home);
                     self.unprepared.lock().remove(uid);
                     self.looked_at.lock().remove(uid);
-                    if let Some(event) = event {
-                        self.log_event(&event);
+                    for event in &events {
+                        self.log_event(event);
                     }
                 }
                 Err(error) => {
@@ -156,60 +156,65 @@ impl Context {
 }
 
 enum Released {
-    Gone(Option<Box<AuditEvent>>),
+    Gone(Vec<AuditEvent>),
     /// A request may still be under way.
     Waits,
 }
 
 fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time) -> Released {
-    let mut lost: Option<RequestFacts> = None;
-    if let Some(claim) = journal.claims.get(uid) {
-        if claim.holder != me && claim.answered_by() + CLAIM_GRACE > now {
-            return Released::Waits;
-        }
-        lost = Some(claim.request.clone());
+    if let Some(claim) = journal.claims.get(uid)
+        && claim.holder != me
+        && claim.answered_by() + CLAIM_GRACE > now
+    {
+        return Released::Waits;
     }
-    if let Some(claim) = journal.claims.remove(uid)
+    let lost = journal.claims.remove(uid);
+    if let Some(claim) = &lost
         && let Some(minted) = &claim.minted
     {
-        journal.disown(uid, &claim, &minted.token_ids, now);
+        journal.disown(uid, claim, &minted.token_ids, now);
     }
     let Some(record) = journal.credentials.get(uid).cloned() else {
-        return Released::Gone(None);
+        return Released::Gone(Vec::new());
     };
     if record.gone {
         // What is left of it waits for its revocations.
         return if journal.bury().iter().any(|done| done == uid) {
-            Released::Gone(None)
+            Released::Gone(Vec::new())
         } else {
             Released::Waits
         };
     }
-    let about = record.live.as_ref().map(|l| l.request.clone()).or_else(|| lost.clone());
-    let event = about.map(|request| {
+    let event = |kind, reason, request: &RequestFacts, revision| {
         let subject = Subject {
             uid,
             namespace: &record.namespace,
             name: &record.name,
-            request: &request,
-            revision: record.revision,
+            request,
+            revision,
         };
-        let kind = if lost.is_some() {
-            EventType::OutcomeUnknown
-        } else {
-            EventType::Released
-        };
-        let reason = if lost.is_some() {
-            Reason::OutcomeUnknown
-        } else {
-            Reason::Issued
-        };
-        let mut event = AuditEvent::new(kind, reason, &subject, now, deliver);
-        if let Some(live) = &record.live {
-            event = event.token(live.ends_at, &live.token_ids);
-        }
-        Box::new(journal.record_event(uid, event))
+        AuditEvent::new(kind, reason, &subject, now, deliver)
+    };
+    let lost = lost.map(|claim| match &claim.minted {
+        Some(minted) => event(
+            EventType::Released,
+            Reason::SecretRefused,
+            &claim.request,
+            claim.revision,
+        )
+        .token(minted.ends_at, &minted.token_ids),
+        None => event(
+            EventType::OutcomeUnknown,
+            Reason::OutcomeUnknown,
+            &claim.request,
+            claim.revision,
+        ),
     });
+    let live = record.live.as_ref().map(|live| {
+        event(EventType::Released, Reason::Issued, &live.request, live.revision).token(live.ends_at, &live.token_ids)
+    });
+    let events = lost.into_iter().chain(live).collect::<Vec<_>>();
+    let events = events.into_iter().map(|e| journal.record_event(uid, e)).collect();
     journal.forget(uid, now);
-    Released::Gone(event)
+    Released::Gone(events)
 }

@@ -276,3 +276,30 @@ async fn a_secret_past_its_end_is_removed_first_thing_after_a_standstill() {
     let took = started.elapsed();
     assert!(took < Duration::from_secs(3), "{took:?}");
 }
+
+#[tokio::test]
+async fn a_journal_that_was_illegible_at_the_start_is_worked_off_once_it_is_mended() {
+    let world = World::start("illegible").await;
+    let case = Setup::within(world.clone(), generous()).case().await;
+    let uid = case.issued("a", json!({})).await.uid().unwrap();
+    let journal = case.journal("chittyid").await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(case.client.clone(), SYSTEM);
+    let write = |data: serde_json::Value| {
+        let (maps, name) = (maps.clone(), journal.name_any());
+        async move {
+            let data = Patch::Merge(json!({"data": data}));
+            maps.patch(&name, &PatchParams::default(), &data).await.unwrap()
+        }
+    };
+    world.kill_controller();
+    write(json!({"journal.json": "{ not what it was"})).await;
+    case.delete("a").await;
+    world.start_controller();
+    case.issued("b", json!({"service": "other"})).await;
+    write(json!(journal.data)).await;
+    wait_for("the deleted credential to be let go", || async {
+        let text = maps.get(&journal.name_any()).await.ok()?.data?.remove("journal.json")?;
+        (!text.contains(&format!("\"{uid}\":"))).then_some(())
+    })
+    .await;
+}

@@ -6,6 +6,7 @@
 mod answers;
 mod attacks;
 mod budget;
+mod clock;
 mod crash;
 mod lifecycle;
 mod provision;

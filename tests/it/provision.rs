@@ -188,3 +188,42 @@ async fn an_answer_that_was_lost_leaves_its_candidates_in_the_status() {
         .await;
     assert_eq!(unknown.status.unwrap().orphans, live(&case));
 }
+
+#[tokio::test]
+async fn permission_withdrawn_while_a_secret_cannot_be_written_revokes_what_was_minted() {
+    let case = provisioning().await;
+    case.refuse_secrets().await;
+    case.apply("a", json!({"type": "cloudflare_workers_deploy"})).await;
+    case.until_ready_is("a", "False", "SecretRefused").await;
+    assert_eq!(live(&case).len(), 1);
+    case.connect(json!({"api": "Provision", "access": []})).await;
+    case.until_ready_is("a", "False", "NotPermitted").await;
+    wait_for("the token to be revoked", || async {
+        live(&case).is_empty().then_some(())
+    })
+    .await;
+    case.take_secrets();
+    assert_eq!(case.posts(), 1);
+}
+
+#[tokio::test]
+async fn deleted_while_its_secret_cannot_be_written_what_was_minted_is_revoked_and_told() {
+    let case = provisioning().await;
+    let (chronicle, field) = chronicle(&case).await;
+    case.patch_connection(json!({"spec": field})).await;
+    case.refuse_secrets().await;
+    case.apply("a", json!({"type": "cloudflare_workers_deploy"})).await;
+    case.until_ready_is("a", "False", "SecretRefused").await;
+    case.delete("a").await;
+    wait_for("the token to be revoked", || async {
+        live(&case).is_empty().then_some(())
+    })
+    .await;
+    let told = wait_for("both events", || async {
+        let told: Vec<String> = chronicle.entries().iter().map(|e| e.event_type.clone()).collect();
+        (told.len() >= 2).then_some(told)
+    })
+    .await;
+    assert_eq!(told, ["credential.released", "credential.revoked"]);
+    case.take_secrets();
+}

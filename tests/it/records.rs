@@ -122,10 +122,6 @@ async fn tokens_are_found_in_secrets_and_nowhere_else() {
     }
 }
 
-fn base64(text: &str) -> String {
-    data_encoding::BASE64_NOPAD.encode(text.as_bytes())
-}
-
 #[tokio::test]
 async fn events_survive_an_outage_in_which_the_controller_is_killed() {
     let world = World::start("audit").await;

@@ -1,6 +1,7 @@
 //! Managed Secrets: laid out as asked, healed when changed, and nobody else's touched.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
@@ -242,4 +243,67 @@ async fn an_unknown_extra_output_is_passed_through() {
         case.value("a", "vercel_token").await.as_ref(),
         Some(&minted["vercel_token"])
     );
+}
+
+#[tokio::test]
+async fn what_the_api_server_says_of_a_token_it_refuses_is_repeated_nowhere() {
+    let case = Case::new().await;
+    case.refuse_secrets().await;
+    case.apply("a", json!({})).await;
+    let held_up = case.until_ready_is("a", "False", "SecretRefused").await;
+    let message = condition(&held_up, "Ready").2;
+    assert!(
+        message.contains("a token was made, but Secret a cannot be written"),
+        "{message}"
+    );
+    let status = serde_json::to_string(&held_up).unwrap();
+    let events = format!("{:?}", case.events("a").await);
+    let told = [status, events, case.world.log()].concat();
+    let tokens = case.broker.ledger().secret_values();
+    assert!(!tokens.is_empty());
+    for token in tokens {
+        assert!(
+            !told.contains(&token) && !told.contains(&base64(&token)),
+            "a token was repeated"
+        );
+    }
+    case.take_secrets();
+    case.until_ready_is("a", "True", "Issued").await;
+    assert_eq!(case.posts(), 1);
+}
+
+#[tokio::test]
+async fn a_secret_that_a_finalizer_holds_is_emptied_at_the_tokens_end() {
+    let case = Case::with_ttl(Duration::from_secs(6)).await;
+    case.issued("a", json!({})).await;
+    let hold = json!({"metadata": {"finalizers": ["tests.example/hold"]}});
+    let hold = Patch::Merge(hold);
+    case.secrets().patch("a", &PatchParams::default(), &hold).await.unwrap();
+    case.broker.go_down().unwrap();
+    let empty = wait_for("the Secret to be emptied", || async {
+        let secret = case.secret("a").await?;
+        let empty = secret.data.as_ref().is_none_or(BTreeMap::is_empty);
+        empty.then_some(secret)
+    })
+    .await;
+    assert!(empty.metadata.deletion_timestamp.is_some());
+    // One that its user deleted, and something holds, is emptied then too.
+    let release = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    case.secrets()
+        .patch("a", &PatchParams::default(), &release)
+        .await
+        .unwrap();
+    case.broker.come_back().unwrap();
+    case.until("a", |c| condition(c, "Ready").0 == "True").await;
+    case.secrets().patch("a", &PatchParams::default(), &hold).await.unwrap();
+    case.secrets().delete("a", &DeleteParams::default()).await.unwrap();
+    wait_for("the Secret to be emptied", || async {
+        let secret = case.secret("a").await?;
+        secret.data.as_ref().is_none_or(BTreeMap::is_empty).then_some(())
+    })
+    .await;
+    case.secrets()
+        .patch("a", &PatchParams::default(), &release)
+        .await
+        .unwrap();
 }

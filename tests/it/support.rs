@@ -158,6 +158,11 @@ impl World {
 
     /// A controller beside the one that [`World::start_controller`] started.
     pub fn spawn_controller(&self, identity: &str, kubeconfig: &Path) -> Process {
+        self.spawn_with(&[], identity, kubeconfig)
+    }
+
+    /// The same, with more environment variables.
+    pub fn spawn_with(&self, environment: &[String], identity: &str, kubeconfig: &Path) -> Process {
         let arguments = [
             format!("KUBECONFIG={}", kubeconfig.display()),
             env!("CARGO_BIN_EXE_chittyconnect-operator").to_owned(),
@@ -172,6 +177,7 @@ impl World {
             "--log".to_owned(),
             "trace,h2=info,rustls=info".to_owned(),
         ];
+        let arguments = [environment, &arguments].concat();
         Process::spawn(Path::new("/usr/bin/env"), &arguments, &self.log_file()).expect("the controller")
     }
 
@@ -180,8 +186,13 @@ impl World {
         drop(self.controller.lock().unwrap().take());
     }
 
+    /// A file that goes with this world.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     fn log_file(&self) -> PathBuf {
-        self.dir.join("controller.log")
+        self.file("controller.log")
     }
 
     /// The end of what was logged about a namespace.
@@ -321,9 +332,22 @@ impl Case {
         .await;
     }
 
+    /// Changes this case's connection, and waits until the controller goes by it.
+    pub async fn patch_connection(&self, patch: Value) {
+        self.connections()
+            .patch(&self.connection, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
+        self.until_connection_seen().await;
+    }
+
     /// As [`Case::connect`], and waits until the controller goes by it.
     pub async fn connect_seen(&self, over: Value) {
         self.connect(over).await;
+        self.until_connection_seen().await;
+    }
+
+    async fn until_connection_seen(&self) {
         wait_for("the controller to see the connection", || async {
             let connection = self.connections().get(&self.connection).await.ok()?;
             let seen = connection.status?.observed_generation;
@@ -443,6 +467,63 @@ impl Case {
             .await;
     }
 
+    /// From now on the API server takes every dry run of a Secret of this namespace and refuses the
+    /// write itself, in words that repeat what was to be written.
+    pub async fn refuse_secrets(&self) {
+        let name = &self.namespace;
+        let policy = format!(
+            r#"
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {{name: {name}}}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {name}}}}}
+    resourceRules: [{{apiGroups: [""], apiVersions: [v1], operations: [UPDATE, CREATE], resources: [secrets]}}]
+  validations:
+  - expression: "has(request.dryRun) && request.dryRun"
+    messageExpression: "'I saw ' + string(object.data['npm_token'])"
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {{name: {name}}}
+spec: {{policyName: {name}, validationActions: [Deny]}}
+"#
+        );
+        self.world.kubectl(&["apply", "-f", "-"], &policy);
+        let canary = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "canary"},
+            "stringData": {"npm_token": "a-canary"},
+        });
+        wait_for("the policy to be in force", || async {
+            let params = PatchParams::apply("tests").force();
+            match self.secrets().patch("canary", &params, &Patch::Apply(&canary)).await {
+                Err(kube::Error::Api(refused)) => {
+                    let said = [refused.message.clone(), format!("{:?}", refused.details)].concat();
+                    let repeated = said.contains("a-canary") || said.contains(&base64("a-canary"));
+                    assert!(repeated, "the policy does not repeat what it refuses: {said}");
+                    Some(())
+                }
+                _ => None,
+            }
+        })
+        .await;
+    }
+
+    /// The API server takes Secrets of this namespace again.
+    pub fn take_secrets(&self) {
+        let name = &self.namespace;
+        self.world.kubectl(
+            &[
+                "delete",
+                "validatingadmissionpolicybinding,validatingadmissionpolicy",
+                name,
+            ],
+            "",
+        );
+    }
+
     /// Lets this case's key go to another host.
     pub async fn write_key_for(&self, host: &str) {
         let annotate = json!({"metadata": {"annotations": {"connect.chitty.cc/host": host}}});
@@ -480,6 +561,11 @@ impl Case {
             .into_iter()
             .find(|m| m.annotations().get("connect.chitty.cc/budget-of") == Some(&title))
     }
+}
+
+/// As Secrets hold it, without padding.
+pub fn base64(text: &str) -> String {
+    data_encoding::BASE64_NOPAD.encode(text.as_bytes())
 }
 
 pub async fn create_namespace(client: &Client, name: &str, labels: &Value) {

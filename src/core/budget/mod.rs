@@ -24,6 +24,8 @@ use projection::Projection;
 const ASSUMED_LIFETIME: TimeDelta = TimeDelta::hours(1);
 /// How many windows a limit learnt from a 429 is remembered.
 const LEARNT_FOR_WINDOWS: i32 = 24;
+/// What a request counts beyond its window at most.
+pub const MARGIN: TimeDelta = TimeDelta::seconds(5);
 /// Bounds the work of one projection.
 const MAX_EVENTS: usize = 20_000;
 
@@ -43,10 +45,10 @@ impl Limit {
         if limit >= 3 { limit - 1 } else { limit }
     }
 
-    /// A projected request is answered a little after it is planned; the next one must not be
-    /// planned for the instant its slot frees.
-    fn pad(self) -> TimeDelta {
-        (self.window / 100).min(TimeDelta::seconds(5))
+    /// How long a request counts: its window and a little more, for the clocks of two leaders, and of
+    /// `ChittyConnect`, may differ by that, and no request is answered the instant it is planned for.
+    fn counts_for(self) -> TimeDelta {
+        self.window + (self.window / 100).min(MARGIN)
     }
 }
 
@@ -69,6 +71,39 @@ pub struct Demand {
     pub max_lifetime: Option<TimeDelta>,
     /// A Pod waits for the Secret.
     pub pod_waits: bool,
+}
+
+/// Live tokens that other scopes' journals hold and whose renewals count here, by uid.
+pub type Guests = BTreeMap<String, Guest>;
+
+/// A live token whose credential has moved here: its connection's key or URL changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guest {
+    /// Namespace and name of the credential.
+    pub name: (String, String),
+    /// When it was issued.
+    pub issued_at: Time,
+    /// When it ends for us.
+    pub ends_at: Time,
+    /// Runway asked for.
+    pub renew_before: Option<TimeDelta>,
+}
+
+impl Guest {
+    /// The guest that `live`, of the credential `name`, is.
+    #[must_use]
+    pub fn of(live: &Live, name: (String, String)) -> Self {
+        Self {
+            name,
+            issued_at: live.issued_at,
+            ends_at: live.ends_at,
+            renew_before: live.renew_before(),
+        }
+    }
+
+    fn latest(&self) -> Time {
+        latest_safe(self.issued_at, self.ends_at, self.renew_before)
+    }
 }
 
 /// Why somebody is not admitted now.
@@ -155,21 +190,22 @@ pub fn learn(journal: &mut Journal, limits: &[Limit], refused_claim: &str, now: 
 
 /// Decides for every demand of a scope at once.
 #[must_use]
-pub fn select(journal: &Journal, demands: &[Demand], limits: &[Limit], now: Time) -> Selection {
+pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[Limit], now: Time) -> Selection {
     let limits = effective(limits, journal, now);
-    let mut plan = Projection::new(journal, &limits, now);
+    let mut plan = Projection::new(journal, guests, &limits, now);
+    let held = |uid: &str| {
+        let own = journal.credentials.get(uid).and_then(|r| r.live.as_ref());
+        own.map(|l| (l.ends_at, live_latest(l)))
+            .or_else(|| guests.get(uid).map(|g| (g.ends_at, g.latest())))
+    };
     let mut selection = Selection::default();
     let blocked_until = journal.throttle.blocked_until.filter(|at| *at > now);
     let backlog = journal.audit.len();
 
     let mut renewals: Vec<&Demand> = demands.iter().filter(|d| !d.kind.is_newcomer()).collect();
-    renewals.sort_by_key(|d| (live_end(journal, &d.uid), d.uid.as_str()));
+    renewals.sort_by_key(|d| (held(&d.uid).map(|(end, _)| end), d.uid.as_str()));
     for demand in renewals {
-        let latest = journal
-            .credentials
-            .get(&demand.uid)
-            .and_then(|r| r.live.as_ref())
-            .map(live_latest);
+        let latest = held(&demand.uid).map(|(_, latest)| latest);
         let due = latest.is_none_or(|at| at <= now);
         let verdict = if backlog >= AUDIT_CAPACITY {
             Err(backlog_full(now))
@@ -187,7 +223,7 @@ pub fn select(journal: &Journal, demands: &[Demand], limits: &[Limit], now: Time
 
     let mut newcomers: Vec<&Demand> = demands.iter().filter(|d| d.kind.is_newcomer()).collect();
     let mut slots = slots_by_namespace(journal, now, &limits);
-    let held = blocked_until
+    let stopped = blocked_until
         .map(|at| (Reason::RateLimited, Some(at)))
         .or_else(|| (backlog * 5 >= AUDIT_CAPACITY * 4).then_some((Reason::AuditBacklog, None)))
         .or_else(|| (journal.weight() >= SIZE_LIMIT).then(|| (Reason::RateLimited, Some(now + TimeDelta::minutes(1)))))
@@ -213,7 +249,7 @@ pub fn select(journal: &Journal, demands: &[Demand], limits: &[Limit], now: Time
         };
         let demand = newcomers.swap_remove(index);
         *slots.entry(demand.namespace.as_str()).or_default() += 1;
-        let verdict = if let Some((reason, until)) = held {
+        let verdict = if let Some((reason, until)) = stopped {
             position += 1;
             Err(match reason {
                 Reason::AuditBacklog => backlog_full(now),
@@ -275,14 +311,6 @@ fn backlog_full(now: Time) -> Waiting {
         next_slot: Some(now + TimeDelta::seconds(5)),
         message: "too many audit events wait for ChittyChronicle; minting goes on once they are delivered".to_owned(),
     }
-}
-
-fn live_end(journal: &Journal, uid: &str) -> Option<Time> {
-    journal
-        .credentials
-        .get(uid)
-        .and_then(|r| r.live.as_ref())
-        .map(|l| l.ends_at)
 }
 
 fn live_latest(live: &Live) -> Time {

@@ -9,7 +9,7 @@ use crate::core::journal::{Claim, Journal, SIZE_LIMIT};
 use crate::core::schedule::runway;
 use crate::core::{Time, clock};
 
-use super::{ASSUMED_LIFETIME, Demand, Limit, MAX_EVENTS, Selection, Usage, Waiting, live_latest};
+use super::{ASSUMED_LIFETIME, Demand, Guests, Limit, MAX_EVENTS, Selection, Usage, Waiting, live_latest};
 
 /// The time from one renewal to the next, if each is made at its latest safe time.
 ///
@@ -35,11 +35,15 @@ pub(super) struct Projection<'a> {
 }
 
 impl<'a> Projection<'a> {
-    pub(super) fn new(journal: &'a Journal, limits: &'a [Limit], now: Time) -> Self {
+    pub(super) fn new(journal: &'a Journal, guests: &Guests, limits: &'a [Limit], now: Time) -> Self {
         let typical = journal.typical_lifetime.map(TimeDelta::seconds);
         let mut sent: Vec<Time> = journal.attempts.iter().map(|a| a.at).collect();
         sent.sort_unstable();
         let mut renewals = BTreeMap::new();
+        for (uid, guest) in guests.iter().filter(|(_, g)| g.ends_at > now) {
+            let period = period(guest.ends_at - guest.issued_at, guest.renew_before);
+            renewals.insert(uid.clone(), (guest.latest().max(now), period));
+        }
         for (uid, record) in &journal.credentials {
             if let Some(live) = record.live.as_ref().filter(|l| l.ends_at > now) {
                 let period = period(live.ends_at - live.issued_at, live.renew_before());
@@ -66,7 +70,7 @@ impl<'a> Projection<'a> {
     }
 
     pub(super) fn used(&self, limit: Limit, now: Time) -> usize {
-        self.sent.iter().filter(|at| **at + limit.window > now).count()
+        self.sent.iter().filter(|at| **at + limit.counts_for() > now).count()
     }
 
     pub(super) fn free_now(&self, now: Time) -> bool {
@@ -78,9 +82,10 @@ impl<'a> Projection<'a> {
         self.limits
             .iter()
             .filter_map(|l| {
-                let used: Vec<Time> = self.sent.iter().copied().filter(|at| *at + l.window > now).collect();
+                let counted = l.counts_for();
+                let used: Vec<Time> = self.sent.iter().copied().filter(|at| *at + counted > now).collect();
                 let limit = l.limit as usize;
-                (used.len() >= limit).then(|| used[used.len() - limit] + l.window)
+                (used.len() >= limit).then(|| used[used.len() - limit] + counted)
             })
             .max()
     }
@@ -126,7 +131,7 @@ impl<'a> Projection<'a> {
     /// Enough, whatever the phases of the renewals: what every window can hold at most.
     pub(super) fn fits_in_any_phase(&self, limit: Limit, demand: &Demand, at: Time) -> bool {
         let most = |period: TimeDelta| {
-            let window = (limit.window + limit.pad()).num_milliseconds();
+            let window = limit.counts_for().num_milliseconds();
             let period = period.num_milliseconds().max(1);
             usize::try_from((window + period - 1) / period).unwrap_or(usize::MAX)
         };
@@ -176,12 +181,8 @@ impl<'a> Projection<'a> {
         let mut candidates: BTreeSet<Time> = BTreeSet::new();
         for (l, events) in &per_limit {
             let until = now + l.window * 2 + longest;
-            for (event, projected) in events {
-                // The moment it frees, and the moment after which even the renewals stay apart.
-                let known = (!projected).then_some(*event + l.window);
-                let apart = *event + l.window + l.pad();
-                candidates.extend(known.into_iter().chain([apart]).filter(|at| *at > now && *at <= until));
-            }
+            let frees = events.iter().map(|(event, _)| *event + l.counts_for());
+            candidates.extend(frees.filter(|at| *at > now && *at <= until));
         }
         candidates.into_iter().take(96).find(|at| {
             per_limit
@@ -350,10 +351,8 @@ pub(super) fn excess(events: &[(Time, bool)], limit: Limit) -> usize {
         .windows(cap + 1)
         // What was sent was sent; only what is planned can be too much.
         .filter(|w| {
-            let ((first, first_planned), (last, planned)) = (w[0], w[cap]);
-            // When a slot that was used frees is known; when a planned one does, nearly.
-            let slack = if first_planned { limit.pad() } else { TimeDelta::zero() };
-            planned && last - first < limit.window + slack
+            let ((first, _), (last, planned)) = (w[0], w[cap]);
+            planned && last - first < limit.counts_for()
         })
         .count()
 }

@@ -6,6 +6,7 @@ use chrono::{TimeDelta, TimeZone};
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::clock::{Reading, SteadyClock};
 use crate::core::journal::Ending;
 use crate::core::journal::tests_support::{claim, live, scope};
 
@@ -86,7 +87,7 @@ impl World {
             entry.kind = kind;
         }
         let demands: Vec<Demand> = self.demands.values().cloned().collect();
-        let selection = select(&self.journal, &demands, &self.limits, now);
+        let selection = select(&self.journal, &Guests::new(), &demands, &self.limits, now);
         if let Some(uid) = selection.admitted.first().cloned() {
             let d = self.demands.remove(&uid).unwrap();
             if d.kind.is_newcomer() {
@@ -180,6 +181,41 @@ fn a_hundred_credentials_in_twelve_namespaces_never_exceed_the_limit_lose_none_a
 }
 
 #[test]
+fn a_clock_stepped_by_an_hour_and_restarts_meanwhile_buy_no_request_and_lose_nothing() {
+    let mut world = World::new(10, s(3600));
+    for i in 0..100 {
+        world.want(&format!("u{i:03}"), &format!("ns{:02}", i % 12), s(3600), t(0));
+    }
+    let reading = |at: i64, step: i64| Reading {
+        elapsed: std::time::Duration::from_secs(at.cast_unsigned()),
+        wall: t(at + step),
+        reference: t(at),
+    };
+    let mut clock = SteadyClock::start(&reading(0, 0));
+    let mut posts = Vec::new();
+    for at in 0..24 * 3600 {
+        let step = [0, 3600, -3600, 0, -3600, 3600][usize::try_from(at / 700).unwrap() % 6];
+        if at % 1900 == 0 {
+            clock = SteadyClock::start(&reading(at, step));
+        } else if at % 10 == 0 {
+            clock.check(&reading(at, step));
+        }
+        let now = clock.now(reading(at, step).elapsed);
+        let before = world.posts.len();
+        if now >= world.wake || before == 0 {
+            world.step(now);
+        }
+        posts.resize(world.posts.len(), t(at));
+    }
+    world.posts = posts;
+    assert!(world.most_in_a_window() <= 10, "{}", world.most_in_a_window());
+    assert_eq!(world.lost, Vec::<String>::new());
+    assert_eq!(world.starved, Vec::<String>::new());
+    let live = world.journal.credentials.values().filter(|r| r.live.is_some()).count();
+    assert!(live >= 4, "only {live} are live");
+}
+
+#[test]
 fn mixed_lifetimes_lose_no_live_credential_over_two_days() {
     let mut world = World::new(10, s(3600));
     for i in 0..40_i64 {
@@ -195,7 +231,7 @@ fn mixed_lifetimes_lose_no_live_credential_over_two_days() {
 fn the_first_answer_of_a_scope_is_awaited_before_a_second_newcomer_is_admitted() {
     let world = World::new(10, s(3600));
     let demands = [demand("a", "n", Kind::First, t(0)), demand("b", "n", Kind::First, t(0))];
-    let selection = select(&world.journal, &demands, &world.limits, t(0));
+    let selection = select(&world.journal, &Guests::new(), &demands, &world.limits, t(0));
     assert_eq!(selection.admitted, ["a"]);
     assert!(selection.waiting.is_empty(), "a moment is nothing to tell of");
 }
@@ -210,7 +246,7 @@ fn a_due_renewal_takes_the_last_slot_before_any_newcomer() {
         demand("new", "m", Kind::First, t(1)),
         demand("old", "n", Kind::Renewal, due),
     ];
-    let selection = select(&world.journal, &demands, &world.limits, due);
+    let selection = select(&world.journal, &Guests::new(), &demands, &world.limits, due);
     assert_eq!(selection.admitted, ["old"]);
     assert_eq!(selection.waiting["new"].position, 1);
 }
@@ -225,7 +261,7 @@ fn whoever_waits_reads_the_budget_the_next_slot_and_the_place_in_line() {
         world.step(t(i));
     }
     let demands: Vec<Demand> = world.demands.values().cloned().collect();
-    let selection = select(&world.journal, &demands, &world.limits, t(30));
+    let selection = select(&world.journal, &Guests::new(), &demands, &world.limits, t(30));
     let first = selection.waiting.values().find(|w| w.position == 1).unwrap();
     assert!(
         first.message.starts_with("svc may mint 10 times in an hour: "),
@@ -248,11 +284,13 @@ fn the_next_in_line_is_admitted_the_moment_a_slot_frees() {
     world.want("b", "n", s(3600), t(0));
     world.step(t(0));
     let demands = [demand("c", "n", Kind::First, t(1))];
-    let waiting = select(&world.journal, &demands, &world.limits, t(1));
-    // A moment after the slot frees: its renewals would follow the others' as closely.
+    let waiting = select(&world.journal, &Guests::new(), &demands, &world.limits, t(1));
     let next = t(10) + TimeDelta::milliseconds(100);
     assert_eq!(waiting.waiting["c"].next_slot, Some(next));
-    assert_eq!(select(&world.journal, &demands, &world.limits, next).admitted, ["c"]);
+    assert_eq!(
+        select(&world.journal, &Guests::new(), &demands, &world.limits, next).admitted,
+        ["c"]
+    );
 }
 
 #[test]
@@ -262,9 +300,39 @@ fn whoever_can_never_fit_waits_and_holds_nobody_up() {
     let mut greedy = demand("a-greedy", "n", Kind::First, t(0));
     greedy.max_lifetime = Some(s(5));
     let demands = [greedy, demand("b", "m", Kind::First, t(1))];
-    let selection = select(&world.journal, &demands, &world.limits, t(2));
+    let selection = select(&world.journal, &Guests::new(), &demands, &world.limits, t(2));
     assert_eq!(selection.admitted, ["b"]);
     assert!(selection.waiting["a-greedy"].message.contains("no slot frees"));
+}
+
+#[test]
+fn a_live_token_of_another_scope_that_is_renewed_here_keeps_its_slot_from_newcomers() {
+    let mut world = World::new(2, s(3600));
+    world.journal.typical_lifetime = Some(36_000);
+    let guest = |uid: &str| {
+        let token = live(uid, t(-1800), t(1800));
+        (uid.to_owned(), Guest::of(&token, ("n".into(), uid.into())))
+    };
+    let guests = Guests::from([guest("moved-a"), guest("moved-b")]);
+    let newcomer = [demand("new", "m", Kind::First, t(0))];
+    assert_eq!(
+        select(&world.journal, &Guests::new(), &newcomer, &world.limits, t(0)).admitted,
+        ["new"]
+    );
+    assert!(
+        select(&world.journal, &guests, &newcomer, &world.limits, t(0))
+            .admitted
+            .is_empty()
+    );
+    // They themselves renew, the one that ends first before the other, and newcomers after both.
+    let demands = [newcomer[0].clone(), demand("moved-a", "n", Kind::Renewal, t(600))];
+    let selection = select(&world.journal, &guests, &demands, &world.limits, t(600));
+    assert_eq!(selection.admitted, ["moved-a"]);
+    // Gone without a renewal, they hold nothing up.
+    assert_eq!(
+        select(&world.journal, &guests, &newcomer, &world.limits, t(1801)).admitted,
+        ["new"]
+    );
 }
 
 #[test]
@@ -276,10 +344,15 @@ fn a_block_by_the_server_stops_everybody_until_it_ends() {
         demand("a", "n", Kind::First, t(0)),
         demand("b", "n", Kind::Renewal, t(0)),
     ];
-    let blocked = select(&world.journal, &demands, &world.limits, t(59));
+    let blocked = select(&world.journal, &Guests::new(), &demands, &world.limits, t(59));
     assert!(blocked.admitted.is_empty());
     assert_eq!(blocked.wake, Some(t(60)));
-    assert_eq!(select(&world.journal, &demands, &world.limits, t(60)).admitted.len(), 2);
+    assert_eq!(
+        select(&world.journal, &Guests::new(), &demands, &world.limits, t(60))
+            .admitted
+            .len(),
+        2
+    );
 }
 
 #[test]
@@ -353,9 +426,12 @@ fn with_the_audit_backlog_at_four_fifths_newcomers_stop_and_at_capacity_renewals
         demand("b", "n", Kind::Renewal, t(0)),
     ];
     world.journal.audit = vec![event.clone(); AUDIT_CAPACITY * 4 / 5];
-    assert_eq!(select(&world.journal, &demands, &world.limits, t(0)).admitted, ["b"]);
+    assert_eq!(
+        select(&world.journal, &Guests::new(), &demands, &world.limits, t(0)).admitted,
+        ["b"]
+    );
     world.journal.audit = vec![event; AUDIT_CAPACITY];
-    let full = select(&world.journal, &demands, &world.limits, t(0));
+    let full = select(&world.journal, &Guests::new(), &demands, &world.limits, t(0));
     assert!(full.admitted.is_empty());
     assert!(full.waiting.values().all(|w| w.reason == Reason::AuditBacklog));
 }

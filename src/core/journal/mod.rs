@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::RateScope;
 use crate::core::Time;
 use crate::core::audit::AuditEvent;
+use crate::core::budget::MARGIN;
 use crate::core::spec::digest;
 
 use entries::Debt;
@@ -159,7 +160,7 @@ impl Journal {
     /// Drops what no decision needs any more.
     pub fn compact(&mut self, now: Time) {
         let window = TimeDelta::seconds(self.window_seconds);
-        self.attempts.retain(|a| a.at + window > now);
+        self.attempts.retain(|a| a.at + window + MARGIN > now);
         if self.throttle.blocked_until.is_some_and(|at| at <= now) {
             self.throttle.blocked_until = None;
         }

@@ -85,7 +85,7 @@ pub(super) fn conflict(o: &Observed, now: Time) -> Option<Objection> {
                     .until(now + CONFLICT_POLL),
                 );
             }
-            Some(SecretState::Terminating) => {
+            Some(SecretState::Terminating { .. }) => {
                 return Some(
                     Objection::new(Problem::new(
                         Reason::SecretConflict,

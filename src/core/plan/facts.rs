@@ -76,7 +76,10 @@ pub enum SecretState {
     /// That of a deleted credential of the same name; garbage collection will take it.
     Leftover,
     /// Ours, and being deleted: something holds it (a finalizer), and it can neither be used nor removed.
-    Terminating,
+    Terminating {
+        /// Its values are still in it.
+        held: bool,
+    },
     /// Ours.
     Ours {
         /// The seal, where it is valid and its fingerprint fits the data.

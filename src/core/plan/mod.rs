@@ -152,9 +152,11 @@ fn under_way(o: &Observed, claim: &Claim, now: Time, plan: &mut Plan) {
     if let Some(live) = o.record.as_ref().and_then(|r| r.live.as_ref()) {
         if live.ends_at <= now {
             for name in live.secrets.keys() {
-                if matches!(o.secrets.get(name), Some(SecretState::Ours { seal, .. })
-                    if seal.as_ref().is_none_or(|s| s.live.claim != claim.id))
-                {
+                let goes = match o.secrets.get(name) {
+                    Some(SecretState::Ours { seal, .. }) => seal.as_ref().is_none_or(|s| s.live.claim != claim.id),
+                    state => state.is_some_and(is_held),
+                };
+                if goes {
                     plan.actions.push(Action::Delete { secret: name.clone() });
                 }
             }
@@ -219,7 +221,10 @@ fn sealed_by(o: &Observed, name: &str, claim: &str) -> bool {
 /// Collects what must go or be restored whatever else is decided; returns what is live after that.
 fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a Live> {
     let live = o.record.as_ref().and_then(|r| r.live.as_ref());
-    let ours = |name: &str| matches!(o.secrets.get(name), Some(SecretState::Ours { .. }));
+    let ours = |name: &str| {
+        let state = o.secrets.get(name);
+        state.is_some_and(|s| matches!(s, SecretState::Ours { .. }) || is_held(s))
+    };
     if o.permitted.is_err() {
         plan.actions.extend(
             o.secrets
@@ -249,7 +254,11 @@ fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a Live> {
     };
     let expired = live.ends_at <= now;
     for (name, state) in &o.secrets {
+        let written = live.secrets.contains_key(name);
         let SecretState::Ours { content, dressed, seal } = state else {
+            if is_held(state) && (expired || !written) {
+                plan.actions.push(Action::Delete { secret: name.clone() });
+            }
             continue;
         };
         // Sealed with a later revision: this view is behind, or a mint was given up halfway. Neither is
@@ -261,7 +270,6 @@ fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a Live> {
             plan.wake_at(now + LEFTOVER_POLL);
             continue;
         }
-        let written = live.secrets.contains_key(name);
         if expired || !written {
             plan.actions.push(Action::Delete { secret: name.clone() });
         } else if *content == Content::Altered {
@@ -278,6 +286,11 @@ fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a Live> {
     }
     plan.wake_at(live.ends_at);
     Some(live)
+}
+
+/// It can only be emptied.
+fn is_held(state: &SecretState) -> bool {
+    matches!(state, SecretState::Terminating { held: true })
 }
 
 /// The journal was lost: sealed Secrets of one claim, all there and not past their end, say it all.

@@ -1,0 +1,477 @@
+//! A world that does its worst: two controllers that both think they lead, one journal, and whatever may
+//! happen to them. The oracle is the list of requests that left.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::core::budget::{self, Demand, Limit};
+use crate::core::journal::{Ending, Journal};
+use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at};
+
+/// What the world may do to the controllers, and the controllers to each other.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// One of two controllers looks, perhaps with a journal as it was some commits ago.
+    Look {
+        who: usize,
+        behind: usize,
+    },
+    /// One of the budget tasks admits.
+    Admit {
+        who: usize,
+    },
+    /// A request leaves, if its claim is fresh.
+    Post,
+    /// The answer comes.
+    Answer(How),
+    /// A process dies and comes back.
+    Crash {
+        who: usize,
+    },
+    Wait(i64),
+    Tamper,
+    DeleteSecret,
+    Edit,
+    Rotate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum How {
+    Issued,
+    Denied,
+    Broken,
+    /// Minted, written, and the process dies before that is recorded.
+    WrittenThenCrash,
+    /// Minted, and the process dies before it is written.
+    LostWithCrash,
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0_usize..2, 0_usize..3).prop_map(|(who, behind)| Step::Look { who, behind }),
+        4 => (0_usize..2).prop_map(|who| Step::Admit { who }),
+        4 => Just(Step::Post),
+        3 => Just(Step::Answer(How::Issued)),
+        1 => prop_oneof![Just(How::Denied), Just(How::Broken), Just(How::WrittenThenCrash), Just(How::LostWithCrash)]
+            .prop_map(Step::Answer),
+        1 => (0_usize..2).prop_map(|who| Step::Crash { who }),
+        4 => prop_oneof![Just(1_i64), Just(3), Just(12), Just(45), Just(300), Just(1300)].prop_map(Step::Wait),
+        1 => Just(Step::Tamper),
+        1 => Just(Step::DeleteSecret),
+        1 => Just(Step::Edit),
+        1 => Just(Step::Rotate),
+    ]
+}
+
+/// A Secret in the world.
+#[derive(Clone, Debug)]
+struct Stored {
+    live: Live,
+    altered: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Flight {
+    who: usize,
+    claim: Claim,
+    posted: bool,
+}
+
+/// One credential, two controllers that both think they lead, one journal.
+struct World {
+    now: Time,
+    journal: Journal,
+    history: Vec<Journal>,
+    secret: Option<Stored>,
+    wanted: Wanted,
+    edits: u32,
+    demands: [Option<Kind>; 2],
+    flights: Vec<Flight>,
+    posts: Vec<(Time, String)>,
+    causes: usize,
+    heals: usize,
+}
+
+const LIMIT: Limit = Limit {
+    limit: 5,
+    window: TimeDelta::seconds(3600),
+};
+const NAMES: [&str; 2] = ["one", "two"];
+
+impl World {
+    fn new() -> Self {
+        Self {
+            now: t(0),
+            journal: Journal::new(scope()),
+            history: Vec::new(),
+            secret: None,
+            wanted: wanted(),
+            edits: 0,
+            demands: [None, None],
+            flights: Vec::new(),
+            posts: Vec::new(),
+            causes: 1,
+            heals: 0,
+        }
+    }
+
+    fn commit(&mut self, change: impl FnOnce(&mut Journal, Time)) {
+        self.history.push(self.journal.clone());
+        self.journal.compact(self.now);
+        change(&mut self.journal, self.now);
+    }
+
+    fn observe(&self, who: usize, journal: &Journal) -> Observed {
+        let record = journal.credentials.get(UID).cloned();
+        let live = record.as_ref().and_then(|r| r.live.as_ref());
+        let state = self.secret.as_ref().map_or(SecretState::Absent, |stored| {
+            let known = live.is_some_and(|l| l.claim == stored.live.claim);
+            SecretState::Ours {
+                seal: (!stored.altered).then(|| Box::new(Seal::new(UID, "runners-1", "a", &stored.live))),
+                content: if known && !stored.altered {
+                    Content::Intact
+                } else {
+                    Content::Altered
+                },
+                dressed: true,
+            }
+        });
+        Observed {
+            wanted: Ok(self.wanted.clone()),
+            secrets: [("a".to_owned(), state)].into(),
+            claim: journal.claims.get(UID).cloned(),
+            working: self.flights.iter().any(|f| f.who == who),
+            holder: NAMES[who].into(),
+            record,
+            ..fresh()
+        }
+    }
+
+    fn look(&mut self, who: usize, behind: usize) -> Plan {
+        let journal = match behind {
+            0 => self.journal.clone(),
+            n => self.history.iter().rev().nth(n - 1).unwrap_or(&self.journal).clone(),
+        };
+        let observed = self.observe(who, &journal);
+        let plan = plan(&observed, self.now);
+        for action in &plan.actions {
+            match action {
+                // Deletes carry the version that was looked at: it is the current one here.
+                Action::Delete { .. } | Action::DeleteTampered { .. } => self.secret = None,
+                Action::Restore { .. } => {}
+                // Commits are decided on the state they are committed to.
+                Action::Release { reason } => {
+                    let reason = *reason;
+                    self.commit(|j, now| {
+                        let due = j.credentials.get(UID).and_then(|r| r.live.as_ref()).map(|l| l.ends_at);
+                        if reason != Reason::Expired || due.is_some_and(|at| at <= now) {
+                            j.release(UID, now);
+                        }
+                    });
+                }
+                Action::Adopt => {
+                    let (Some(claim), Some(stored)) = (observed.claim.clone(), self.secret.clone()) else {
+                        continue;
+                    };
+                    self.commit(|j, now| {
+                        j.end(UID, &claim.id, Ending::Published(Box::new(stored.live)), now);
+                    });
+                }
+                Action::GiveUp => {
+                    let Some(claim) = observed.claim.clone() else { continue };
+                    self.commit(|j, now| {
+                        let failure = failure_of(j, &claim, Reason::OutcomeUnknown, now);
+                        j.end(UID, &claim.id, Ending::Failed { failure, counted: true }, now);
+                    });
+                }
+                Action::Rebuild => {
+                    let Some(stored) = self.secret.clone() else { continue };
+                    self.commit(|j, now| j.adopt_lost(UID, ("runners-1", "a"), stored.live, now + LIMIT.window));
+                }
+            }
+        }
+        self.demands[who] = plan.demand;
+        plan
+    }
+
+    fn admit(&mut self, who: usize) {
+        let Some(kind) = self.demands[who] else { return };
+        if self.flights.iter().any(|f| f.who == who) {
+            return;
+        }
+        // Prepared on fresh reads: the demand is decided anew.
+        let plan = plan(&self.observe(who, &self.journal), self.now);
+        if plan.demand != Some(kind) || !plan.actions.is_empty() {
+            self.demands[who] = None;
+            return;
+        }
+        let demand = Demand {
+            uid: UID.into(),
+            namespace: "runners-1".into(),
+            name: "a".into(),
+            kind,
+            since: self.now,
+            renew_before: None,
+            max_lifetime: None,
+            pod_waits: false,
+        };
+        let now = self.now;
+        if self.journal.claims.contains_key(UID)
+            || budget::select(&self.journal, &budget::Guests::new(), &[demand], &[LIMIT], now)
+                .admitted
+                .is_empty()
+        {
+            return;
+        }
+        let mut claim = claim_at(UID, "runners-1", kind, now, self.posts.len() + self.history.len());
+        claim.holder = NAMES[who].into();
+        claim.request_hash = self.wanted.request_hash.clone();
+        claim.layout_hash = self.wanted.layout_hash.clone();
+        claim.rotate = self.wanted.rotate.clone();
+        claim.secrets = vec!["a".into()];
+        if kind == Kind::Heal {
+            self.heals += 1;
+        }
+        let committed = claim.clone();
+        self.commit(|j, _| j.claim(UID, committed, LIMIT.window));
+        self.flights.push(Flight {
+            who,
+            claim,
+            posted: false,
+        });
+        self.demands[who] = None;
+    }
+
+    fn post(&mut self) {
+        let now = self.now;
+        let Some(index) = self.flights.iter().position(|f| !f.posted) else {
+            return;
+        };
+        if now - self.flights[index].claim.at >= CLAIM_FRESH {
+            let flight = self.flights.remove(index);
+            self.commit(|j, _| j.withdraw(UID, &flight.claim.id));
+            return;
+        }
+        self.flights[index].posted = true;
+        self.posts.push((now, self.flights[index].claim.id.clone()));
+    }
+
+    fn answer(&mut self, how: How) {
+        let Some(index) = self.flights.iter().position(|f| f.posted) else {
+            return;
+        };
+        let flight = self.flights.remove(index);
+        let id = flight.claim.id.clone();
+        // A client gives up on its timeout; what comes later is not taken.
+        if self.now > flight.claim.answered_by() {
+            self.commit(|j, now| {
+                let failure = failure_of(j, &flight.claim, Reason::OutcomeUnknown, now);
+                j.end(UID, &id, Ending::Failed { failure, counted: true }, now);
+            });
+            return;
+        }
+        let mut live = live_at(&id, self.now, self.now + s(1800));
+        live.request_hash = flight.claim.request_hash.clone();
+        live.layout_hash = flight.claim.layout_hash.clone();
+        live.rotate = flight.claim.rotate.clone();
+        live.revision = flight.claim.revision;
+        live.request = request();
+        live.endpoint = endpoint();
+        let written = Written {
+            keys: vec!["k".into()],
+            fingerprint: id.clone(),
+        };
+        live.secrets.insert("a".into(), written);
+        match how {
+            How::Issued => {
+                self.secret = Some(Stored {
+                    live: live.clone(),
+                    altered: false,
+                });
+                self.commit(|j, now| {
+                    j.end(UID, &id, Ending::Published(Box::new(live)), now);
+                });
+            }
+            How::WrittenThenCrash => self.secret = Some(Stored { live, altered: false }),
+            How::LostWithCrash => {}
+            How::Denied | How::Broken => {
+                let reason = if how == How::Denied {
+                    Reason::Denied
+                } else {
+                    Reason::BrokerUnavailable
+                };
+                self.causes += 1;
+                self.commit(|j, now| {
+                    let failure = failure_of(j, &flight.claim, reason, now);
+                    j.end(UID, &id, Ending::Failed { failure, counted: true }, now);
+                });
+            }
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Look { who, behind } => {
+                self.look(who, behind);
+            }
+            Step::Admit { who } => self.admit(who),
+            Step::Post => self.post(),
+            Step::Answer(how) => self.answer(how),
+            Step::Crash { who } => {
+                self.flights.retain(|f| f.who != who);
+                self.demands[who] = None;
+            }
+            Step::Wait(seconds) => self.now += s(seconds),
+            Step::Tamper => {
+                if let Some(stored) = &mut self.secret {
+                    stored.altered = true;
+                }
+            }
+            Step::DeleteSecret => self.secret = None,
+            Step::Edit => {
+                self.edits += 1;
+                self.causes += 1;
+                let mut edited = credential("a", "svc");
+                edited.spec.purpose = format!("purpose-{}", self.edits);
+                self.wanted = spec::wanted(&edited, None).unwrap();
+            }
+            Step::Rotate => {
+                self.edits += 1;
+                self.causes += 1;
+                self.wanted.rotate = format!("rotate-{}", self.edits);
+            }
+        }
+        self.check();
+    }
+
+    fn check(&self) {
+        let most = self
+            .posts
+            .iter()
+            .map(|(from, _)| {
+                self.posts
+                    .iter()
+                    .filter(|(p, _)| p >= from && *p < *from + LIMIT.window)
+                    .count()
+            })
+            .max()
+            .unwrap_or(0);
+        assert!(most <= LIMIT.limit as usize, "{most} requests in a window");
+        let mut ids: Vec<&String> = self.posts.iter().map(|(_, id)| id).collect();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), self.posts.len(), "a claim was posted twice");
+        for (at, id) in &self.posts {
+            let counted = self.journal.attempts.iter().any(|a| a.claim == *id);
+            assert!(
+                counted || *at + LIMIT.window <= self.now,
+                "a request that left is not counted"
+            );
+        }
+        let record = self.journal.credentials.get(UID);
+        let heals = record.map_or(0, |r| {
+            r.heals.iter().filter(|at| **at + LIMIT.window > self.now).count()
+        });
+        assert!(heals <= 1, "{heals} heals in a window");
+    }
+
+    /// No more faults: the first controller alone, until nothing changes.
+    fn settle(&mut self) {
+        self.flights.clear();
+        for _ in 0..400 {
+            let before = (self.journal.clone(), self.posts.len());
+            let plan = self.look(0, 0);
+            self.admit(0);
+            self.post();
+            self.answer(How::Issued);
+            self.check();
+            let quiet = plan.actions.is_empty() && plan.demand.is_none() && before.0 == self.journal;
+            if quiet
+                && plan
+                    .verdict
+                    .as_ref()
+                    .is_some_and(|v| v.ready || v.reason == Reason::Denied)
+            {
+                return;
+            }
+            self.now += s(30);
+        }
+        panic!("it does not come to rest: {:#?}", self.look(0, 0));
+    }
+}
+
+fn failure_of(journal: &Journal, claim: &Claim, reason: Reason, now: Time) -> Failure {
+    let count = journal.failures_in_a_row(UID, &claim.request_hash, &claim.rotate);
+    let live = journal.credentials.get(UID).and_then(|r| r.live.as_ref());
+    let bounds = Bounds {
+        window: LIMIT.window,
+        timeout: s(10),
+        live: live
+            .filter(|l| l.ends_at > now)
+            .map(|l| (l.ends_at, (l.ends_at - l.issued_at) / 3)),
+    };
+    Failure {
+        reason,
+        message: "it failed".into(),
+        at: now,
+        count,
+        retry_at: retry_at(
+            Try {
+                reason,
+                count,
+                counted: true,
+            },
+            bounds,
+            UID,
+            now,
+        ),
+        request_hash: claim.request_hash.clone(),
+        layout_hash: claim.layout_hash.clone(),
+        rotate: claim.rotate.clone(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    #[test]
+    fn whatever_happens_no_rule_is_broken_and_afterwards_it_comes_to_rest(
+        script in prop::collection::vec(steps(), 0..60),
+    ) {
+        let mut world = World::new();
+        for step in script {
+            world.take(step);
+        }
+        world.settle();
+        // At rest nothing is written and nothing minted, however often it is looked at.
+        let (posts, journal) = (world.posts.len(), world.journal.clone());
+        for who in [0, 1, 0] {
+            let plan = world.look(who, 0);
+            world.admit(who);
+            prop_assert!(plan.actions.is_empty() && plan.demand.is_none(), "{:?}", plan);
+        }
+        prop_assert_eq!(world.posts.len(), posts);
+        prop_assert_eq!(&world.journal, &journal);
+    }
+
+    #[test]
+    fn without_a_cause_nothing_is_minted_however_often_processes_die(
+        crashes in prop::collection::vec((0_usize..2, 0_usize..3, 0_i64..20), 1..40),
+    ) {
+        let mut world = World::new();
+        world.settle();
+        prop_assert_eq!(world.posts.len(), 1);
+        let end = world.journal.credentials[UID].live.as_ref().unwrap().ends_at;
+        for (who, behind, wait) in crashes {
+            if world.now + s(wait) >= end - s(720) {
+                break;
+            }
+            world.take(Step::Wait(wait));
+            world.take(Step::Crash { who });
+            world.take(Step::Look { who, behind });
+            world.take(Step::Admit { who });
+            world.take(Step::Post);
+        }
+        prop_assert_eq!(world.posts.len(), 1);
+    }
+}
