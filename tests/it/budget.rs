@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use kube::api::DeleteParams;
+use chittyconnect_operator::api::{EphemeralCredential, RateScope};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use kube::api::{DeleteParams, ListParams, WatchEvent, WatchParams};
+use kube::{Api, ResourceExt};
 use serde_json::json;
 use testbed::chittyconnect::{Canned, Match, Scope};
 
@@ -57,11 +61,62 @@ async fn deleting_and_recreating_in_a_loop_buys_no_extra_mint() {
 }
 
 #[tokio::test]
-async fn two_connections_to_one_broker_share_a_budget_and_the_smaller_limit_wins() {
+async fn deleting_and_recreating_the_namespace_in_a_loop_buys_no_extra_mint() {
     let case = tight(3, 3600).await;
+    let namespace = format!("{}-loop", case.namespace);
+    let rule = json!([{"namespaces": [namespace], "services": ["*"], "purposes": ["*"], "repos": ["*"]}]);
+    case.patch_connection(json!({"spec": {"access": rule}})).await;
+    let credentials: Api<EphemeralCredential> = Api::namespaced(case.client.clone(), &namespace);
+    let namespaces: Api<Namespace> = Api::all(case.client.clone());
+    for round in 0..6 {
+        create_namespace(&case.client, &namespace, &json!({})).await;
+        for name in ["a", "b"] {
+            let mut manifest = case.manifest(name, json!({"runId": format!("{name}{round}")}));
+            manifest["metadata"]["namespace"] = json!(namespace);
+            apply(&credentials, &manifest).await;
+        }
+        // Issued, or told to wait: either way it was looked at.
+        wait_for("both to be looked at", || async {
+            let all = credentials.list(&ListParams::default()).await.ok()?;
+            all.items
+                .iter()
+                .all(|c| !condition(c, "Ready").1.is_empty())
+                .then_some(())
+        })
+        .await;
+        namespaces.delete(&namespace, &DeleteParams::default()).await.unwrap();
+        wait_for("the namespace to go", || async {
+            namespaces.get_opt(&namespace).await.ok()?.is_none().then_some(())
+        })
+        .await;
+    }
+    let ledger = case.broker.ledger();
+    let most = ledger.max_posts_in_any_window(WINDOW, Scope::Service);
+    assert!(most <= 3, "{most}");
+    assert!(ledger.posts() >= 3, "only {} were asked for", ledger.posts());
+    assert!(ledger.posts.iter().all(|p| p.status == Some(200)));
+}
+
+#[tokio::test]
+async fn two_connections_to_one_broker_share_a_budget_and_the_smaller_limit_wins() {
+    share_one_budget(RateScope::Service, Scope::Service).await;
+}
+
+#[tokio::test]
+async fn two_connections_with_one_key_share_its_budget_and_the_smaller_limit_wins() {
+    share_one_budget(RateScope::Key, Scope::Key).await;
+}
+
+async fn share_one_budget(scope: RateScope, at_broker: Scope) {
+    let limit = json!({"limit": 3, "window": "10s", "scope": scope});
+    let case = Setup::new(generous().limit(3, WINDOW, at_broker))
+        .await
+        .connection(json!({"rateLimit": limit}))
+        .case()
+        .await;
     let twin = format!("{}-twin", case.connection);
     let mut spec = serde_json::to_value(&case.connections().get(&case.connection).await.unwrap().spec).unwrap();
-    spec["rateLimit"] = json!({"limit": 100, "window": "10s"});
+    spec["rateLimit"]["limit"] = json!(100);
     apply(
         &case.connections(),
         &json!({
@@ -77,8 +132,75 @@ async fn two_connections_to_one_broker_share_a_budget_and_the_smaller_limit_wins
     for i in 0..6 {
         case.until_ready_is(&format!("c{i}"), "True", "Issued").await;
     }
-    let most = case.broker.ledger().max_posts_in_any_window(WINDOW, Scope::Service);
+    let ledger = case.broker.ledger();
+    let most = ledger.max_posts_in_any_window(WINDOW, at_broker);
     assert!(most <= 3, "{most}");
+    assert!(ledger.posts.iter().all(|p| p.status == Some(200)));
+}
+
+#[tokio::test]
+async fn after_a_changed_key_live_tokens_keep_their_renewals_from_newcomers() {
+    let ttl = Duration::from_secs(18);
+    let case = Setup::new(generous().ttl(ttl).limit(3, WINDOW, Scope::Key))
+        .await
+        .connection(json!({"rateLimit": {"limit": 3, "window": "10s", "scope": "Key"}}))
+        .case()
+        .await;
+    case.issued("old", json!({"runId": "old"})).await;
+    let issued_at = case.broker.ledger().mints[0].issued_at;
+    case.broker.add_key("the-second-key", "second");
+    // Its renewal at 12 s falls into one window with whatever is minted now.
+    wait_for("a third of its period to pass", || async {
+        (case.broker.now() > issued_at + chrono::TimeDelta::seconds(4)).then_some(())
+    })
+    .await;
+    case.write_key("the-second-key").await;
+    case.issued("n1", json!({"runId": "n1"})).await;
+    case.apply("n2", json!({"runId": "n2"})).await;
+    case.until_ready_is("n2", "False", "RateLimited").await;
+    case.until("old", |c| c.status.as_ref().and_then(|s| s.revision) == Some(3))
+        .await;
+    let ledger = case.broker.ledger();
+    let of = |run: &str| ledger.mints.iter().filter(|m| m.run_id.as_deref() == Some(run)).count();
+    assert_eq!((of("old"), of("n2")), (3, 0));
+    assert_eq!(
+        ledger
+            .posts
+            .iter()
+            .filter(|p| p.key_owner.as_deref() == Some("second"))
+            .count(),
+        ledger.posts() - 1
+    );
+}
+
+#[tokio::test]
+async fn many_decisions_share_one_write_of_the_journal() {
+    let case = Case::new().await;
+    case.issued("first", json!({})).await;
+    let journal = case.journal("chittyid").await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(case.client.clone(), SYSTEM);
+    let config = WatchParams::default().fields(&format!("metadata.name={}", journal.name_any()));
+    let from = journal.resource_version().unwrap();
+    let mut writes = maps.watch(&config, &from).await.unwrap().boxed();
+    for i in 0..40 {
+        case.apply(&format!("c{i:02}"), json!({})).await;
+    }
+    for i in 0..40 {
+        case.until_ready_is(&format!("c{i:02}"), "True", "Issued").await;
+    }
+    let last = case.journal("chittyid").await.unwrap().resource_version().unwrap();
+    let mut count = 0;
+    while let Some(event) = writes.next().await {
+        count += 1;
+        if let WatchEvent::Modified(map) = event.unwrap()
+            && map.resource_version().as_ref() == Some(&last)
+        {
+            break;
+        }
+    }
+    // Each of the forty commits a claim and an outcome.
+    println!("{count} writes for 80 decisions");
+    assert!(count < 60, "{count} writes for 80 decisions");
 }
 
 #[tokio::test]

@@ -294,7 +294,8 @@ async fn a_secret_that_a_finalizer_holds_is_emptied_at_the_tokens_end() {
         .await
         .unwrap();
     case.broker.come_back().unwrap();
-    case.until("a", |c| condition(c, "Ready").0 == "True").await;
+    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
+        .await;
     case.secrets().patch("a", &PatchParams::default(), &hold).await.unwrap();
     case.secrets().delete("a", &DeleteParams::default()).await.unwrap();
     wait_for("the Secret to be emptied", || async {

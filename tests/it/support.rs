@@ -549,7 +549,13 @@ spec: {{policyName: {name}, validationActions: [Deny]}}
             .collect()
     }
 
-    /// The journal of the service tests use.
+    /// What the journal of the service that tests use says.
+    pub async fn journal_json(&self) -> Value {
+        let map = self.journal("chittyid").await.expect("a journal");
+        serde_json::from_str(&map.data.unwrap()["journal.json"]).unwrap()
+    }
+
+    /// The journal of a service.
     pub async fn journal(&self, service: &str) -> Option<ConfigMap> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), SYSTEM);
         let all = api
