@@ -4,6 +4,8 @@
 //! needs no more than: at most one leader most of the time, no trust in anybody's wall clock, and a
 //! leader that stops when it cannot renew.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -13,6 +15,7 @@ use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 use tokio_util::sync::CancellationToken;
 
+use super::clock::elapsed;
 use super::{Cluster, Error, bounded};
 
 /// Name of the Lease.
@@ -33,6 +36,35 @@ pub struct Election {
     identity: String,
 }
 
+/// One term of leadership: it holds only for so long after the last renewal, also for a process that
+/// was frozen meanwhile and does not know yet.
+#[derive(Debug, Default)]
+pub struct Leading {
+    /// In milliseconds of the clock that only counts.
+    until: AtomicU64,
+}
+
+impl Leading {
+    /// Whether this process leads now.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        milliseconds(elapsed()) < self.until.load(Ordering::Acquire)
+    }
+
+    /// It leads no more, and never again in this term.
+    pub fn end(&self) {
+        self.until.store(0, Ordering::Release);
+    }
+
+    fn renewed(&self, asked: Duration) {
+        self.until.store(milliseconds(asked + RENEW_WITHIN), Ordering::Release);
+    }
+}
+
+fn milliseconds(at: Duration) -> u64 {
+    u64::try_from(at.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// What a standby last saw, and since when by its own clock.
 struct Watched {
     version: String,
@@ -51,11 +83,16 @@ impl Election {
     }
 
     /// Waits until this process leads.
-    pub async fn win(&self) {
+    pub async fn win(&self) -> Arc<Leading> {
         let mut watched: Option<Watched> = None;
         loop {
+            let asked = elapsed();
             match self.try_take(&mut watched).await {
-                Ok(true) => return,
+                Ok(true) => {
+                    let leading = Leading::default();
+                    leading.renewed(asked);
+                    return Arc::new(leading);
+                }
                 Ok(false) => {}
                 Err(error) if error.is_conflict() => {}
                 Err(error) => tracing::warn!(error = %error.brief(), "failed to stand for election; trying again"),
@@ -101,15 +138,15 @@ impl Election {
 
     /// Renews until that fails for too long, somebody else leads, or `stop` fires; then releases
     /// what is still ours.
-    pub async fn lead(&self, stop: &CancellationToken) {
-        let mut renewed = Instant::now();
+    pub async fn lead(&self, leading: &Leading, stop: &CancellationToken) {
         while stop
             .run_until_cancelled(tokio::time::sleep(RENEW_EVERY))
             .await
             .is_some()
         {
+            let asked = elapsed();
             match tokio::time::timeout(RENEW_EVERY, self.renew()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
+                Ok(Ok(true)) => leading.renewed(asked),
                 Ok(Ok(false)) => {
                     tracing::warn!("somebody else leads; stepping down");
                     return;
@@ -117,7 +154,7 @@ impl Election {
                 Ok(Err(error)) => tracing::warn!(error = %error.brief(), "failed to renew the Lease"),
                 Err(_) => tracing::warn!("failed to renew the Lease in time"),
             }
-            if renewed.elapsed() >= RENEW_WITHIN {
+            if !leading.holds() {
                 tracing::warn!(
                     "the Lease could not be renewed for {} s; stepping down",
                     RENEW_WITHIN.as_secs()

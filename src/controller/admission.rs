@@ -184,6 +184,7 @@ impl ScopeRunner {
         let selection = budget::select(&journal, &guests, &demands, &limits, now);
         *self.usage.lock() = selection.usage.clone();
         self.tell(context, &selection.waiting, now);
+        self.reconsider(context, &selection.outdated, now);
         if selection.admitted.is_empty() || !context.leading() {
             let rested = self.rests.lock().values().min().copied();
             return selection.wake.into_iter().chain(rested).min();
@@ -241,6 +242,17 @@ impl ScopeRunner {
             })
             .map(|w| w.demand.clone())
             .collect()
+    }
+
+    /// Has those looked at anew whose demand was decided on a view that is behind.
+    fn reconsider(&self, context: &Context, outdated: &[String], now: Time) {
+        let wishes = self.wishes.lock();
+        for uid in outdated {
+            if let Some(wish) = wishes.get(uid) {
+                self.rests.lock().insert(uid.clone(), now + REST);
+                context.trigger(&wish.demand.namespace, &wish.demand.name);
+            }
+        }
     }
 
     /// Keeps verdicts, and wakes those whose wait is news: at once the first time, later once a minute.

@@ -16,6 +16,7 @@ use super::connections::Connections;
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::Cluster;
 use crate::cluster::journal::Journals;
+use crate::cluster::lease::Leading;
 use crate::cluster::records::Events;
 use crate::cluster::secrets::Seen;
 use crate::core::audit::AuditEvent;
@@ -74,7 +75,7 @@ pub struct Context {
     /// Counters and gauges.
     pub metrics: Metrics,
     /// Whether this process leads.
-    pub leads: AtomicBool,
+    pub leads: Arc<Leading>,
     /// Credentials that were there at the start and were not looked at yet; unknown before the first list.
     pub unseen: Locked<Option<HashSet<Name>>>,
     /// Whether all of those were: only then is it known who waits.
@@ -263,7 +264,7 @@ impl Context {
     /// Whether this process leads now.
     #[must_use]
     pub fn leading(&self) -> bool {
-        self.leads.load(Ordering::Acquire)
+        self.leads.holds()
     }
 
     /// The budget task of `scope`, started where there is none yet.

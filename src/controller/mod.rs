@@ -17,7 +17,7 @@ mod watches;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
@@ -95,9 +95,9 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
     while !stop.is_cancelled() {
         // A standby is as ready as can be.
         health.ready();
-        if stop.run_until_cancelled(election.win()).await.is_none() {
+        let Some(leads) = stop.run_until_cancelled(election.win()).await else {
             break;
-        }
+        };
         tracing::info!("leading");
         metrics.leads(true);
         let over = stop.child_token();
@@ -125,7 +125,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
             unauthorized: Locked::default(),
             triggers,
             metrics: metrics.clone(),
-            leads: AtomicBool::new(true),
+            leads: Arc::clone(&leads),
             unseen: Locked::default(),
             warm: AtomicBool::new(false),
             stop: over.clone(),
@@ -137,8 +137,8 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
             triggered,
         };
         let work = tokio::spawn(serve(Arc::clone(&context), term, settings.concurrency, health.clone()));
-        election.lead(&stop).await;
-        context.leads.store(false, Ordering::Release);
+        election.lead(&leads, &stop).await;
+        leads.end();
         metrics.leads(false);
         over.cancel();
         work.await?;

@@ -28,6 +28,8 @@ pub(super) struct Scene {
     pub(super) scope: Option<Scope>,
     /// The scope with the record that holds the live token or claim.
     pub(super) home: Option<Scope>,
+    /// Number of the last audit event in the journal of `scope`.
+    pub(super) seq: u64,
     pub(super) window: TimeDelta,
     pub(super) timeout: TimeDelta,
     pub(super) deliver: bool,
@@ -66,12 +68,17 @@ pub(super) async fn observe(
     });
     let mut connection = connection_state(context, credential, resolved.as_ref());
     let mut blind = false;
-    let (home, record, claim) = match known(context, &owner.uid, scope.as_ref()).await {
+    let Known {
+        home,
+        record,
+        claim,
+        seq,
+    } = match known(context, &owner.uid, scope.as_ref()).await {
         Ok(known) => known,
         Err(error @ JournalError::Broken { .. }) => {
             connection = Connection::Unusable(Problem::new(Reason::ConnectionNotReady, error.to_string()));
             blind = true;
-            (None, None, None)
+            Known::default()
         }
         Err(error) => return Err(error.into()),
     };
@@ -114,6 +121,7 @@ pub(super) async fn observe(
         seen,
         scope,
         home,
+        seq,
         window: resolved.as_ref().map_or(TimeDelta::hours(1), |r| r.limit.window),
         timeout: usable.map_or(TimeDelta::seconds(10), |u| u.timeout),
         deliver: usable.is_some_and(|u| u.chronicle.is_some()),
@@ -157,13 +165,19 @@ pub(super) fn connection_state(
     }
 }
 
+/// What the journals say of one credential.
+#[derive(Default)]
+struct Known {
+    home: Option<Scope>,
+    record: Option<Record>,
+    claim: Option<Claim>,
+    /// As in [`Scene`].
+    seq: u64,
+}
+
 /// The scope, record and claim that count: those with a claim, else with the newest live token,
 /// else those of the current scope.
-pub(super) async fn known(
-    context: &Arc<Context>,
-    uid: &str,
-    scope: Option<&Scope>,
-) -> Result<(Option<Scope>, Option<Record>, Option<Claim>), JournalError> {
+async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scope>) -> Result<Known, JournalError> {
     let mut homes = context.homes.lock().of(uid);
     if let Some(scope) = scope
         && !homes.contains(scope)
@@ -171,12 +185,16 @@ pub(super) async fn known(
         homes.push(scope.clone());
     }
     let mut best: Option<(Scope, Record, Option<Claim>)> = None;
+    let mut seq = 0;
     for home in homes {
         let journal = context.runner(&home).journal.view().await?;
         let claim = journal.claims.get(uid).cloned();
         let Some(record) = journal.credentials.get(uid).cloned() else {
             continue;
         };
+        if Some(&home) == scope {
+            seq = record.seq;
+        }
         let rank = |claim: Option<&Claim>, record: &Record, home: &Scope| {
             (
                 claim.is_some(),
@@ -192,7 +210,10 @@ pub(super) async fn known(
         }
     }
     let Some((home, mut record, claim)) = best else {
-        return Ok((scope.cloned(), None, None));
+        return Ok(Known {
+            home: scope.cloned(),
+            ..Known::default()
+        });
     };
     // Failures count where the current spec does.
     if let Some(scope) = scope.filter(|s| **s != home) {
@@ -205,7 +226,12 @@ pub(super) async fn known(
             record.live = here.and_then(|r| r.live.clone());
         }
     }
-    Ok((Some(home), Some(record), claim))
+    Ok(Known {
+        home: Some(home),
+        record: Some(record),
+        claim,
+        seq,
+    })
 }
 
 /// Looks at every Secret that matters; again only where it changed since.

@@ -72,6 +72,7 @@ pub(super) async fn prepare(
     let labels = namespace.metadata.labels.unwrap_or_default();
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
+        || wanted.digest() != demand.asks
         || resolved.scope(&wanted.service).as_ref() != Some(scope)
         || access::allowed(
             rules,

@@ -169,6 +169,8 @@ fn queue(context: &Arc<Context>, scene: &Scene, demand: Option<Kind>, credential
         name: scene.owner.name.clone(),
         kind,
         since,
+        asks: wanted.digest(),
+        seq: scene.seq,
         renew_before: wanted.renew_before,
         max_lifetime: wanted.max_lifetime,
         pod_waits: false,

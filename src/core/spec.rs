@@ -55,6 +55,14 @@ pub struct Wanted {
     pub max_lifetime: Option<TimeDelta>,
 }
 
+impl Wanted {
+    /// Digest of all that a mint can be asked for because of.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        digest([&self.request_hash, &self.layout_hash, &self.rotate])
+    }
+}
+
 /// One Secret as the spec asks for it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WantedSecret {

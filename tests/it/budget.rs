@@ -200,7 +200,7 @@ async fn many_decisions_share_one_write_of_the_journal() {
     }
     // Each of the forty commits a claim and an outcome.
     println!("{count} writes for 80 decisions");
-    assert!(count < 60, "{count} writes for 80 decisions");
+    assert!(count < 40, "{count} writes for 80 decisions");
 }
 
 #[tokio::test]

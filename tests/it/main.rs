@@ -8,6 +8,7 @@ mod attacks;
 mod budget;
 mod clock;
 mod crash;
+mod journal;
 mod lifecycle;
 mod provision;
 mod records;

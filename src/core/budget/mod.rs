@@ -65,6 +65,11 @@ pub struct Demand {
     pub kind: Kind,
     /// Since when.
     pub since: Time,
+    /// [`Wanted::digest`](crate::core::spec::Wanted::digest) of the spec that this was decided on.
+    pub asks: String,
+    /// Number of the credential's last audit event in this journal when this was decided: where there is
+    /// a later one, something has happened since, and it is to be decided anew.
+    pub seq: u64,
     /// Runway asked for.
     pub renew_before: Option<TimeDelta>,
     /// Longest use of a token.
@@ -126,6 +131,8 @@ pub struct Selection {
     pub admitted: Vec<String>,
     /// The others.
     pub waiting: BTreeMap<String, Waiting>,
+    /// Whose demand was decided on a view that is behind: neither admitted nor in line.
+    pub outdated: Vec<String>,
     /// When to look again.
     pub wake: Option<Time>,
     /// How the budget stands.
@@ -199,10 +206,14 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
             .or_else(|| guests.get(uid).map(|g| (g.ends_at, g.latest())))
     };
     let mut selection = Selection::default();
+    let (demands, outdated): (Vec<&Demand>, Vec<&Demand>) = demands
+        .iter()
+        .partition(|d| journal.credentials.get(&d.uid).map_or(0, |r| r.seq) == d.seq);
+    selection.outdated = outdated.into_iter().map(|d| d.uid.clone()).collect();
     let blocked_until = journal.throttle.blocked_until.filter(|at| *at > now);
     let backlog = journal.audit.len();
 
-    let mut renewals: Vec<&Demand> = demands.iter().filter(|d| !d.kind.is_newcomer()).collect();
+    let mut renewals: Vec<&Demand> = demands.iter().copied().filter(|d| !d.kind.is_newcomer()).collect();
     renewals.sort_by_key(|d| (held(&d.uid).map(|(end, _)| end), d.uid.as_str()));
     for demand in renewals {
         let latest = held(&demand.uid).map(|(_, latest)| latest);
@@ -221,7 +232,7 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
         selection.take(demand, verdict, &mut plan, now);
     }
 
-    let mut newcomers: Vec<&Demand> = demands.iter().filter(|d| d.kind.is_newcomer()).collect();
+    let mut newcomers: Vec<&Demand> = demands.iter().copied().filter(|d| d.kind.is_newcomer()).collect();
     let mut slots = slots_by_namespace(journal, now, &limits);
     let stopped = blocked_until
         .map(|at| (Reason::RateLimited, Some(at)))
@@ -282,7 +293,7 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
         };
         selection.take(demand, verdict, &mut plan, now);
     }
-    plan.explain_excess(demands, &mut selection);
+    plan.explain_excess(&demands, &mut selection);
     selection.usage = plan.usage(now, position + unfitting, head_slot, blocked_until);
     selection
 }

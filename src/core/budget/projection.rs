@@ -267,7 +267,7 @@ impl<'a> Projection<'a> {
     }
 
     /// Tells everybody who waits when all of them together can never be live.
-    pub(super) fn explain_excess(&self, demands: &[Demand], selection: &mut Selection) {
+    pub(super) fn explain_excess(&self, demands: &[&Demand], selection: &mut Selection) {
         let Some(limit) = self.tightest() else { return };
         if selection.waiting.is_empty() {
             return;

@@ -160,6 +160,8 @@ fn demand(uid: &str, namespace: &str, kind: Kind, since: Time) -> Demand {
         name: uid.to_owned(),
         kind,
         since,
+        asks: String::new(),
+        seq: 0,
         renew_before: None,
         max_lifetime: None,
         pod_waits: false,

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::audit::{AuditEvent, EventType, Subject};
 use crate::core::budget::{self, Demand, Limit};
 use crate::core::journal::{Ending, Journal};
 use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at};
@@ -85,7 +86,7 @@ struct World {
     secret: Option<Stored>,
     wanted: Wanted,
     edits: u32,
-    demands: [Option<Kind>; 2],
+    demands: [Option<Demand>; 2],
     flights: Vec<Flight>,
     posts: Vec<(Time, String)>,
     causes: usize,
@@ -119,6 +120,27 @@ impl World {
         self.history.push(self.journal.clone());
         self.journal.compact(self.now);
         change(&mut self.journal, self.now);
+    }
+
+    /// An outcome, with its audit event.
+    fn tell(&mut self, change: impl FnOnce(&mut Journal, Time) -> bool) -> bool {
+        let mut done = false;
+        self.commit(|journal, now| {
+            done = change(journal, now);
+            if done {
+                let request = request();
+                let subject = Subject {
+                    uid: UID,
+                    namespace: "runners-1",
+                    name: "a",
+                    request: &request,
+                    revision: 1,
+                };
+                let event = AuditEvent::new(EventType::Failed, Reason::Issued, &subject, now, false);
+                journal.record_event(UID, event);
+            }
+        });
+        done
     }
 
     fn observe(&self, who: usize, journal: &Journal) -> Observed {
@@ -157,31 +179,42 @@ impl World {
         for action in &plan.actions {
             match action {
                 // Deletes carry the version that was looked at: it is the current one here.
-                Action::Delete { .. } | Action::DeleteTampered { .. } => self.secret = None,
+                Action::Delete { .. } => self.secret = None,
+                Action::DeleteTampered { .. } => {
+                    let seen = observed
+                        .record
+                        .as_ref()
+                        .and_then(|r| r.live.as_ref())
+                        .map(|l| l.claim.clone());
+                    // Recorded first: a view that is behind is found out by that, and deletes nothing.
+                    if self.tell(|j, _| {
+                        let live = j.credentials.get(UID).and_then(|r| r.live.as_ref());
+                        live.map(|l| &l.claim) == seen.as_ref()
+                    }) {
+                        self.secret = None;
+                    }
+                }
                 Action::Restore { .. } => {}
                 // Commits are decided on the state they are committed to.
                 Action::Release { reason } => {
                     let reason = *reason;
-                    self.commit(|j, now| {
+                    self.tell(|j, now| {
                         let due = j.credentials.get(UID).and_then(|r| r.live.as_ref()).map(|l| l.ends_at);
-                        if reason != Reason::Expired || due.is_some_and(|at| at <= now) {
-                            j.release(UID, now);
-                        }
+                        let released = reason != Reason::Expired || due.is_some_and(|at| at <= now);
+                        released && j.release(UID, now).is_some()
                     });
                 }
                 Action::Adopt => {
                     let (Some(claim), Some(stored)) = (observed.claim.clone(), self.secret.clone()) else {
                         continue;
                     };
-                    self.commit(|j, now| {
-                        j.end(UID, &claim.id, Ending::Published(Box::new(stored.live)), now);
-                    });
+                    self.tell(|j, now| j.end(UID, &claim.id, Ending::Published(Box::new(stored.live)), now));
                 }
                 Action::GiveUp => {
                     let Some(claim) = observed.claim.clone() else { continue };
-                    self.commit(|j, now| {
+                    self.tell(|j, now| {
                         let failure = failure_of(j, &claim, Reason::OutcomeUnknown, now);
-                        j.end(UID, &claim.id, Ending::Failed { failure, counted: true }, now);
+                        j.end(UID, &claim.id, Ending::Failed { failure, counted: true }, now)
                     });
                 }
                 Action::Rebuild => {
@@ -190,32 +223,31 @@ impl World {
                 }
             }
         }
-        self.demands[who] = plan.demand;
-        plan
-    }
-
-    fn admit(&mut self, who: usize) {
-        let Some(kind) = self.demands[who] else { return };
-        if self.flights.iter().any(|f| f.who == who) {
-            return;
-        }
-        // Prepared on fresh reads: the demand is decided anew.
-        let plan = plan(&self.observe(who, &self.journal), self.now);
-        if plan.demand != Some(kind) || !plan.actions.is_empty() {
-            self.demands[who] = None;
-            return;
-        }
-        let demand = Demand {
+        self.demands[who] = plan.demand.map(|kind| Demand {
             uid: UID.into(),
             namespace: "runners-1".into(),
             name: "a".into(),
             kind,
             since: self.now,
+            asks: self.wanted.digest(),
+            seq: observed.record.as_ref().map_or(0, |r| r.seq),
             renew_before: None,
             max_lifetime: None,
             pod_waits: false,
+        });
+        plan
+    }
+
+    fn admit(&mut self, who: usize) {
+        if self.flights.iter().any(|f| f.who == who) {
+            return;
+        }
+        // Decided whenever that was, perhaps on a view that was behind: it is prepared on a fresh read of the
+        // spec, and committed to the journal as it is.
+        let Some(demand) = self.demands[who].take_if(|d| d.asks == self.wanted.digest()) else {
+            return;
         };
-        let now = self.now;
+        let (now, kind) = (self.now, demand.kind);
         if self.journal.claims.contains_key(UID)
             || budget::select(&self.journal, &budget::Guests::new(), &[demand], &[LIMIT], now)
                 .admitted
@@ -223,6 +255,12 @@ impl World {
         {
             return;
         }
+        let truth = plan(&self.observe(who, &self.journal), now);
+        assert!(
+            truth.demand.is_some(),
+            "minted without need as {kind:?}: {:?}",
+            self.journal
+        );
         let mut claim = claim_at(UID, "runners-1", kind, now, self.posts.len() + self.history.len());
         claim.holder = NAMES[who].into();
         claim.request_hash = self.wanted.request_hash.clone();
@@ -239,7 +277,6 @@ impl World {
             claim,
             posted: false,
         });
-        self.demands[who] = None;
     }
 
     fn post(&mut self) {
@@ -264,9 +301,9 @@ impl World {
         let id = flight.claim.id.clone();
         // A client gives up on its timeout; what comes later is not taken.
         if self.now > flight.claim.answered_by() {
-            self.commit(|j, now| {
+            self.tell(|j, now| {
                 let failure = failure_of(j, &flight.claim, Reason::OutcomeUnknown, now);
-                j.end(UID, &id, Ending::Failed { failure, counted: true }, now);
+                j.end(UID, &id, Ending::Failed { failure, counted: true }, now)
             });
             return;
         }
@@ -288,9 +325,7 @@ impl World {
                     live: live.clone(),
                     altered: false,
                 });
-                self.commit(|j, now| {
-                    j.end(UID, &id, Ending::Published(Box::new(live)), now);
-                });
+                self.tell(|j, now| j.end(UID, &id, Ending::Published(Box::new(live)), now));
             }
             How::WrittenThenCrash => self.secret = Some(Stored { live, altered: false }),
             How::LostWithCrash => {}
@@ -301,9 +336,9 @@ impl World {
                     Reason::BrokerUnavailable
                 };
                 self.causes += 1;
-                self.commit(|j, now| {
+                self.tell(|j, now| {
                     let failure = failure_of(j, &flight.claim, reason, now);
-                    j.end(UID, &id, Ending::Failed { failure, counted: true }, now);
+                    j.end(UID, &id, Ending::Failed { failure, counted: true }, now)
                 });
             }
         }
