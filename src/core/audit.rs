@@ -1,5 +1,6 @@
 //! Audit events: one for every outcome, at most 1 KiB, with a stable id, in order per credential.
 
+use chrono::SubsecRound;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -93,19 +94,12 @@ pub struct AuditEvent {
     /// Ids of the tokens; never their values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub token_ids: Vec<String>,
-    /// Deliveries that were refused.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub refused: u32,
     /// Whether the connection sends events anywhere; others are logged alone.
     #[serde(skip, default = "yes")]
     pub deliver: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-const fn is_zero(n: &u32) -> bool {
-    *n == 0
-}
-
 const fn yes() -> bool {
     true
 }
@@ -125,14 +119,14 @@ pub struct Subject<'a> {
 }
 
 impl AuditEvent {
-    /// An event, to be numbered by the journal.
+    /// An event, to be numbered by the journal. Its times are in whole milliseconds.
     #[must_use]
     pub fn new(event: EventType, reason: Reason, subject: &Subject<'_>, at: Time, deliver: bool) -> Self {
         Self {
             id: String::new(),
             seq: 0,
             event,
-            at,
+            at: at.trunc_subsecs(3),
             namespace: subject.namespace.to_owned(),
             name: subject.name.to_owned(),
             uid: subject.uid.to_owned(),
@@ -141,7 +135,6 @@ impl AuditEvent {
             reason,
             expires_at: None,
             token_ids: Vec::new(),
-            refused: 0,
             deliver,
         }
     }
@@ -149,7 +142,7 @@ impl AuditEvent {
     /// With what the token was.
     #[must_use]
     pub fn token(mut self, expires_at: Time, ids: &[String]) -> Self {
-        self.expires_at = Some(expires_at);
+        self.expires_at = Some(expires_at.trunc_subsecs(3));
         self.token_ids = ids.to_vec();
         self
     }
@@ -213,10 +206,10 @@ mod tests {
             request: &request,
             revision: 1 << 40,
         };
-        let at = chrono::Utc.timestamp_opt(1_700_000_000, 999_000_000).unwrap();
+        let at = chrono::Utc.timestamp_opt(1_700_000_000, 999_999_999).unwrap();
         let mut event = AuditEvent::new(EventType::OutcomeUnknown, Reason::OutcomeUnknown, &subject, at, true)
             .token(at, &["0".repeat(32)]);
-        event.id = format!("{uid}-1234567");
+        event.id = format!("{uid}-1234567-{}", at.timestamp_millis());
         let size = event.entry().to_string().len();
         assert!(size <= 1024, "{size}");
     }

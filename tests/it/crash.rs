@@ -191,6 +191,31 @@ async fn a_leader_frozen_with_a_request_in_flight_changes_nothing_when_it_wakes(
     assert_eq!(attempts, ledger.posts(), "each request stays counted");
 }
 
+#[tokio::test]
+async fn a_leader_frozen_while_its_secret_was_refused_overwrites_nothing_when_it_wakes() {
+    let world = World::without_controller("frozen-late").await;
+    let case = Setup::within(world.clone(), generous()).case().await;
+    let first = world.spawn_controller("one", &world.controller_kubeconfig());
+    case.refuse_secrets().await;
+    case.apply("a", json!({})).await;
+    case.until_ready_is("a", "False", "SecretRefused").await;
+    let _second = world.spawn_controller("two", &world.controller_kubeconfig());
+    signal(&first, "STOP");
+    case.take_secrets();
+    // Its successor gives that token up, and asks for another.
+    case.until("a", |c| condition(c, "Ready").0 == "True").await;
+    let written = case.secret("a").await.unwrap().data;
+    assert_eq!(case.posts_for("chittyid"), 2);
+    signal(&first, "CONT");
+    wait_for("it to learn that somebody else leads", || async {
+        world.log().contains("stepping down").then_some(())
+    })
+    .await;
+    case.settle().await;
+    assert_eq!(case.secret("a").await.unwrap().data, written);
+    assert_eq!(case.posts_for("chittyid"), 2);
+}
+
 fn signal(process: &testbed::process::Process, name: &str) {
     let sent = std::process::Command::new("kill")
         .args([format!("-{name}"), process.pid().to_string()])

@@ -401,7 +401,8 @@ impl Journal {
         let record = self.record(uid, &event.namespace, &event.name);
         record.seq += 1;
         event.seq = record.seq;
-        event.id = format!("{uid}-{}", event.seq);
+        // With the time, for a journal that was lost makes the numbers start anew.
+        event.id = format!("{uid}-{}-{}", event.seq, event.at.timestamp_millis());
         if event.deliver {
             self.audit.push(event.clone());
         }
