@@ -217,6 +217,8 @@ struct Writer {
     seal: SealKey,
     scope: Scope,
     known: Option<Known>,
+    /// It was there and could not be used: if it goes, what it knew is lost.
+    broken: bool,
     view: watch::Sender<Option<Result<Arc<Journal>, JournalError>>>,
 }
 
@@ -231,6 +233,7 @@ impl Writer {
             seal,
             scope,
             known: None,
+            broken: false,
             view,
         };
         tokio::spawn(async move {
@@ -281,10 +284,13 @@ impl Writer {
             .map_err(|e| JournalError::Unavailable(e.brief()))?;
         let Some(mut map) = map else {
             // Deleted while we hold it: what we hold is written back, and nothing is lost.
-            let journal = self
-                .known
-                .take()
-                .map_or_else(|| Journal::new(self.scope.clone()), |k| k.journal);
+            let journal = self.known.take().map_or_else(
+                || Journal {
+                    lost_at: self.broken.then(|| self.cluster.now()),
+                    ..Journal::new(self.scope.clone())
+                },
+                |known| known.journal,
+            );
             self.known = Some(Known {
                 journal,
                 resource_version: None,
@@ -294,14 +300,15 @@ impl Writer {
         };
         let annotations = map.metadata.annotations.take().unwrap_or_default();
         let text = map.data.and_then(|mut data| data.remove(DATA_KEY)).unwrap_or_default();
-        let broken = |why: String| JournalError::Broken {
+        let read = self
+            .verify(&text, annotations.get(SIGNATURE_ANNOTATION).map(String::as_str))
+            .and_then(|()| Journal::parse(&text, &self.scope));
+        self.broken = read.is_err();
+        let journal = read.map_err(|why| JournalError::Broken {
             name: name.clone(),
             namespace: self.namespace.clone(),
             why,
-        };
-        self.verify(&text, annotations.get(SIGNATURE_ANNOTATION).map(String::as_str))
-            .map_err(broken)?;
-        let journal = Journal::parse(&text, &self.scope).map_err(broken)?;
+        })?;
         self.known = Some(Known {
             journal,
             resource_version: map.metadata.resource_version,
@@ -314,6 +321,9 @@ impl Writer {
         let commit = digest([rand::random::<[u8; 16]>()]);
         let mut wait = Duration::from_millis(50);
         let mut last = JournalError::Unavailable("the API server refused every try".to_owned());
+        // What was decided, and on which version: while that stands, an earlier try may still arrive, and
+        // must be the same.
+        let mut decided: Option<(Option<String>, Journal)> = None;
         for attempt in 0..TRIES {
             if attempt > 0 {
                 tokio::time::sleep(wait).await;
@@ -334,12 +344,18 @@ impl Writer {
             if known.commit == commit {
                 return Ok(());
             }
-            let now = self.cluster.now();
-            let mut journal = known.journal.clone();
-            journal.compact(now);
-            for pending in &mut *batch {
-                (pending.decide)(&mut journal, now);
-            }
+            let journal = match decided.take() {
+                Some((version, journal)) if version == known.resource_version => journal,
+                _ => {
+                    let now = self.cluster.now();
+                    let mut journal = known.journal.clone();
+                    journal.compact(now);
+                    for pending in &mut *batch {
+                        (pending.decide)(&mut journal, now);
+                    }
+                    journal
+                }
+            };
             if journal == known.journal {
                 return Ok(());
             }
@@ -364,6 +380,7 @@ impl Writer {
                     return Ok(());
                 }
                 Err(e) => {
+                    decided = Some((known.resource_version.clone(), journal));
                     if !e.is_conflict() {
                         tracing::warn!(journal = %self.scope.journal_name(), error = %e.brief(), "failed to write a journal");
                     }

@@ -91,7 +91,17 @@ impl Drop for Wiped {
 
 /// Being deleted, and something keeps it with its values.
 fn is_held(secret: &Secret) -> bool {
-    secret.metadata.deletion_timestamp.is_some() && secret.data.as_ref().is_some_and(|data| !data.is_empty())
+    let values = secret.data.iter().flatten();
+    secret.metadata.deletion_timestamp.is_some()
+        && values
+            .into_iter()
+            .any(|(key, ByteString(value))| *value != nothing(key))
+}
+
+/// What an emptied key holds: some types of Secrets must have theirs, and this one must be JSON.
+fn nothing(key: &str) -> Vec<u8> {
+    let text = if key == ".dockerconfigjson" { "{}" } else { "" };
+    text.as_bytes().to_vec()
 }
 
 impl Cluster {
@@ -145,6 +155,8 @@ impl Cluster {
         // A Secret cannot change its type, and somebody may be faster: look, write, look again.
         for _ in 0..3 {
             let existing = bounded(api.get_opt(&dress.name)).await?.map(Wiped);
+            // A webhook sees what is replaced, too.
+            let speaks = dry_run && existing.is_none();
             let outcome = match existing {
                 None => bounded(api.create(&post, &desired.0)).await,
                 Some(existing) => {
@@ -169,7 +181,7 @@ impl Cluster {
                     return Ok(());
                 }
                 Err(e) if e.is_conflict() => {}
-                Err(e) if dry_run => return Err(e.into()),
+                Err(e) if speaks => return Err(e.into()),
                 Err(e) => return Err(e.unspoken().into()),
             }
         }
@@ -223,12 +235,14 @@ impl Cluster {
         let held = match bounded(api.delete(name, &params)).await {
             Ok(deleted) => deleted.left().map(Wiped).filter(|s| is_held(&s.0)),
             Err(e) if e.is_not_found() => return Ok(()),
-            Err(e) => return Err(e),
+            Err(e) => return Err(e.unspoken()),
         };
         if let Some(held) = held {
+            let keys = held.0.data.iter().flat_map(BTreeMap::keys);
             let empty = Secret {
                 metadata: held.0.metadata.clone(),
                 type_: held.0.type_.clone(),
+                data: Some(keys.map(|key| (key.clone(), ByteString(nothing(key)))).collect()),
                 ..Secret::default()
             };
             // One that its user made immutable cannot be; it is tried again with the next look.

@@ -34,8 +34,21 @@ pub(super) async fn act(
             Ok(false)
         }
         Action::DeleteTampered { secret } => {
-            // Recorded first: a view that is behind is found out by that, and deletes nothing.
-            if !record(context, scene, EventType::Tampered, Reason::Tampered, |_, _, _| true).await? {
+            let uid = owner.uid.clone();
+            let first = record(
+                context,
+                scene,
+                EventType::Tampered,
+                Reason::Tampered,
+                move |journal, live, _| {
+                    let claim = Some(live.claim.clone());
+                    let record = journal.credentials.get_mut(&uid).filter(|r| r.tampered != claim);
+                    record.map(|r| r.tampered = claim).is_some()
+                },
+            )
+            .await?;
+            // Asked of the journal first: a view that is behind is found out by that, and deletes nothing.
+            if first == Recorded::Behind {
                 return Ok(true);
             }
             context
@@ -43,11 +56,13 @@ pub(super) async fn act(
                 .delete_secret(&owner.namespace, secret, guard(secret))
                 .await?;
             context.looked_at.lock().remove(&owner.uid);
-            let note = format!("Secret {secret} was changed by somebody else; it is removed and made anew");
-            context
-                .events
-                .publish(credential, true, Reason::Tampered, "Heal", &note)
-                .await;
+            if first == Recorded::Yes {
+                let note = format!("Secret {secret} was changed by somebody else; it is removed and made anew");
+                context
+                    .events
+                    .publish(credential, true, Reason::Tampered, "Heal", &note)
+                    .await;
+            }
             Ok(true)
         }
         Action::Restore { secret } => {
@@ -82,9 +97,9 @@ pub(super) async fn act(
             })
             .await?;
             if *reason == Reason::NotPermitted {
-                context.revoke_elsewhere(&owner.uid, scene.home.as_ref()).await;
+                context.revoke_elsewhere(&owner.uid, scene.live_home.as_ref()).await;
             }
-            if !released {
+            if released != Recorded::Yes {
                 return Ok(false);
             }
             let note = match reason {
@@ -100,37 +115,53 @@ pub(super) async fn act(
     }
 }
 
+/// What became of a change and its audit event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Recorded {
+    /// Both are committed.
+    Yes,
+    /// There was nothing to change.
+    No,
+    /// It was decided about a token that is not the live one any more.
+    Behind,
+}
+
 /// Commits `change` with an audit event about the live token, if `change` says that it did something.
-pub(super) async fn record(
+async fn record(
     context: &Arc<Context>,
     scene: &Scene,
     event: EventType,
     reason: Reason,
     mut change: impl FnMut(&mut crate::core::journal::Journal, &Live, Time) -> bool + Send + 'static,
-) -> Result<bool, ReconcileError> {
+) -> Result<Recorded, ReconcileError> {
     let live = scene.observed.record.as_ref().and_then(|r| r.live.clone());
-    let (Some(live), Some(home)) = (live, &scene.home) else {
-        return Ok(false);
+    let (Some(live), Some(home)) = (live, &scene.live_home) else {
+        return Ok(Recorded::Behind);
     };
     let (owner, deliver) = (scene.owner.clone(), scene.deliver);
     let committed = context
         .runner(home)
         .journal
         .commit(move |journal, now| {
-            // Another token by now: this was decided on a view that is behind.
             let now_live = journal.credentials.get(&owner.uid).and_then(|r| r.live.as_ref());
-            if now_live.is_none_or(|l| l.claim != live.claim) || !change(journal, &live, now) {
-                return None;
+            if now_live.is_none_or(|l| l.claim != live.claim) {
+                return Err(Recorded::Behind);
+            }
+            if !change(journal, &live, now) {
+                return Err(Recorded::No);
             }
             let subject = owner.subject(&live.request, live.revision);
             let event = AuditEvent::new(event, reason, &subject, now, deliver).token(live.ends_at, &live.token_ids);
-            Some(journal.record_event(&owner.uid, event))
+            Ok(journal.record_event(&owner.uid, event))
         })
         .await?;
-    if let Some(event) = &committed {
-        context.log_event(event);
-    }
-    Ok(committed.is_some())
+    Ok(match committed {
+        Ok(event) => {
+            context.log_event(&event);
+            Recorded::Yes
+        }
+        Err(why) => why,
+    })
 }
 
 pub(super) async fn restore(context: &Arc<Context>, scene: &Scene, secret: &str) -> Result<(), ReconcileError> {

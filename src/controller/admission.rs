@@ -202,7 +202,8 @@ impl ScopeRunner {
     }
 
     /// Who may be considered: nobody with a request under way, no newcomers before all are known
-    /// who wait, and of a refused key's users only the one who tries it again.
+    /// who wait, and of a refused key's users nobody before it is tried again: then one of those whom
+    /// the budget admits is the probe.
     fn admissible(&self, context: &Arc<Context>, now: Time) -> Vec<Demand> {
         let wishes = self.wishes.lock();
         let working = context.working.lock();
@@ -210,7 +211,6 @@ impl ScopeRunner {
         let mut rests = self.rests.lock();
         rests.retain(|_, until| *until > now);
         let mut unauthorized = context.unauthorized.lock();
-        let mut probes: Vec<String> = Vec::new();
         let mut demands: Vec<&Wish> = wishes
             .values()
             .filter(|w| !working.contains_key(&w.demand.uid) && !rests.contains_key(&w.demand.uid))
@@ -224,8 +224,7 @@ impl ScopeRunner {
                 let Some(usable) = usable else {
                     return false;
                 };
-                let key = usable.key_digest.clone();
-                match unauthorized.get_mut(&key) {
+                match unauthorized.get_mut(&usable.key_digest) {
                     None => true,
                     Some(probe_at) if *probe_at <= now && usable.broker.api() == BrokerApi::Provision => {
                         // This API can be asked without a mint.
@@ -233,11 +232,7 @@ impl ScopeRunner {
                         tokio::spawn(probe(Arc::clone(context), usable, w.connection.clone()));
                         false
                     }
-                    Some(probe_at) if *probe_at <= now && !probes.contains(&key) => {
-                        probes.push(key);
-                        true
-                    }
-                    Some(_) => false,
+                    Some(probe_at) => *probe_at <= now,
                 }
             })
             .map(|w| w.demand.clone())

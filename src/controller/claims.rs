@@ -152,13 +152,13 @@ pub(super) async fn rebuild(context: &Arc<Context>, scene: &Scene) -> Result<boo
     let Some(scope) = &scene.scope else { return Ok(false) };
     let seals = seals(scene, None);
     let Some(live) = live_of(&seals) else { return Ok(false) };
-    let (owner, window) = (scene.owner.clone(), scene.window);
+    let owner = scene.owner.clone();
     context
         .runner(scope)
         .journal
         .commit(move |journal, now| {
             let name = (owner.namespace.as_str(), owner.name.as_str());
-            journal.adopt_lost(&owner.uid, name, live.clone(), now + window);
+            journal.adopt_lost(&owner.uid, name, live.clone(), now);
         })
         .await?;
     let name = (scene.owner.namespace.clone(), scene.owner.name.clone());

@@ -58,6 +58,8 @@ pub struct Context {
     pub homes: Locked<Homes>,
     /// The scopes with a budget task.
     pub scopes: Locked<HashMap<Scope, Arc<ScopeRunner>>>,
+    /// The scope whose budget task each credential is known to, by uid.
+    pub lined: Locked<HashMap<String, Scope>>,
     /// Requests this process has under way, by uid; with what holds their publication up.
     pub working: Arc<Locked<HashMap<String, Option<Problem>>>>,
     /// Why a mint could not be prepared, by uid.
@@ -275,6 +277,23 @@ impl Context {
                 .entry(scope.clone())
                 .or_insert_with(|| ScopeRunner::start(self, scope.clone())),
         )
+    }
+
+    /// Takes a credential out of the line it is in, and its renewals out of that budget, unless that is
+    /// `scope`'s, where it belongs now.
+    pub fn leave_line(&self, uid: &str, scope: Option<&Scope>) {
+        let before = {
+            let mut lined = self.lined.lock();
+            match scope {
+                Some(scope) => lined.insert(uid.to_owned(), scope.clone()),
+                None => lined.remove(uid),
+            }
+        };
+        let left = before.filter(|before| Some(before) != scope);
+        if let Some(runner) = left.and_then(|left| self.scopes.lock().get(&left).cloned()) {
+            runner.forget(uid);
+            runner.host(uid, None);
+        }
     }
 
     /// A key that was refused is accepted by now: no journal may say otherwise to the next leader.

@@ -118,6 +118,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
             secrets: Locked::default(),
             homes: Locked::default(),
             scopes: Locked::default(),
+            lined: Locked::default(),
             working: Arc::clone(&working),
             unprepared: Locked::default(),
             looked_at: Locked::default(),

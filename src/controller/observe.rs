@@ -12,7 +12,7 @@ use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::{Owner, Seen};
-use crate::core::journal::{Claim, Record, Scope};
+use crate::core::journal::{Claim, Live, Record, Scope};
 use crate::core::plan::{Connection, Observed};
 use crate::core::spec::{self, Wanted};
 use crate::core::{Problem, access, clock};
@@ -26,8 +26,10 @@ pub(super) struct Scene {
     pub(super) seen: BTreeMap<String, Seen>,
     /// The scope the current spec counts in.
     pub(super) scope: Option<Scope>,
-    /// The scope with the record that holds the live token or claim.
+    /// The scope with the record that holds the claim, or else the live token.
     pub(super) home: Option<Scope>,
+    /// The scope with the record that holds the live token.
+    pub(super) live_home: Option<Scope>,
     /// Number of the last audit event in the journal of `scope`.
     pub(super) seq: u64,
     pub(super) window: TimeDelta,
@@ -70,6 +72,7 @@ pub(super) async fn observe(
     let mut blind = false;
     let Known {
         home,
+        live_home,
         record,
         claim,
         seq,
@@ -121,6 +124,7 @@ pub(super) async fn observe(
         seen,
         scope,
         home,
+        live_home,
         seq,
         window: resolved.as_ref().map_or(TimeDelta::hours(1), |r| r.limit.window),
         timeout: usable.map_or(TimeDelta::seconds(10), |u| u.timeout),
@@ -169,6 +173,7 @@ pub(super) fn connection_state(
 #[derive(Default)]
 struct Known {
     home: Option<Scope>,
+    live_home: Option<Scope>,
     record: Option<Record>,
     claim: Option<Claim>,
     /// As in [`Scene`].
@@ -185,6 +190,8 @@ async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scope>) -> Resu
         homes.push(scope.clone());
     }
     let mut best: Option<(Scope, Record, Option<Claim>)> = None;
+    // A claim's other half: what it will replace may be live elsewhere.
+    let mut newest: Option<(Scope, Live)> = None;
     let mut seq = 0;
     for home in homes {
         let journal = context.runner(&home).journal.view().await?;
@@ -194,6 +201,11 @@ async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scope>) -> Resu
         };
         if Some(&home) == scope {
             seq = record.seq;
+        }
+        if let Some(live) = &record.live
+            && newest.as_ref().is_none_or(|(_, l)| l.issued_at < live.issued_at)
+        {
+            newest = Some((home.clone(), live.clone()));
         }
         let rank = |claim: Option<&Claim>, record: &Record, home: &Scope| {
             (
@@ -221,13 +233,16 @@ async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scope>) -> Resu
         let here = journal.credentials.get(uid);
         record.failure = here.and_then(|r| r.failure.clone());
         record.heals = here.map(|r| r.heals.clone()).unwrap_or_default();
-        // A claim's other half: what it will replace is live elsewhere.
-        if record.live.is_none() {
-            record.live = here.and_then(|r| r.live.clone());
-        }
     }
+    let live_home = if let (None, Some((scope, live))) = (&record.live, newest) {
+        record.live = Some(live);
+        Some(scope)
+    } else {
+        Some(home.clone())
+    };
     Ok(Known {
         home: Some(home),
+        live_home,
         record: Some(record),
         claim,
         seq,

@@ -51,11 +51,16 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
     if !context.leading() {
         return Ok(Requeue::await_change());
     }
+    if credential.metadata.deletion_timestamp.is_some() {
+        // Somebody's finalizer keeps it; what it held goes all the same.
+        let name: Name = (credential.namespace().unwrap_or_default(), credential.name_any());
+        context.sweep_name(&name).await;
+    }
     let Some(scene) = observe(credential, context).await? else {
         return Ok(Requeue::requeue(Duration::from_secs(1)));
     };
-    let holds = scene.home == scene.scope && scene.observed.record.as_ref().is_some_and(|r| r.live.is_some());
-    if let (Some(home), None, true) = (&scene.home, &scene.observed.claim, holds) {
+    let holds = scene.live_home == scene.scope && scene.observed.record.as_ref().is_some_and(|r| r.live.is_some());
+    if let (Some(home), None, true) = (&scene.live_home, &scene.observed.claim, holds) {
         // What a crash kept from being superseded is so now.
         context.supersede(&scene.owner.uid, home).await;
     }
@@ -139,20 +144,20 @@ async fn tell_of_change(context: &Context, credential: &EphemeralCredential, ver
 }
 
 fn queue(context: &Arc<Context>, scene: &Scene, demand: Option<Kind>, credential: &EphemeralCredential) {
-    let homes = context.homes.lock().of(&scene.owner.uid);
-    for other in homes.iter().filter(|s| Some(*s) != scene.scope.as_ref()) {
-        let runner = context.runner(other);
-        runner.forget(&scene.owner.uid);
-        runner.host(&scene.owner.uid, None);
-    }
-    let Some(scope) = &scene.scope else { return };
+    let uid = &scene.owner.uid;
+    context.leave_line(uid, scene.scope.as_ref());
+    let (Some(scope), Ok(wanted)) = (&scene.scope, &scene.observed.wanted) else {
+        return;
+    };
     let runner = context.runner(scope);
-    let name = (scene.owner.namespace.clone(), scene.owner.name.clone());
+    // A key or a URL that an administrator changed moves the token's renewals here; somebody's edit of the
+    // request does not.
     let live = scene.observed.record.as_ref().and_then(|r| r.live.as_ref());
-    let moved = live.filter(|_| scene.home.as_ref() != Some(scope));
-    runner.host(&scene.owner.uid, moved.map(|l| Guest::of(l, name)));
-    let (Some(kind), Ok(wanted)) = (demand, &scene.observed.wanted) else {
-        runner.forget(&scene.owner.uid);
+    let moved = live.filter(|l| scene.live_home.as_ref() != Some(scope) && wanted.is_served_by(&l.request));
+    let name = (scene.owner.namespace.clone(), scene.owner.name.clone());
+    runner.host(uid, moved.map(|l| Guest::of(l, name)));
+    let Some(kind) = demand else {
+        runner.forget(uid);
         return;
     };
     // A credential that never had a token waits since it was created, restarts or not.

@@ -4,16 +4,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt};
 
+use super::admission::ScopeRunner;
 use super::context::{Context, Name};
+use super::reconcile::ReconcileError;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::bounded;
 use crate::cluster::journal::JournalError;
+use crate::cluster::secrets::Owner;
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType, Subject};
 use crate::core::journal::{Journal, Record, RequestFacts, Scope};
+use crate::core::plan::SecretState;
 use crate::core::schedule::CLAIM_GRACE;
 
 /// How often everything known is compared with everything there.
@@ -86,29 +91,31 @@ impl Context {
     }
 
     async fn sweep_one(self: &Arc<Self>, uid: &str, name: &Name) {
+        // Deleted is deleted, whatever finalizer of somebody's keeps the object.
+        let is_there = |of: &ObjectMeta| of.uid.as_deref() == Some(uid) && of.deletion_timestamp.is_none();
         let at = ObjectRef::new(&name.1).within(&name.0);
-        if self
-            .credentials
-            .get(&at)
-            .is_some_and(|c| c.uid().as_deref() == Some(uid))
-        {
+        if self.credentials.get(&at).is_some_and(|c| is_there(&c.metadata)) {
             return;
         }
         // The store may be behind: only the API server's own word ends a credential.
         let api: Api<EphemeralCredential> = Api::namespaced(self.cluster.client.clone(), &name.0);
         match bounded(api.get_metadata_opt(&name.1)).await {
-            Ok(found) if found.as_ref().and_then(|c| c.metadata.uid.as_deref()) == Some(uid) => return,
+            Ok(found) if found.as_ref().is_some_and(|c| is_there(&c.metadata)) => return,
             Ok(_) => {}
             Err(error) => {
                 tracing::debug!(namespace = %name.0, name = %name.1, %error, "failed to make sure that a credential is gone");
                 return;
             }
         }
+        self.leave_line(uid, None);
         let homes = self.homes.lock().of(uid);
         for home in homes {
             let runner = self.runner(&home);
-            runner.forget(uid);
             if self.working.lock().contains_key(uid) {
+                continue;
+            }
+            if let Err(error) = self.clear_secrets(&runner, uid, name).await {
+                tracing::warn!(namespace = %name.0, name = %name.1, %error, "failed to remove a deleted credential's Secrets");
                 continue;
             }
             let (gone, me) = (uid.to_owned(), self.identity.clone());
@@ -132,6 +139,38 @@ impl Context {
                 }
             }
         }
+    }
+
+    /// Removes what garbage collection leaves: the Secrets of an orphaned or finalized credential.
+    async fn clear_secrets(&self, runner: &ScopeRunner, uid: &str, name: &Name) -> Result<(), ReconcileError> {
+        let journal = runner.journal.view().await?;
+        let Some(live) = journal.credentials.get(uid).and_then(|r| r.live.as_ref()) else {
+            return Ok(());
+        };
+        let owner = Owner {
+            namespace: name.0.clone(),
+            name: name.1.clone(),
+            uid: uid.to_owned(),
+        };
+        for secret in live.secrets.keys() {
+            loop {
+                let seen = self.cluster.look(&owner, secret, None, None, &self.seal).await?;
+                if !matches!(
+                    seen.state,
+                    SecretState::Ours { .. } | SecretState::Terminating { held: true }
+                ) {
+                    break;
+                }
+                match self.cluster.delete_secret(&name.0, secret, seen.guard).await {
+                    Err(error) if error.is_conflict() => {}
+                    done => {
+                        done?;
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether a connection that counts in `scope` sends audit events anywhere.
@@ -178,6 +217,7 @@ fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time)
         return Released::Gone(Vec::new());
     };
     if record.gone {
+        journal.revoke_all(uid, now);
         // What is left of it waits for its revocations.
         return if journal.bury().iter().any(|done| done == uid) {
             Released::Gone(Vec::new())

@@ -7,6 +7,7 @@ use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
 use super::Problem;
+use super::journal::RequestFacts;
 use super::render::{self, Layout};
 use crate::api::{
     BrokerApi, EphemeralCredential, EphemeralCredentialSpec, Preset, ROTATE_ANNOTATION, Reason, SecretType,
@@ -60,6 +61,13 @@ impl Wanted {
     #[must_use]
     pub fn digest(&self) -> String {
         digest([&self.request_hash, &self.layout_hash, &self.rotate])
+    }
+
+    /// Whether `request` was made of the same connection for the same service: what replaces its token is
+    /// its renewal, and has its place in the budget.
+    #[must_use]
+    pub fn is_served_by(&self, request: &RequestFacts) -> bool {
+        self.connection == request.connection && self.service == request.service
     }
 }
 

@@ -15,7 +15,7 @@ use chrono::TimeDelta;
 
 use crate::api::Reason;
 use crate::core::Time;
-use crate::core::journal::{AUDIT_CAPACITY, Journal, Kind, Live, SIZE_LIMIT};
+use crate::core::journal::{Journal, Kind, Live, SIZE_LIMIT};
 use crate::core::schedule::latest_safe;
 
 use projection::Projection;
@@ -211,14 +211,14 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
         .partition(|d| journal.credentials.get(&d.uid).map_or(0, |r| r.seq) == d.seq);
     selection.outdated = outdated.into_iter().map(|d| d.uid.clone()).collect();
     let blocked_until = journal.throttle.blocked_until.filter(|at| *at > now);
-    let backlog = journal.audit.len();
+    let backlog = journal.backlog();
 
     let mut renewals: Vec<&Demand> = demands.iter().copied().filter(|d| !d.kind.is_newcomer()).collect();
     renewals.sort_by_key(|d| (held(&d.uid).map(|(end, _)| end), d.uid.as_str()));
     for demand in renewals {
         let latest = held(&demand.uid).map(|(_, latest)| latest);
         let due = latest.is_none_or(|at| at <= now);
-        let verdict = if backlog >= AUDIT_CAPACITY {
+        let verdict = if backlog >= 100 {
             Err(backlog_full(now))
         } else if let Some(at) = blocked_until {
             Err(plan.wait(Reason::RateLimited, 0, Some(at), now, journal))
@@ -236,11 +236,10 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
     let mut slots = slots_by_namespace(journal, now, &limits);
     let stopped = blocked_until
         .map(|at| (Reason::RateLimited, Some(at)))
-        .or_else(|| (backlog * 5 >= AUDIT_CAPACITY * 4).then_some((Reason::AuditBacklog, None)))
+        .or_else(|| (backlog >= 80).then_some((Reason::AuditBacklog, None)))
         .or_else(|| (journal.weight() >= SIZE_LIMIT).then(|| (Reason::RateLimited, Some(now + TimeDelta::minutes(1)))))
         .or_else(|| {
-            journal
-                .newcomers_after
+            rebuilt_until(journal, &limits)
                 .filter(|at| *at > now)
                 .map(|at| (Reason::RateLimited, Some(at)))
         });
@@ -313,6 +312,12 @@ impl Selection {
             }
         }
     }
+}
+
+/// When all that a lost journal forgot has left the window.
+fn rebuilt_until(journal: &Journal, limits: &[Limit]) -> Option<Time> {
+    let longest = limits.iter().map(|l| l.counts_for()).max()?;
+    Some(journal.lost_at? + longest)
 }
 
 fn backlog_full(now: Time) -> Waiting {

@@ -9,7 +9,9 @@ use crate::core::journal::{Claim, Journal, SIZE_LIMIT};
 use crate::core::schedule::runway;
 use crate::core::{Time, clock};
 
-use super::{ASSUMED_LIFETIME, Demand, Guests, Limit, MAX_EVENTS, Selection, Usage, Waiting, live_latest};
+use super::{
+    ASSUMED_LIFETIME, Demand, Guests, Limit, MAX_EVENTS, Selection, Usage, Waiting, live_latest, rebuilt_until,
+};
 
 /// The time from one renewal to the next, if each is made at its latest safe time.
 ///
@@ -99,15 +101,20 @@ impl<'a> Projection<'a> {
         if self.fits_in_any_phase(limit, demand, at) {
             return true;
         }
-        let others = self.events(limit, Some(&demand.uid), now);
-        let with = self.excess_with(&others, limit, demand, at, now);
+        let until = self.horizon(limit, demand, now);
+        let others = self.events(until, Some(&demand.uid));
+        if others.len() >= MAX_EVENTS {
+            // More than any limit has room for.
+            return false;
+        }
+        let with = self.excess_with(&others, limit, demand, at, until);
         // What others have come to need (a limit turned out smaller, an end was rounded down) is not
         // the newcomer's doing; adding to it would be.
         let standing = if demand.kind.is_newcomer() {
             excess(&others, limit)
         } else {
             // A renewal may go early where that makes nothing worse than its latest safe time would.
-            excess(&self.events(limit, None, now), limit)
+            excess(&self.events(until, None), limit)
         };
         with <= standing
     }
@@ -118,11 +125,11 @@ impl<'a> Projection<'a> {
         limit: Limit,
         demand: &Demand,
         at: Time,
-        now: Time,
+        until: Time,
     ) -> usize {
         let period = self.period_of(demand);
         let mut with = others.to_vec();
-        push_series(&mut with, (at, period), self.horizon(limit, now));
+        push_series(&mut with, (at, period), until);
         // Two sorted runs: the sort merges them.
         with.sort();
         excess(&with, limit)
@@ -144,19 +151,21 @@ impl<'a> Projection<'a> {
         self.used(limit, at) + others + most(self.period_of(demand)) < limit.for_newcomers()
     }
 
-    pub(super) fn horizon(&self, limit: Limit, now: Time) -> Time {
-        let longest = self
-            .renewals
-            .values()
-            .map(|(_, p)| *p)
-            .max()
-            .unwrap_or(ASSUMED_LIFETIME);
-        now + (limit.window + longest) * 12
+    /// How far is looked ahead: a dozen rounds of the slowest, as far as the renewals of all, `demand`'s too,
+    /// are not too many until then; in two windows they are only where no limit has room for them.
+    pub(super) fn horizon(&self, limit: Limit, demand: &Demand, now: Time) -> Time {
+        const HOUR: i64 = 3_600_000;
+        let periods = || self.renewals.values().map(|(_, p)| *p).chain([self.period_of(demand)]);
+        let longest = periods().max().unwrap_or(ASSUMED_LIFETIME);
+        let wanted = (limit.window + longest) * 12;
+        let an_hour: i64 = periods().map(|p| HOUR / p.num_milliseconds().max(1) + 1).sum();
+        let hours = i64::try_from(MAX_EVENTS / 2).unwrap_or(i64::MAX) / an_hour;
+        let room = TimeDelta::milliseconds(hours.saturating_mul(HOUR).min(i64::MAX / 2));
+        now + wanted.min(room).max(limit.window * 2)
     }
 
-    /// Everything sent, and the projected renewals of everybody but `without`, in order.
-    pub(super) fn events(&self, limit: Limit, without: Option<&str>, now: Time) -> Vec<(Time, bool)> {
-        let until = self.horizon(limit, now);
+    /// Everything sent, and the projected renewals of everybody but `without` until then, in order.
+    pub(super) fn events(&self, until: Time, without: Option<&str>) -> Vec<(Time, bool)> {
         let mut events: Vec<(Time, bool)> = self.sent.iter().map(|at| (*at, false)).collect();
         for (uid, series) in &self.renewals {
             if without != Some(uid) {
@@ -173,13 +182,19 @@ impl<'a> Projection<'a> {
     /// The first time at which a slot frees that `demand` may take; `None` while the others live.
     pub(super) fn next_for_newcomer(&self, demand: &Demand, now: Time) -> Option<Time> {
         let longest = self.renewals.values().map(|(_, p)| *p).max().unwrap_or_default();
-        let per_limit: Vec<(Limit, Vec<(Time, bool)>)> = self
+        let per_limit: Vec<(Limit, Time, Vec<(Time, bool)>)> = self
             .limits
             .iter()
-            .map(|l| (*l, self.events(*l, Some(&demand.uid), now)))
+            .map(|l| {
+                let until = self.horizon(*l, demand, now);
+                (*l, until, self.events(until, Some(&demand.uid)))
+            })
             .collect();
+        if per_limit.iter().any(|(_, _, events)| events.len() >= MAX_EVENTS) {
+            return None;
+        }
         let mut candidates: BTreeSet<Time> = BTreeSet::new();
-        for (l, events) in &per_limit {
+        for (l, _, events) in &per_limit {
             let until = now + l.window * 2 + longest;
             let frees = events.iter().map(|(event, _)| *event + l.counts_for());
             candidates.extend(frees.filter(|at| *at > now && *at <= until));
@@ -187,7 +202,7 @@ impl<'a> Projection<'a> {
         candidates.into_iter().take(96).find(|at| {
             per_limit
                 .iter()
-                .all(|(l, events)| self.excess_with(events, *l, demand, *at, now) <= excess(events, *l))
+                .all(|(l, until, events)| self.excess_with(events, *l, demand, *at, *until) <= excess(events, *l))
         })
     }
 
@@ -232,7 +247,7 @@ impl<'a> Projection<'a> {
                 self.title,
                 clock(until, now)
             )
-        } else if let Some(until) = journal.newcomers_after.filter(|at| *at > now && position > 0) {
+        } else if let Some(until) = rebuilt_until(journal, self.limits).filter(|at| *at > now && position > 0) {
             format!(
                 "the journal of {} was lost and rebuilt; new credentials wait until {}, when all that it forgot has left the window",
                 self.title,

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::clock::{Reading, SteadyClock};
-use crate::core::journal::Ending;
 use crate::core::journal::tests_support::{claim, live, scope};
+use crate::core::journal::{AUDIT_BYTES, AUDIT_CAPACITY, Ending};
 
 fn t(seconds: i64) -> Time {
     chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
@@ -296,6 +296,28 @@ fn the_next_in_line_is_admitted_the_moment_a_slot_frees() {
 }
 
 #[test]
+fn a_projection_of_many_renewals_and_one_very_long_life_lets_nobody_in_by_mistake() {
+    let mut world = World::new(100, s(3600));
+    world.want("long", "n", s(24 * 3600), t(0));
+    world.step(t(0));
+    for i in 0..99_i64 {
+        let uid = format!("u{i:02}");
+        world.lifetimes.insert(uid.clone(), s(5400));
+        world.mint(&demand(&uid, "n", Kind::First, t(0)), t(1 + i * 36));
+    }
+    // Ninety-nine renewals an hour, and a slot is kept for a retry.
+    let now = t(3605);
+    let newcomer = [demand("new", "m", Kind::First, now)];
+    let selection = select(&world.journal, &Guests::new(), &newcomer, &world.limits, now);
+    assert_eq!(selection.admitted, Vec::<String>::new());
+    assert!(
+        selection.waiting["new"].message.contains("no slot frees"),
+        "{:?}",
+        selection.waiting
+    );
+}
+
+#[test]
 fn whoever_can_never_fit_waits_and_holds_nobody_up() {
     let mut world = World::new(5, s(3600));
     world.journal.typical_lifetime = Some(3600);
@@ -427,12 +449,13 @@ fn with_the_audit_backlog_at_four_fifths_newcomers_stop_and_at_capacity_renewals
         demand("a", "n", Kind::First, t(0)),
         demand("b", "n", Kind::Renewal, t(0)),
     ];
-    world.journal.audit = vec![event.clone(); AUDIT_CAPACITY * 4 / 5];
+    let capacity = AUDIT_CAPACITY.min(AUDIT_BYTES / event.weight() + 1);
+    world.journal.audit = vec![event.clone(); capacity * 4 / 5 + 1];
     assert_eq!(
         select(&world.journal, &Guests::new(), &demands, &world.limits, t(0)).admitted,
         ["b"]
     );
-    world.journal.audit = vec![event; AUDIT_CAPACITY];
+    world.journal.audit = vec![event; capacity];
     let full = select(&world.journal, &Guests::new(), &demands, &world.limits, t(0));
     assert!(full.admitted.is_empty());
     assert!(full.waiting.values().all(|w| w.reason == Reason::AuditBacklog));

@@ -182,6 +182,10 @@ pub struct Record {
     /// The credential is deleted; this remains until its tokens are revoked.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gone: bool,
+    /// The claim of the token whose Secrets somebody changed, once that is recorded: nobody fills the
+    /// audit by doing so again and again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tampered: Option<String>,
     /// The last token ended before it could be renewed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expired: bool,

@@ -27,10 +27,14 @@ pub use entries::{
 
 /// The layout this code reads and writes.
 pub const VERSION: u32 = 1;
-/// Above this many bytes newcomers are refused: a ConfigMap holds at most 1 MiB.
+/// Above this many bytes, audit apart, newcomers are refused: a ConfigMap holds at most 1 MiB.
 pub const SIZE_LIMIT: usize = 512 * 1024;
-/// Undelivered audit events a scope holds at most.
+/// Undelivered audit events a scope holds at most,
 pub const AUDIT_CAPACITY: usize = 2000;
+/// and the bytes they may take.
+pub const AUDIT_BYTES: usize = 448 * 1024;
+/// How long after a loss that is remembered: longer than any window.
+const LOSS_REMEMBERED: TimeDelta = TimeDelta::days(2);
 
 /// What a budget is counted for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -100,9 +104,10 @@ pub struct Journal {
     /// Audit events not yet acknowledged, oldest first.
     #[serde(default)]
     pub audit: Vec<AuditEvent>,
-    /// No newcomer is admitted before this: set when the journal had to be rebuilt.
+    /// When the journal had to be begun anew: what was spent before is not known, and no newcomer is admitted
+    /// for a window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub newcomers_after: Option<Time>,
+    pub lost_at: Option<Time>,
 }
 
 /// How an attempt ended that was under way.
@@ -135,7 +140,7 @@ impl Journal {
             unauthorized: None,
             typical_lifetime: None,
             audit: Vec::new(),
-            newcomers_after: None,
+            lost_at: None,
         }
     }
 
@@ -164,8 +169,8 @@ impl Journal {
         if self.throttle.blocked_until.is_some_and(|at| at <= now) {
             self.throttle.blocked_until = None;
         }
-        if self.newcomers_after.is_some_and(|at| at <= now) {
-            self.newcomers_after = None;
+        if self.lost_at.is_some_and(|at| at + LOSS_REMEMBERED <= now) {
+            self.lost_at = None;
         }
         for record in self.credentials.values_mut() {
             record.heals.retain(|at| *at + window > now);
@@ -256,13 +261,13 @@ impl Journal {
     }
 
     /// Takes in a live token that only its sealed Secrets tell of: the journal was lost, and with it
-    /// the count of the window, so newcomers wait until `newcomers_after`.
-    pub fn adopt_lost(&mut self, uid: &str, (namespace, name): (&str, &str), live: Live, newcomers_after: Time) {
+    /// the count of the window, so newcomers wait for one.
+    pub fn adopt_lost(&mut self, uid: &str, (namespace, name): (&str, &str), live: Live, now: Time) {
         let record = self.record(uid, namespace, name);
         if record.live.is_none() {
             record.revision = record.revision.max(live.revision);
             record.live = Some(live);
-            self.newcomers_after.get_or_insert(newcomers_after);
+            self.lost_at.get_or_insert(now);
         }
     }
 
@@ -327,14 +332,21 @@ impl Journal {
         !self.credentials.contains_key(uid)
     }
 
-    /// About how many bytes this takes, generously: cheap enough to ask before every decision.
+    /// How much of what a journal may hold of undelivered audit events it does, in percent.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        let bytes: usize = self.audit.iter().map(AuditEvent::weight).sum();
+        (self.audit.len() * 100 / AUDIT_CAPACITY).max(bytes * 100 / AUDIT_BYTES)
+    }
+
+    /// About how many bytes this takes, its audit apart, generously: cheap enough to ask before every decision.
     #[must_use]
     pub fn weight(&self) -> usize {
         const RECORD: usize = 1300;
         const ENTRY: usize = 700;
         const ATTEMPT: usize = 180;
         self.credentials.len() * RECORD
-            + (self.claims.len() + self.revocations.len() + self.audit.len()) * ENTRY
+            + (self.claims.len() + self.revocations.len()) * ENTRY
             + self.attempts.len() * ATTEMPT
     }
 

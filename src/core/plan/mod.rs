@@ -32,12 +32,22 @@ const WORTH_TELLING: TimeDelta = TimeDelta::seconds(1);
 pub fn plan(o: &Observed, now: Time) -> Plan {
     let mut plan = Plan::default();
     if o.terminating {
+        plan.actions = deletes(o, |_| true).collect();
         return plan;
     }
     if o.blind {
         let Connection::Unusable(problem) = &o.connection else {
             return plan;
         };
+        // What a Secret's own seal says of its end holds without the journal.
+        let end = |state: &SecretState| match state {
+            SecretState::Ours { seal: Some(seal), .. } => Some(seal.live.ends_at),
+            _ => None,
+        };
+        plan.actions = deletes(o, |state| end(state).is_some_and(|at| at <= now)).collect();
+        for at in o.secrets.values().filter_map(end).filter(|at| *at > now) {
+            plan.wake_at(at);
+        }
         plan.verdict = Some(Verdict {
             ready: false,
             issued: o.secrets.values().any(|s| matches!(s, SecretState::Ours { .. })),
@@ -107,7 +117,12 @@ impl<'a> Standing<'a> {
             live.is_some_and(|l| l.request_hash == wanted.request_hash && l.layout_hash == wanted.layout_hash);
         let need = match live {
             None => Some(Kind::First),
-            Some(l) if renew_at(l.issued_at, l.ends_at, wanted.renew_before, &o.uid) <= now => Some(Kind::Renewal),
+            Some(l)
+                if wanted.is_served_by(&l.request)
+                    && renew_at(l.issued_at, l.ends_at, wanted.renew_before, &o.uid) <= now =>
+            {
+                Some(Kind::Renewal)
+            }
             Some(_) if !current => Some(Kind::Change),
             Some(_) if !intact => Some(Kind::Heal),
             Some(l) if l.rotate != wanted.rotate => Some(Kind::Rotate),
@@ -221,17 +236,8 @@ fn sealed_by(o: &Observed, name: &str, claim: &str) -> bool {
 /// Collects what must go or be restored whatever else is decided; returns what is live after that.
 fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a Live> {
     let live = o.record.as_ref().and_then(|r| r.live.as_ref());
-    let ours = |name: &str| {
-        let state = o.secrets.get(name);
-        state.is_some_and(|s| matches!(s, SecretState::Ours { .. }) || is_held(s))
-    };
     if o.permitted.is_err() {
-        plan.actions.extend(
-            o.secrets
-                .keys()
-                .filter(|n| ours(n))
-                .map(|n| Action::Delete { secret: n.clone() }),
-        );
+        plan.actions.extend(deletes(o, |_| true));
         if live.is_some() {
             plan.actions.push(Action::Release {
                 reason: Reason::NotPermitted,
@@ -244,12 +250,7 @@ fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a Live> {
             plan.actions.push(Action::Rebuild);
             return None;
         }
-        plan.actions.extend(
-            o.secrets
-                .keys()
-                .filter(|n| ours(n))
-                .map(|n| Action::Delete { secret: n.clone() }),
-        );
+        plan.actions.extend(deletes(o, |_| true));
         return None;
     };
     let expired = live.ends_at <= now;
@@ -286,6 +287,13 @@ fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a Live> {
     }
     plan.wake_at(live.ends_at);
     Some(live)
+}
+
+/// The removal of those Secrets of ours that `which` picks.
+fn deletes<'a>(o: &'a Observed, which: impl Fn(&SecretState) -> bool + 'a) -> impl Iterator<Item = Action> + 'a {
+    let ours = |state: &SecretState| matches!(state, SecretState::Ours { .. }) || is_held(state);
+    let picked = o.secrets.iter().filter(move |(_, state)| ours(state) && which(state));
+    picked.map(|(name, _)| Action::Delete { secret: name.clone() })
 }
 
 /// It can only be emptied.

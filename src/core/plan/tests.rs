@@ -29,6 +29,8 @@ fn wanted() -> Wanted {
 fn live() -> Live {
     let wanted = wanted();
     let mut live = live_at("claim-1", t(0), t(3600));
+    live.request.connection = wanted.connection;
+    live.request.service = wanted.service;
     live.request_hash = wanted.request_hash;
     live.layout_hash = wanted.layout_hash;
     let written = Written {
@@ -382,13 +384,44 @@ fn a_lost_record_is_rebuilt_from_seals_and_never_from_anything_else() {
 }
 
 #[test]
-fn blind_it_does_nothing_at_all() {
+fn blind_it_only_removes_what_its_own_seal_says_has_ended() {
     let problem = Problem::new(Reason::ConnectionNotReady, "the journal is broken");
     let o = Observed {
         blind: true,
         connection: Connection::Unusable(problem),
         ..issued()
     };
-    let plan = plan(&o, t(9999));
-    assert_eq!((plan.actions.len(), plan.demand), (0, None));
+    let before = plan(&o, t(3590));
+    assert_eq!((before.actions, before.demand), (vec![], None));
+    assert_eq!(before.wake, Some(t(3600)));
+    let after = plan(&o, t(3600));
+    assert_eq!(
+        (after.actions, after.demand),
+        (vec![Action::Delete { secret: "a".into() }], None)
+    );
+}
+
+#[test]
+fn a_request_moved_to_another_service_or_connection_is_a_newcomer_there_though_its_token_is_due() {
+    for (connection, service) in [("other", "svc"), ("default", "other")] {
+        let mut o = issued();
+        let live = o.record.as_mut().unwrap().live.as_mut().unwrap();
+        live.request.connection = connection.into();
+        live.request.service = service.into();
+        live.request_hash = "of that".into();
+        assert_eq!(plan(&o, t(3000)).demand, Some(Kind::Change), "{connection} {service}");
+    }
+}
+
+#[test]
+fn a_deleted_credential_that_a_finalizer_keeps_loses_its_secrets_and_asks_for_nothing() {
+    let o = Observed {
+        terminating: true,
+        ..issued()
+    };
+    let plan = plan(&o, t(3000));
+    assert_eq!(
+        (plan.actions, plan.demand),
+        (vec![Action::Delete { secret: "a".into() }], None)
+    );
 }

@@ -219,7 +219,7 @@ impl World {
                 }
                 Action::Rebuild => {
                     let Some(stored) = self.secret.clone() else { continue };
-                    self.commit(|j, now| j.adopt_lost(UID, ("runners-1", "a"), stored.live, now + LIMIT.window));
+                    self.commit(|j, now| j.adopt_lost(UID, ("runners-1", "a"), stored.live, now));
                 }
             }
         }
@@ -313,6 +313,8 @@ impl World {
         live.rotate = flight.claim.rotate.clone();
         live.revision = flight.claim.revision;
         live.request = request();
+        live.request.connection = self.wanted.connection.clone();
+        live.request.service = self.wanted.service.clone();
         live.endpoint = endpoint();
         let written = Written {
             keys: vec!["k".into()],
