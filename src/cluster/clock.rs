@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::DateTime;
+use chrono::{DateTime, TimeDelta};
 use http::Request;
 use http::header::DATE;
 use kube::client::Body;
@@ -10,9 +10,6 @@ use kube::client::Body;
 use super::{Cluster, bounded};
 use crate::core::Time;
 use crate::core::clock::{Checked, Reading, SteadyClock};
-
-/// How often the time is compared with the API server's.
-const CHECK_EVERY: Duration = Duration::from_secs(10);
 
 /// The machine's wall clock.
 #[expect(clippy::disallowed_methods, reason = "the one place it is read")]
@@ -57,31 +54,15 @@ impl Cluster {
         *self.steady() = clock;
     }
 
-    /// Compares the time with the API server's, again and again.
-    pub async fn keep_time(self) {
-        let mut doubted = false;
-        loop {
-            tokio::time::sleep(CHECK_EVERY).await;
-            let Some(reading) = self.read_clocks().await else {
-                continue;
-            };
-            let checked = self.steady().check(&reading);
-            match checked {
-                Checked::Agrees => doubted = false,
-                Checked::Doubted(off) if !doubted => {
-                    doubted = true;
-                    tracing::warn!(
-                        "the API server's clock is {} s off what it was; it is believed if that stands for an hour",
-                        off.num_seconds()
-                    );
-                }
-                Checked::Doubted(_) => {}
-                Checked::Moved(off) => {
-                    doubted = false;
-                    tracing::warn!("the time was set by {} s to the API server's", off.num_seconds());
-                }
-            }
-        }
+    /// Compares the time with the API server's; nothing where that does not tell.
+    pub async fn check_clock(&self) -> Option<Checked> {
+        let reading = self.read_clocks().await?;
+        Some(self.steady().check(&reading))
+    }
+
+    /// Moves the time.
+    pub fn move_clock(&self, off: TimeDelta) {
+        self.steady().move_by(off);
     }
 
     async fn read_clocks(&self) -> Option<Reading> {

@@ -75,6 +75,12 @@ impl ScopeRunner {
         runner
     }
 
+    /// The time is another one.
+    pub fn start_over(&self) {
+        self.rests.lock().clear();
+        self.wake();
+    }
+
     /// Looks at the line anew.
     pub fn wake(&self) {
         self.notify.notify_one();

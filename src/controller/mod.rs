@@ -13,6 +13,7 @@ mod publish;
 mod reconcile;
 mod revoke;
 mod sweep;
+mod time;
 mod watches;
 
 use std::net::SocketAddr;
@@ -83,7 +84,8 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
     if stop.run_until_cancelled(cluster.set_clock()).await.is_none() {
         return Ok(());
     }
-    tokio::spawn(run_until(&stop, cluster.clone().keep_time()));
+    let term = Arc::new(time::Term::default());
+    tokio::spawn(run_until(&stop, time::keep(cluster.clone(), Arc::clone(&term))));
     health.waiting_for("the seal key");
     let Some(seal) = stop.run_until_cancelled(await_seal_key(&cluster)).await else {
         return Ok(());
@@ -131,15 +133,22 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
             warm: AtomicBool::new(false),
             stop: over.clone(),
         });
-        let term = Term {
+        *term.lock() = Some(Arc::clone(&context));
+        let streams = Streams {
             connections: connection_writer,
             namespaces: namespace_writer,
             credentials: credential_writer,
             triggered,
         };
-        let work = tokio::spawn(serve(Arc::clone(&context), term, settings.concurrency, health.clone()));
+        let work = tokio::spawn(serve(
+            Arc::clone(&context),
+            streams,
+            settings.concurrency,
+            health.clone(),
+        ));
         election.lead(&leads, &stop).await;
         leads.end();
+        *term.lock() = None;
         metrics.leads(false);
         over.cancel();
         work.await?;
@@ -171,8 +180,8 @@ async fn await_seal_key(cluster: &Cluster) -> SealKey {
     }
 }
 
-/// What one term of leadership is made of.
-struct Term {
+/// What one term of leadership is fed by.
+struct Streams {
     connections: Writer<ChittyConnection>,
     namespaces: Writer<PartialObjectMeta<Namespace>>,
     credentials: Writer<EphemeralCredential>,
@@ -180,10 +189,10 @@ struct Term {
 }
 
 /// Does all there is to do until the term is over.
-async fn serve(context: Arc<Context>, term: Term, concurrency: u16, health: Health) {
+async fn serve(context: Arc<Context>, streams: Streams, concurrency: u16, health: Health) {
     let stop = context.stop.clone();
     health.waiting_for("connections, namespaces and Secrets to be read");
-    watches::start(&context, term.connections, term.namespaces);
+    watches::start(&context, streams.connections, streams.namespaces);
     context.open_journals(&stop).await;
     if stop.is_cancelled() {
         return;
@@ -193,7 +202,7 @@ async fn serve(context: Arc<Context>, term: Term, concurrency: u16, health: Heal
     tokio::spawn(run_until(&stop, delivery::deliver_for_ever(Arc::clone(&context))));
     tokio::spawn(run_until(&stop, revoke::revoke_for_ever(Arc::clone(&context))));
     tokio::spawn(run_until(&stop, watches::report_for_ever(Arc::clone(&context))));
-    drive(context, term.credentials, term.triggered, concurrency, health).await;
+    drive(context, streams.credentials, streams.triggered, concurrency, health).await;
 }
 
 fn run_until(

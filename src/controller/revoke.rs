@@ -2,9 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
-
-use chrono::TimeDelta;
+use std::time::{Duration, Instant};
 
 use super::admission::ScopeRunner;
 use super::connections::remembered;
@@ -18,13 +16,13 @@ use crate::core::{Problem, Time};
 /// How often the lists are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The wait after a failed try doubles from the first to the longest.
-const FIRST_WAIT: TimeDelta = TimeDelta::seconds(2);
-const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(5);
+const FIRST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// Works off what every scope owes.
 pub async fn revoke_for_ever(context: Arc<Context>) {
     // When each token may be tried again; a restart tries at once, which is as well.
-    let mut waits: HashMap<String, Time> = HashMap::new();
+    let mut waits: HashMap<String, Instant> = HashMap::new();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if !context.leading() {
@@ -38,7 +36,7 @@ pub async fn revoke_for_ever(context: Arc<Context>) {
             let now = context.now();
             let mut brokers: HashMap<String, Result<Broker, Problem>> = HashMap::new();
             for owed in journal.revocations.iter().filter(|r| r.due <= now) {
-                if waits.get(&owed.token_id).is_some_and(|at| *at > now) {
+                if waits.get(&owed.token_id).is_some_and(|at| *at > Instant::now()) {
                     continue;
                 }
                 let key = format!("{:?}", owed.endpoint);
@@ -49,8 +47,8 @@ pub async fn revoke_for_ever(context: Arc<Context>) {
                 if pay(&context, &runner, owed, &brokers[&key]).await {
                     waits.remove(&owed.token_id);
                 } else {
-                    let doubled = FIRST_WAIT * (1_i32 << owed.tries.min(10));
-                    waits.insert(owed.token_id.clone(), now + doubled.min(LONGEST_WAIT));
+                    let doubled = FIRST_WAIT * (1_u32 << owed.tries.min(10));
+                    waits.insert(owed.token_id.clone(), Instant::now() + doubled.min(LONGEST_WAIT));
                 }
             }
         }

@@ -14,8 +14,7 @@ use super::Time;
 const AGREES: TimeDelta = TimeDelta::seconds(2);
 /// The middle of the second that a `Date` header names.
 const HALF_A_SECOND: TimeDelta = TimeDelta::milliseconds(500);
-/// A step of the API server's clock is believed once it has stood for this long: by then what was
-/// counted before it has left the usual window.
+/// A step of the API server's clock is believed once it has stood for this long: nobody mends it any more.
 const BELIEVED_AFTER: Duration = Duration::from_secs(3600);
 
 /// What the clocks say at one moment.
@@ -51,8 +50,11 @@ pub enum Checked {
     Agrees,
     /// The API server's clock is off by this much, and is not believed yet.
     Doubted(TimeDelta),
-    /// The time was moved by this much.
-    Moved(TimeDelta),
+    /// Both other clocks went on by this much, and this one did not: the machine stood still, and tokens have
+    /// aged meanwhile. (Or both were stepped: the two look alike.) To be moved at once.
+    Paused(TimeDelta),
+    /// The API server's clock has been off by this much for so long that it is gone by. To be moved.
+    Stepped(TimeDelta),
 }
 
 /// A time that goes on as elapsed time does.
@@ -86,7 +88,13 @@ impl SteadyClock {
         self.base + elapsed
     }
 
-    /// Compares with the API server's clock, and follows it where that can be trusted.
+    /// Moves the time, once whoever goes by it has been told.
+    pub fn move_by(&mut self, off: TimeDelta) {
+        self.base += off;
+        self.doubted_since = None;
+    }
+
+    /// Compares with the API server's clock, and follows its drift.
     pub fn check(&mut self, reading: &Reading) -> Checked {
         let off = reading.time() - self.now(reading.elapsed);
         if off.abs() <= AGREES {
@@ -96,13 +104,12 @@ impl SteadyClock {
             }
             return Checked::Agrees;
         }
-        // Where both others went on and this one did not, the machine stood still: tokens have aged meanwhile.
-        let paused = reading.wall_agrees() && off > TimeDelta::zero();
+        if reading.wall_agrees() && off > TimeDelta::zero() {
+            return Checked::Paused(off);
+        }
         let since = *self.doubted_since.get_or_insert(reading.elapsed);
-        if paused || reading.elapsed.saturating_sub(since) >= BELIEVED_AFTER {
-            self.base += off;
-            self.doubted_since = None;
-            return Checked::Moved(off);
+        if reading.elapsed.saturating_sub(since) >= BELIEVED_AFTER {
+            return Checked::Stepped(off);
         }
         Checked::Doubted(off)
     }
@@ -160,7 +167,11 @@ mod tests {
     fn after_a_pause_of_the_machine_the_time_is_right_at_once() {
         let mut clock = SteadyClock::start(&reading(0, 0, 0));
         let two_hours = TimeDelta::hours(2);
-        assert_eq!(clock.check(&reading(10, 2 * HOUR, 2 * HOUR)), Checked::Moved(two_hours));
+        assert_eq!(
+            clock.check(&reading(10, 2 * HOUR, 2 * HOUR)),
+            Checked::Paused(two_hours)
+        );
+        clock.move_by(two_hours);
         assert_eq!(clock.now(s(10)), t(10 + 2 * HOUR));
     }
 
@@ -171,7 +182,11 @@ mod tests {
             assert!(matches!(clock.check(&reading(10, wall, step)), Checked::Doubted(_)));
             assert!(matches!(clock.check(&reading(3600, wall, step)), Checked::Doubted(_)));
             assert_eq!(clock.now(s(3600)), t(3600));
-            assert!(matches!(clock.check(&reading(3610, wall, step)), Checked::Moved(_)));
+            let Checked::Stepped(off) = clock.check(&reading(3610, wall, step)) else {
+                panic!("it is believed by now");
+            };
+            clock.move_by(off);
+            assert!((clock.now(s(3610)) - t(3610 + step)).abs() < TimeDelta::seconds(1));
         }
     }
 

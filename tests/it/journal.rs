@@ -55,7 +55,7 @@ enum Trouble {
 }
 
 /// A client of the same API server whose writes meet trouble.
-async fn troubled(client: Client) -> (Client, Arc<Mutex<Trouble>>) {
+fn troubled(client: Client) -> (Client, Arc<Mutex<Trouble>>) {
     let next = Arc::new(Mutex::new(Trouble::None));
     let late: Arc<Mutex<Option<Request<Vec<u8>>>>> = Arc::default();
     let service = {
@@ -92,7 +92,7 @@ async fn troubled(client: Client) -> (Client, Arc<Mutex<Trouble>>) {
 async fn a_write_whose_fate_was_unknown_counts_once_and_returns_what_was_decided() {
     let world = World::without_controller("fate").await;
     for trouble in [Trouble::AnswerLost, Trouble::Late] {
-        let (client, next) = troubled(world.client().await).await;
+        let (client, next) = troubled(world.client().await);
         let name = if trouble == Trouble::Late { "late" } else { "lost" };
         let journal = journals(client).of(&scope(name));
         // The first write creates it, the others replace it.

@@ -254,3 +254,22 @@ async fn deleted_while_its_secret_cannot_be_written_what_was_minted_is_revoked_a
     assert_eq!(told, ["credential.released", "credential.revoked"]);
     case.take_secrets();
 }
+
+#[tokio::test]
+async fn a_deleted_credential_that_a_finalizer_keeps_gives_up_its_secret_and_its_token_at_once() {
+    let case = provisioning().await;
+    case.issued("a", json!({"type": "cloudflare_workers_deploy"})).await;
+    case.patch("a", json!({"metadata": {"finalizers": ["tests.example/hold"]}}))
+        .await;
+    case.delete("a").await;
+    wait_for("the Secret to go", || async {
+        case.secret("a").await.is_none().then_some(())
+    })
+    .await;
+    wait_for("the token to be revoked", || async {
+        live(&case).is_empty().then_some(())
+    })
+    .await;
+    case.patch("a", json!({"metadata": {"finalizers": null}})).await;
+    assert_eq!(case.posts(), 1);
+}

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kube::api::{DeleteParams, Patch, PatchParams};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::support::*;
@@ -272,6 +273,11 @@ async fn what_the_api_server_says_of_a_token_it_refuses_is_repeated_nowhere() {
     assert_eq!(case.posts(), 1);
 }
 
+fn is_empty(secret: &Secret) -> bool {
+    let mut values = secret.data.iter().flatten();
+    values.all(|(_, value)| value.0.is_empty() || value.0 == b"{}")
+}
+
 #[tokio::test]
 async fn a_secret_that_a_finalizer_holds_is_emptied_at_the_tokens_end() {
     let case = Case::with_ttl(Duration::from_secs(6)).await;
@@ -282,8 +288,7 @@ async fn a_secret_that_a_finalizer_holds_is_emptied_at_the_tokens_end() {
     case.broker.go_down().unwrap();
     let empty = wait_for("the Secret to be emptied", || async {
         let secret = case.secret("a").await?;
-        let empty = secret.data.as_ref().is_none_or(BTreeMap::is_empty);
-        empty.then_some(secret)
+        is_empty(&secret).then_some(secret)
     })
     .await;
     assert!(empty.metadata.deletion_timestamp.is_some());
@@ -299,12 +304,89 @@ async fn a_secret_that_a_finalizer_holds_is_emptied_at_the_tokens_end() {
     case.secrets().patch("a", &PatchParams::default(), &hold).await.unwrap();
     case.secrets().delete("a", &DeleteParams::default()).await.unwrap();
     wait_for("the Secret to be emptied", || async {
-        let secret = case.secret("a").await?;
-        secret.data.as_ref().is_none_or(BTreeMap::is_empty).then_some(())
+        is_empty(&case.secret("a").await?).then_some(())
     })
     .await;
     case.secrets()
         .patch("a", &PatchParams::default(), &release)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn what_a_finalizer_holds_of_a_deleted_credential_is_emptied_whatever_its_type() {
+    let case = Case::new().await;
+    let docker = r#"{"auths":{"ghcr.io":{"username":"x","password":"{{ github_token }}"}}}"#;
+    let secrets = json!([
+        {"name": "opaque", "data": {"token": "{{ npm_token }}"}},
+        {"name": "basic", "type": "kubernetes.io/basic-auth", "data": {"username": "x", "password": "{{ npm_token }}"}},
+        {"name": "docker", "type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": docker}},
+    ]);
+    case.issued("a", json!({"secrets": secrets})).await;
+    let names = ["opaque", "basic", "docker"];
+    for name in names {
+        let hold = Patch::Merge(json!({"metadata": {"finalizers": ["tests.example/hold"]}}));
+        case.secrets()
+            .patch(name, &PatchParams::default(), &hold)
+            .await
+            .unwrap();
+    }
+    case.delete("a").await;
+    for name in names {
+        wait_for("the Secret to be emptied", || async {
+            is_empty(&case.secret(name).await?).then_some(())
+        })
+        .await;
+        let release = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+        case.secrets()
+            .patch(name, &PatchParams::default(), &release)
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_secret_changed_in_a_loop_is_recorded_once_a_token() {
+    let case = Case::new().await;
+    let (chronicle, field) = chronicle(&case).await;
+    case.connect_seen(field).await;
+    case.issued("a", json!({})).await;
+    let tamper = |secret: Secret| {
+        let mut secret = secret;
+        secret.metadata.resource_version = None;
+        secret.metadata.uid = None;
+        secret.metadata.managed_fields = None;
+        let data = secret.data.get_or_insert_default();
+        data.insert("npm_token".into(), k8s_openapi::ByteString(b"junk".to_vec()));
+        secret
+    };
+    let mut made = tamper(case.secret("a").await.unwrap());
+    for _ in 0..6 {
+        // Somebody who may write Secrets puts it back, changed, whenever it is removed.
+        wait_for("the junk to go", || async {
+            let there = case.secret("a").await;
+            let junk = there
+                .as_ref()
+                .is_some_and(|s| s.data.as_ref().unwrap()["npm_token"].0 == b"junk");
+            (!junk).then_some(())
+        })
+        .await;
+        if let Some(healed) = case.secret("a").await {
+            made = tamper(healed);
+            let _ = case.secrets().replace("a", &PostParams::default(), &made).await;
+        } else {
+            made.metadata.name = Some("a".into());
+            let _ = case.secrets().create(&PostParams::default(), &made).await;
+        }
+    }
+    case.settle().await;
+    wait_for("every event to be delivered", || async {
+        let journal = case.journal_json().await;
+        (journal["audit"].as_array()?.is_empty() && !chronicle.entries().is_empty()).then_some(())
+    })
+    .await;
+    let entries = chronicle.entries();
+    let tampered = entries.iter().filter(|e| e.event_type == "credential.tampered").count();
+    assert!((1..=2).contains(&tampered), "{tampered} events for two tokens");
+    assert!(case.posts_for("chittyid") <= 2, "healed more than once");
 }

@@ -26,6 +26,9 @@ pub(super) fn whole_seconds(lifetime: TimeDelta) -> TimeDelta {
     TimeDelta::seconds((lifetime.num_milliseconds() + 999).div_euclid(1000))
 }
 
+/// Requests in order, with whether each is only planned.
+type Requests = Vec<(Time, bool)>;
+
 pub(super) struct Projection<'a> {
     title: &'a str,
     limits: &'a [Limit],
@@ -165,7 +168,7 @@ impl<'a> Projection<'a> {
     }
 
     /// Everything sent, and the projected renewals of everybody but `without` until then, in order.
-    pub(super) fn events(&self, until: Time, without: Option<&str>) -> Vec<(Time, bool)> {
+    pub(super) fn events(&self, until: Time, without: Option<&str>) -> Requests {
         let mut events: Vec<(Time, bool)> = self.sent.iter().map(|at| (*at, false)).collect();
         for (uid, series) in &self.renewals {
             if without != Some(uid) {
@@ -182,7 +185,7 @@ impl<'a> Projection<'a> {
     /// The first time at which a slot frees that `demand` may take; `None` while the others live.
     pub(super) fn next_for_newcomer(&self, demand: &Demand, now: Time) -> Option<Time> {
         let longest = self.renewals.values().map(|(_, p)| *p).max().unwrap_or_default();
-        let per_limit: Vec<(Limit, Time, Vec<(Time, bool)>)> = self
+        let per_limit: Vec<(Limit, Time, Requests)> = self
             .limits
             .iter()
             .map(|l| {
@@ -351,7 +354,7 @@ pub(super) fn claim_renew_before(claim: &Claim) -> Option<TimeDelta> {
     claim.renew_before_ms.map(TimeDelta::milliseconds)
 }
 
-pub(super) fn push_series(events: &mut Vec<(Time, bool)>, (first, period): (Time, TimeDelta), until: Time) {
+pub(super) fn push_series(events: &mut Requests, (first, period): (Time, TimeDelta), until: Time) {
     let mut at = first;
     while at <= until && events.len() <= MAX_EVENTS {
         events.push((at, true));
