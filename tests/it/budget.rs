@@ -140,9 +140,9 @@ async fn share_one_budget(scope: RateScope, at_broker: Scope) {
 
 #[tokio::test]
 async fn after_a_changed_key_live_tokens_keep_their_renewals_from_newcomers() {
+    let world = World::start("moved").await;
     let ttl = Duration::from_secs(18);
-    let case = Setup::new(generous().ttl(ttl).limit(3, WINDOW, Scope::Key))
-        .await
+    let case = Setup::within(world.clone(), generous().ttl(ttl).limit(3, WINDOW, Scope::Key))
         .connection(json!({"rateLimit": {"limit": 3, "window": "10s", "scope": "Key"}}))
         .case()
         .await;
@@ -155,6 +155,9 @@ async fn after_a_changed_key_live_tokens_keep_their_renewals_from_newcomers() {
     })
     .await;
     case.write_key("the-second-key").await;
+    // Started anew it goes by the new key, and must learn of the old one's tokens before it admits anybody.
+    world.kill_controller();
+    world.start_controller();
     case.issued("n1", json!({"runId": "n1"})).await;
     case.apply("n2", json!({"runId": "n2"})).await;
     case.until_ready_is("n2", "False", "RateLimited").await;
