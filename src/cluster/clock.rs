@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta};
+use chrono::DateTime;
 use http::Request;
 use http::header::DATE;
 use kube::client::Body;
@@ -51,18 +51,18 @@ impl Cluster {
                 off.num_seconds()
             );
         }
-        *self.steady() = clock;
+        self.time().steady = clock;
     }
 
     /// Compares the time with the API server's; nothing where that does not tell.
     pub async fn check_clock(&self) -> Option<Checked> {
         let reading = self.read_clocks().await?;
-        Some(self.steady().check(&reading))
-    }
-
-    /// Moves the time.
-    pub fn move_clock(&self, off: TimeDelta) {
-        self.steady().move_by(off);
+        let mut time = self.time();
+        let checked = time.steady.check(&reading);
+        if let Checked::Paused(pause) = checked {
+            time.pauses.push(pause);
+        }
+        Some(checked)
     }
 
     async fn read_clocks(&self) -> Option<Reading> {

@@ -217,6 +217,8 @@ struct Writer {
     seal: SealKey,
     scope: Scope,
     known: Option<Known>,
+    /// How many pauses of this process the journal has outlasted.
+    outlasted: usize,
     /// It was there and could not be used: if it goes, what it knew is lost.
     broken: bool,
     view: watch::Sender<Option<Result<Arc<Journal>, JournalError>>>,
@@ -226,6 +228,7 @@ impl Writer {
     fn start(cluster: Cluster, seal: SealKey, scope: Scope) -> ScopeJournal {
         let (queue, mut pending) = mpsc::unbounded_channel::<Pending>();
         let (view, seen) = watch::channel(None);
+        let outlasted = cluster.now_and_pauses(0).1.len();
         let mut writer = Self {
             api: Api::namespaced(cluster.client.clone(), &cluster.namespace),
             namespace: cluster.namespace.clone(),
@@ -233,6 +236,8 @@ impl Writer {
             seal,
             scope,
             known: None,
+            // Those before it was opened are of no concern: it was written by whoever led then.
+            outlasted,
             broken: false,
             view,
         };
@@ -324,6 +329,7 @@ impl Writer {
         // What was decided, and on which version: while that stands, an earlier try may still arrive, and
         // must be the same.
         let mut decided: Option<(Option<String>, Journal)> = None;
+        let mut outlasted = self.outlasted;
         for attempt in 0..TRIES {
             if attempt > 0 {
                 tokio::time::sleep(wait).await;
@@ -342,13 +348,18 @@ impl Writer {
             let Some(known) = &self.known else { continue };
             // An earlier try whose answer was lost did arrive.
             if known.commit == commit {
+                self.outlasted = outlasted;
                 return Ok(());
             }
             let journal = match decided.take() {
                 Some((version, journal)) if version == known.resource_version => journal,
                 _ => {
-                    let now = self.cluster.now();
+                    let (now, pauses) = self.cluster.now_and_pauses(self.outlasted);
                     let mut journal = known.journal.clone();
+                    outlasted = self.outlasted + pauses.len();
+                    for pause in pauses {
+                        journal.outlast(pause);
+                    }
                     journal.compact(now);
                     for pending in &mut *batch {
                         (pending.decide)(&mut journal, now);
@@ -357,6 +368,7 @@ impl Writer {
                 }
             };
             if journal == known.journal {
+                self.outlasted = outlasted;
                 return Ok(());
             }
             let map = self.config_map(&journal, &commit, known.resource_version.clone());
@@ -377,6 +389,7 @@ impl Writer {
                         resource_version: map.metadata.resource_version,
                         commit,
                     });
+                    self.outlasted = outlasted;
                     return Ok(());
                 }
                 Err(e) => {

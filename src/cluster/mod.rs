@@ -16,7 +16,7 @@ use std::time::Duration;
 use kube::Client;
 
 use crate::core::Time;
-use crate::core::clock::SteadyClock;
+use crate::core::clock::{Pause, SteadyClock};
 
 /// How long one call to the API server may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,7 +114,13 @@ pub struct Cluster {
     pub client: Client,
     /// Where keys, journals and the lease live.
     pub namespace: String,
-    clock: Arc<Mutex<SteadyClock>>,
+    time: Arc<Mutex<Timekeeping>>,
+}
+
+struct Timekeeping {
+    steady: SteadyClock,
+    /// Since this process was started.
+    pauses: Vec<Pause>,
 }
 
 impl Cluster {
@@ -125,17 +131,27 @@ impl Cluster {
         Self {
             client,
             namespace,
-            clock: Arc::new(Mutex::new(SteadyClock::unverified(clock::wall(), clock::elapsed()))),
+            time: Arc::new(Mutex::new(Timekeeping {
+                steady: SteadyClock::unverified(clock::wall(), clock::elapsed()),
+                pauses: Vec::new(),
+            })),
         }
     }
 
     /// Now.
     #[must_use]
     pub fn now(&self) -> Time {
-        self.steady().now(clock::elapsed())
+        self.time().steady.now(clock::elapsed())
     }
 
-    fn steady(&self) -> MutexGuard<'_, SteadyClock> {
-        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Now, and the pauses after the first `known` that this time has passed over.
+    pub(crate) fn now_and_pauses(&self, known: usize) -> (Time, Vec<Pause>) {
+        let time = self.time();
+        let pauses = time.pauses.get(known..).unwrap_or_default().to_vec();
+        (time.steady.now(clock::elapsed()), pauses)
+    }
+
+    fn time(&self) -> MutexGuard<'_, Timekeeping> {
+        self.time.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -75,12 +75,6 @@ impl ScopeRunner {
         runner
     }
 
-    /// The time is another one.
-    pub fn start_over(&self) {
-        self.rests.lock().clear();
-        self.wake();
-    }
-
     /// Looks at the line anew.
     pub fn wake(&self) {
         self.notify.notify_one();
@@ -191,7 +185,10 @@ impl ScopeRunner {
         *self.usage.lock() = selection.usage.clone();
         self.tell(context, &selection.waiting, now);
         self.reconsider(context, &selection.outdated, now);
-        if selection.admitted.is_empty() || !context.leading() {
+        if !context.leading() {
+            return Some(now + TimeDelta::seconds(1));
+        }
+        if selection.admitted.is_empty() {
             let rested = self.rests.lock().values().min().copied();
             return selection.wake.into_iter().chain(rested).min();
         }

@@ -58,8 +58,8 @@ pub struct Context {
     pub homes: Locked<Homes>,
     /// The scopes with a budget task.
     pub scopes: Locked<HashMap<Scope, Arc<ScopeRunner>>>,
-    /// The scope whose budget task each credential is known to, by uid.
-    pub lined: Locked<HashMap<String, Scope>>,
+    /// The scope whose budget task each credential is known to, and its name, by uid.
+    pub lined: Locked<HashMap<String, (Scope, Name)>>,
     /// Requests this process has under way, by uid; with what holds their publication up.
     pub working: Arc<Locked<HashMap<String, Option<Problem>>>>,
     /// Why a mint could not be prepared, by uid.
@@ -280,16 +280,18 @@ impl Context {
     }
 
     /// Takes a credential out of the line it is in, and its renewals out of that budget, unless that is
-    /// `scope`'s, where it belongs now.
-    pub fn leave_line(&self, uid: &str, scope: Option<&Scope>) {
+    /// that of `now`, where it belongs under this name.
+    pub fn leave_line(&self, uid: &str, now: Option<(&Scope, &Name)>) {
         let before = {
             let mut lined = self.lined.lock();
-            match scope {
-                Some(scope) => lined.insert(uid.to_owned(), scope.clone()),
+            match now {
+                Some((scope, name)) => lined.insert(uid.to_owned(), (scope.clone(), name.clone())),
                 None => lined.remove(uid),
             }
         };
-        let left = before.filter(|before| Some(before) != scope);
+        let left = before
+            .map(|(scope, _)| scope)
+            .filter(|b| now.is_none_or(|(scope, _)| b != scope));
         if let Some(runner) = left.and_then(|left| self.scopes.lock().get(&left).cloned()) {
             runner.forget(uid);
             runner.host(uid, None);

@@ -42,14 +42,18 @@ pub enum ReconcileError {
 /// Where it could not be seen through; nothing was minted then.
 pub async fn reconcile(credential: Arc<EphemeralCredential>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
     let name: Name = (credential.namespace().unwrap_or_default(), credential.name_any());
+    let led = context.leading();
     let outcome = pass(&credential, &context).await;
-    context.seen(&name);
+    if led {
+        context.seen(&name);
+    }
     outcome
 }
 
 async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Result<Requeue, ReconcileError> {
     if !context.leading() {
-        return Ok(Requeue::await_change());
+        // The term may be over, or its renewal late.
+        return Ok(Requeue::requeue(Duration::from_secs(1)));
     }
     if credential.metadata.deletion_timestamp.is_some() {
         // Somebody's finalizer keeps it; what it held goes all the same.
@@ -145,16 +149,19 @@ async fn tell_of_change(context: &Context, credential: &EphemeralCredential, ver
 
 fn queue(context: &Arc<Context>, scene: &Scene, demand: Option<Kind>, credential: &EphemeralCredential) {
     let uid = &scene.owner.uid;
-    context.leave_line(uid, scene.scope.as_ref());
-    let (Some(scope), Ok(wanted)) = (&scene.scope, &scene.observed.wanted) else {
+    let name = (scene.owner.namespace.clone(), scene.owner.name.clone());
+    context.leave_line(uid, scene.scope.as_ref().map(|scope| (scope, &name)));
+    let Some(scope) = &scene.scope else { return };
+    let runner = context.runner(scope);
+    let Ok(wanted) = &scene.observed.wanted else {
+        runner.forget(uid);
+        runner.host(uid, None);
         return;
     };
-    let runner = context.runner(scope);
     // A key or a URL that an administrator changed moves the token's renewals here; somebody's edit of the
     // request does not.
     let live = scene.observed.record.as_ref().and_then(|r| r.live.as_ref());
     let moved = live.filter(|l| scene.live_home.as_ref() != Some(scope) && wanted.is_served_by(&l.request));
-    let name = (scene.owner.namespace.clone(), scene.owner.name.clone());
     runner.host(uid, moved.map(|l| Guest::of(l, name)));
     let Some(kind) = demand else {
         runner.forget(uid);

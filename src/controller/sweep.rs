@@ -1,6 +1,7 @@
 //! Credentials that are gone: there are no finalizers, so what the journal knows is compared with
 //! what exists.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +11,11 @@ use kube::runtime::reflector::ObjectRef;
 
 use super::admission::ScopeRunner;
 use super::context::{Context, Name};
-use super::reconcile::ReconcileError;
+use super::run_until;
 use crate::api::{EphemeralCredential, Reason};
-use crate::cluster::bounded;
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::Owner;
+use crate::cluster::{Error, bounded};
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType, Subject};
 use crate::core::journal::{Journal, Record, RequestFacts, Scope};
@@ -86,6 +87,7 @@ impl Context {
             for runner in runners {
                 runner.forget_name(name);
             }
+            self.lined.lock().retain(|_, (_, of)| of != name);
             self.looked_at.lock().retain(|uid, _| self.homes.lock().has(uid));
         }
     }
@@ -114,15 +116,18 @@ impl Context {
             if self.working.lock().contains_key(uid) {
                 continue;
             }
-            if let Err(error) = self.clear_secrets(&runner, uid, name).await {
-                tracing::warn!(namespace = %name.0, name = %name.1, %error, "failed to remove a deleted credential's Secrets");
-                continue;
-            }
+            self.clear_secrets(&runner, uid, name).await;
             let (gone, me) = (uid.to_owned(), self.identity.clone());
-            let deliver = self.delivers(&home);
+            let (deliver, working) = (self.delivers(&home), Arc::clone(&self.working));
             let committed = runner
                 .journal
-                .commit(move |journal, now| release(journal, &gone, &me, deliver, now))
+                .commit(move |journal, now| {
+                    // What was prepared before the deletion may have been claimed meanwhile.
+                    if working.lock().contains_key(&gone) {
+                        return Released::Waits;
+                    }
+                    release(journal, &gone, &me, deliver, now)
+                })
                 .await;
             match committed {
                 Ok(Released::Waits) => {}
@@ -141,33 +146,46 @@ impl Context {
         }
     }
 
-    /// Removes what garbage collection leaves: the Secrets of an orphaned or finalized credential.
-    async fn clear_secrets(&self, runner: &ScopeRunner, uid: &str, name: &Name) -> Result<(), ReconcileError> {
-        let journal = runner.journal.view().await?;
-        let Some(live) = journal.credentials.get(uid).and_then(|r| r.live.as_ref()) else {
-            return Ok(());
+    /// Removes what garbage collection leaves: the Secrets of an orphaned or finalized credential. Nothing
+    /// waits for that, least of all its revocations.
+    async fn clear_secrets(self: &Arc<Self>, runner: &ScopeRunner, uid: &str, name: &Name) {
+        let Ok(journal) = runner.journal.view().await else {
+            return;
         };
+        let live = journal.credentials.get(uid).and_then(|r| r.live.as_ref());
+        let claim = journal.claims.get(uid);
+        let mut names: BTreeSet<String> = live.iter().flat_map(|l| l.secrets.keys().cloned()).collect();
+        names.extend(claim.iter().flat_map(|c| c.secrets.iter().cloned()));
         let owner = Owner {
             namespace: name.0.clone(),
             name: name.1.clone(),
             uid: uid.to_owned(),
         };
-        for secret in live.secrets.keys() {
-            loop {
-                let seen = self.cluster.look(&owner, secret, None, None, &self.seal).await?;
-                if !matches!(
-                    seen.state,
-                    SecretState::Ours { .. } | SecretState::Terminating { held: true }
-                ) {
-                    break;
-                }
-                match self.cluster.delete_secret(&name.0, secret, seen.guard).await {
-                    Err(error) if error.is_conflict() => {}
-                    done => {
-                        done?;
-                        break;
+        for secret in names {
+            if let Err(error) = self.clear_secret(&owner, &secret).await {
+                tracing::warn!(namespace = %name.0, %secret, %error, "failed to remove a deleted credential's Secret; it is tried again");
+                let (context, owner) = (Arc::clone(self), owner.clone());
+                tokio::spawn(run_until(&self.stop, async move {
+                    while context.clear_secret(&owner, &secret).await.is_err() {
+                        tokio::time::sleep(SWEEP_EVERY).await;
                     }
-                }
+                }));
+            }
+        }
+    }
+
+    async fn clear_secret(&self, owner: &Owner, secret: &str) -> Result<(), Error> {
+        for _ in 0..3 {
+            let seen = self.cluster.look(owner, secret, None, None, &self.seal).await?;
+            if !matches!(
+                seen.state,
+                SecretState::Ours { .. } | SecretState::Terminating { held: true }
+            ) {
+                break;
+            }
+            match self.cluster.delete_secret(&owner.namespace, secret, seen.guard).await {
+                Err(error) if error.is_conflict() => {}
+                done => return done,
             }
         }
         Ok(())

@@ -14,8 +14,6 @@ use super::Time;
 const AGREES: TimeDelta = TimeDelta::seconds(2);
 /// The middle of the second that a `Date` header names.
 const HALF_A_SECOND: TimeDelta = TimeDelta::milliseconds(500);
-/// A step of the API server's clock is believed once it has stood for this long: nobody mends it any more.
-const BELIEVED_AFTER: Duration = Duration::from_secs(3600);
 
 /// What the clocks say at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +27,12 @@ pub struct Reading {
 }
 
 impl Reading {
+    fn wall_ahead(&self) -> TimeDelta {
+        self.wall - self.reference - HALF_A_SECOND
+    }
+
     fn wall_agrees(&self) -> bool {
-        (self.wall - self.reference - HALF_A_SECOND).abs() <= AGREES
+        self.wall_ahead().abs() <= AGREES
     }
 
     /// The API server's time: told by the wall clock where that agrees, for it is finer.
@@ -48,13 +50,20 @@ impl Reading {
 pub enum Checked {
     /// They agree, give or take the drift of a clock.
     Agrees,
-    /// The API server's clock is off by this much, and is not believed yet.
+    /// The API server's clock was stepped by this much. It is not gone by: no time has passed.
     Doubted(TimeDelta),
     /// Both other clocks went on by this much, and this one did not: the machine stood still, and tokens have
-    /// aged meanwhile. (Or both were stepped: the two look alike.) To be moved at once.
-    Paused(TimeDelta),
-    /// The API server's clock has been off by this much for so long that it is gone by. To be moved.
-    Stepped(TimeDelta),
+    /// aged meanwhile. (Or both were stepped: the two look alike.) The time was moved.
+    Paused(Pause),
+}
+
+/// A time in which the machine stood still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// When it began, by the time as it was then.
+    pub at: Time,
+    /// How long it was.
+    pub lasted: TimeDelta,
 }
 
 /// A time that goes on as elapsed time does.
@@ -62,8 +71,8 @@ pub enum Checked {
 pub struct SteadyClock {
     /// The time when `elapsed` was zero.
     base: Time,
-    /// Since when the API server's clock disagrees.
-    doubted_since: Option<Duration>,
+    /// By how much the wall clock was ahead of the API server's when that last agreed with this one.
+    wall_ahead: TimeDelta,
 }
 
 impl SteadyClock {
@@ -72,14 +81,17 @@ impl SteadyClock {
     pub fn unverified(wall: Time, elapsed: Duration) -> Self {
         Self {
             base: wall - elapsed,
-            doubted_since: None,
+            wall_ahead: TimeDelta::zero(),
         }
     }
 
     /// Starts from the API server's time.
     #[must_use]
     pub fn start(reading: &Reading) -> Self {
-        Self::unverified(reading.time(), reading.elapsed)
+        Self {
+            wall_ahead: reading.wall_ahead(),
+            ..Self::unverified(reading.time(), reading.elapsed)
+        }
     }
 
     /// The time when `elapsed` has passed.
@@ -88,28 +100,21 @@ impl SteadyClock {
         self.base + elapsed
     }
 
-    /// Moves the time, once whoever goes by it has been told.
-    pub fn move_by(&mut self, off: TimeDelta) {
-        self.base += off;
-        self.doubted_since = None;
-    }
-
-    /// Compares with the API server's clock, and follows its drift.
+    /// Compares with the API server's clock: follows its drift, and notices where this one stood still.
     pub fn check(&mut self, reading: &Reading) -> Checked {
-        let off = reading.time() - self.now(reading.elapsed);
+        let now = self.now(reading.elapsed);
+        let off = reading.time() - now;
         if off.abs() <= AGREES {
-            self.doubted_since = None;
+            self.wall_ahead = reading.wall_ahead();
             if reading.wall_agrees() {
                 self.base += off;
             }
             return Checked::Agrees;
         }
-        if reading.wall_agrees() && off > TimeDelta::zero() {
-            return Checked::Paused(off);
-        }
-        let since = *self.doubted_since.get_or_insert(reading.elapsed);
-        if reading.elapsed.saturating_sub(since) >= BELIEVED_AFTER {
-            return Checked::Stepped(off);
+        let wall_went_along = (reading.wall_ahead() - self.wall_ahead).abs() <= AGREES;
+        if wall_went_along && off > TimeDelta::zero() {
+            self.base += off;
+            return Checked::Paused(Pause { at: now, lasted: off });
         }
         Checked::Doubted(off)
     }
@@ -164,29 +169,29 @@ mod tests {
     }
 
     #[test]
-    fn after_a_pause_of_the_machine_the_time_is_right_at_once() {
-        let mut clock = SteadyClock::start(&reading(0, 0, 0));
-        let two_hours = TimeDelta::hours(2);
-        assert_eq!(
-            clock.check(&reading(10, 2 * HOUR, 2 * HOUR)),
-            Checked::Paused(two_hours)
-        );
-        clock.move_by(two_hours);
-        assert_eq!(clock.now(s(10)), t(10 + 2 * HOUR));
+    fn after_a_pause_of_the_machine_the_time_is_right_at_once_whatever_its_wall_clock_says() {
+        for ahead in [0, -HOUR] {
+            let mut clock = SteadyClock::start(&reading(0, ahead, 0));
+            let at = clock.now(s(10));
+            let Checked::Paused(pause) = clock.check(&reading(10, ahead + 2 * HOUR, 2 * HOUR)) else {
+                panic!("it stood still");
+            };
+            assert_eq!(pause.at, at);
+            assert!((pause.lasted - TimeDelta::hours(2)).abs() < TimeDelta::seconds(1));
+            assert!((clock.now(s(10)) - t(10 + 2 * HOUR)).abs() < TimeDelta::seconds(1));
+            assert_eq!(clock.check(&reading(20, ahead + 2 * HOUR, 2 * HOUR)), Checked::Agrees);
+        }
     }
 
     #[test]
-    fn a_step_of_the_api_servers_clock_is_believed_after_an_hour() {
+    fn a_step_of_the_api_servers_clock_moves_nothing() {
         for (wall, step) in [(0, HOUR), (0, -HOUR), (-HOUR, -HOUR)] {
             let mut clock = SteadyClock::start(&reading(0, 0, 0));
-            assert!(matches!(clock.check(&reading(10, wall, step)), Checked::Doubted(_)));
-            assert!(matches!(clock.check(&reading(3600, wall, step)), Checked::Doubted(_)));
-            assert_eq!(clock.now(s(3600)), t(3600));
-            let Checked::Stepped(off) = clock.check(&reading(3610, wall, step)) else {
-                panic!("it is believed by now");
-            };
-            clock.move_by(off);
-            assert!((clock.now(s(3610)) - t(3610 + step)).abs() < TimeDelta::seconds(1));
+            for at in [10, 3600, 7200] {
+                assert!(matches!(clock.check(&reading(at, wall, step)), Checked::Doubted(_)));
+                assert_eq!(clock.now(s(at.into())), t(at.into()));
+            }
+            assert_eq!(clock.check(&reading(7210, 0, 0)), Checked::Agrees);
         }
     }
 

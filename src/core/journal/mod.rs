@@ -5,7 +5,7 @@
 //! by compare-and-swap; whoever commits decides on the state it commits to.
 
 mod entries;
-mod shift;
+mod outlast;
 #[cfg(test)]
 pub mod tests_support;
 

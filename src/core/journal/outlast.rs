@@ -1,0 +1,122 @@
+//! What a journal says after a pause of the machine.
+
+use chrono::TimeDelta;
+
+use super::Journal;
+use crate::core::Time;
+use crate::core::clock::Pause;
+
+/// A request under way counts from when it must have been answered: up to so long ahead of its time.
+const AHEAD: TimeDelta = TimeDelta::minutes(1);
+
+impl Journal {
+    /// The process stood still, or all clocks were stepped: which of both cannot be told. Tokens are taken to
+    /// have aged; that requests have left the window, and what a server asked to wait for is over, is not
+    /// certain, and is put off. What is later is of a successor, whose clock was right.
+    pub fn outlast(&mut self, pause: Pause) {
+        let until = pause.at + (pause.lasted / 2).min(AHEAD);
+        let put_off = |at: &mut Time| {
+            if *at <= until {
+                *at += pause.lasted;
+            }
+        };
+        self.attempts.iter_mut().for_each(|a| put_off(&mut a.at));
+        self.lost_at.iter_mut().for_each(put_off);
+        if let Some(at) = self.throttle.blocked_until.as_mut().filter(|at| **at > pause.at) {
+            *at += pause.lasted;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeZone;
+
+    use super::*;
+    use crate::core::budget::{Demand, Guests, Limit, select};
+    use crate::core::journal::tests_support::{claim, live, scope};
+    use crate::core::journal::{Ending, Kind};
+
+    fn t(seconds: i64) -> Time {
+        chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
+    }
+    fn s(seconds: i64) -> TimeDelta {
+        TimeDelta::seconds(seconds)
+    }
+    fn an_hour_at(seconds: i64) -> Pause {
+        Pause {
+            at: t(seconds),
+            lasted: s(3600),
+        }
+    }
+
+    /// Ten requests in the last ten minutes: the budget is spent.
+    fn spent() -> Journal {
+        let mut journal = Journal::new(scope());
+        for i in 0..10 {
+            let uid = format!("u{i}");
+            let at = t(60 * i);
+            let claim = claim(&uid, "n", Kind::First, at, usize::try_from(i).unwrap());
+            let id = claim.id.clone();
+            journal.claim(&uid, claim, s(3600));
+            let live = live(&id, at, at + s(3600));
+            assert!(journal.end(&uid, &id, Ending::Published(Box::new(live)), at));
+        }
+        journal
+    }
+
+    fn admits(journal: &Journal, kind: Kind, now: Time) -> bool {
+        let demand = Demand {
+            uid: "new".into(),
+            namespace: "n".into(),
+            name: "new".into(),
+            kind,
+            since: now,
+            asks: String::new(),
+            seq: 0,
+            renew_before: None,
+            max_lifetime: None,
+            pod_waits: false,
+        };
+        let limits = [Limit {
+            limit: 10,
+            window: s(3600),
+        }];
+        !select(journal, &Guests::new(), &[demand], &limits, now)
+            .admitted
+            .is_empty()
+    }
+
+    #[test]
+    fn what_was_spent_counts_on_and_tokens_have_aged() {
+        let mut journal = spent();
+        journal.outlast(an_hour_at(600));
+        journal.compact(t(4200));
+        assert_eq!(journal.attempts.len(), 10);
+        assert!(!admits(&journal, Kind::Renewal, t(4200)));
+        assert!(admits(&journal, Kind::Renewal, t(7206)), "a window later");
+        assert_eq!(journal.credentials["u0"].live.as_ref().unwrap().ends_at, t(3600));
+    }
+
+    #[test]
+    fn newcomers_still_wait_a_window_after_a_loss_and_for_as_long_as_a_server_asked() {
+        let mut lost = Journal::new(scope());
+        lost.lost_at = Some(t(0));
+        lost.outlast(an_hour_at(600));
+        assert!(!admits(&lost, Kind::First, t(7000)));
+        assert!(admits(&lost, Kind::First, t(7206)));
+        let mut blocked = Journal::new(scope());
+        blocked.throttle.blocked_until = Some(t(700));
+        blocked.outlast(an_hour_at(600));
+        assert!(!admits(&blocked, Kind::First, t(4299)));
+        assert!(admits(&blocked, Kind::First, t(4300)));
+    }
+
+    #[test]
+    fn requests_of_a_successor_whose_clock_was_right_are_not_moved() {
+        let mut journal = spent();
+        journal.outlast(an_hour_at(130));
+        let moved = journal.attempts.iter().filter(|a| a.at >= t(3600)).count();
+        assert_eq!(moved, 4, "at 0, 60, 120 and 180 s");
+    }
+}
