@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::DateTime;
+use chrono::{DateTime, TimeDelta};
 use http::Request;
 use http::header::DATE;
 use kube::client::Body;
@@ -10,6 +10,12 @@ use kube::client::Body;
 use super::{Cluster, bounded};
 use crate::core::Time;
 use crate::core::clock::{Checked, Reading, SteadyClock};
+
+/// The middle of the second that a `Date` header names.
+const HALF_A_SECOND: TimeDelta = TimeDelta::milliseconds(500);
+/// How closely the beginning of a second is looked for, in milliseconds, and for how long.
+const TICK: u64 = 20;
+const SECOND: u64 = 1500;
 
 /// The machine's wall clock.
 #[expect(clippy::disallowed_methods, reason = "the one place it is read")]
@@ -37,12 +43,27 @@ pub(super) fn elapsed() -> Duration {
 impl Cluster {
     /// Takes over the API server's time; waits until it tells.
     pub async fn set_clock(&self) {
-        let reading = loop {
+        let mut reading = loop {
             if let Some(reading) = self.read_clocks().await {
                 break reading;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         };
+        if !reading.wall_agrees() {
+            // Then the seconds must be told from each other: the moment at which the next one begins is known well.
+            for _ in 0..SECOND / TICK {
+                tokio::time::sleep(Duration::from_millis(TICK)).await;
+                let Some(next) = self.read_clocks().await else {
+                    continue;
+                };
+                let begun = next.reference - reading.reference > TimeDelta::milliseconds(500);
+                reading = next;
+                if begun {
+                    reading.reference -= HALF_A_SECOND;
+                    break;
+                }
+            }
+        }
         let clock = SteadyClock::start(&reading);
         let off = reading.wall - clock.now(reading.elapsed);
         if !off.is_zero() {
@@ -75,8 +96,8 @@ impl Cluster {
         Some(Reading {
             elapsed,
             wall: wall(),
-            // It was told somewhere between question and answer.
-            reference: reference + elapsed.saturating_sub(asked) / 2,
+            // It was told somewhere between question and answer, in the middle of a second for all that is known.
+            reference: reference + HALF_A_SECOND + elapsed.saturating_sub(asked) / 2,
         })
     }
 }

@@ -12,8 +12,6 @@ use super::Time;
 
 /// Clocks that differ by no more agree: the `Date` header tells whole seconds, and takes a moment.
 const AGREES: TimeDelta = TimeDelta::seconds(2);
-/// The middle of the second that a `Date` header names.
-const HALF_A_SECOND: TimeDelta = TimeDelta::milliseconds(500);
 
 /// What the clocks say at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -22,26 +20,25 @@ pub struct Reading {
     pub elapsed: Duration,
     /// The machine's wall clock.
     pub wall: Time,
-    /// The API server's, to the second: the `Date` header of an answer (RFC 9110, 6.6.1).
+    /// The API server's, as far as the `Date` header of an answer tells (RFC 9110, 6.6.1): to half a second, or
+    /// better.
     pub reference: Time,
 }
 
 impl Reading {
     fn wall_ahead(&self) -> TimeDelta {
-        self.wall - self.reference - HALF_A_SECOND
+        self.wall - self.reference
     }
 
-    fn wall_agrees(&self) -> bool {
+    /// Whether the machine's clock is good enough to be gone by.
+    #[must_use]
+    pub fn wall_agrees(&self) -> bool {
         self.wall_ahead().abs() <= AGREES
     }
 
     /// The API server's time: told by the wall clock where that agrees, for it is finer.
     fn time(&self) -> Time {
-        if self.wall_agrees() {
-            self.wall
-        } else {
-            self.reference + HALF_A_SECOND
-        }
+        if self.wall_agrees() { self.wall } else { self.reference }
     }
 }
 
@@ -155,7 +152,7 @@ mod tests {
     fn a_start_with_a_stepped_wall_clock_goes_on_in_the_api_servers_time() {
         for step in [-HOUR, HOUR] {
             let clock = SteadyClock::start(&reading(100, step, 0));
-            assert_eq!(clock.now(s(100)), t(100) + HALF_A_SECOND);
+            assert_eq!(clock.now(s(100)), t(100));
         }
     }
 
