@@ -33,6 +33,21 @@ pub(super) async fn act(
             context.looked_at.lock().remove(&owner.uid);
             Ok(false)
         }
+        Action::DeleteUnknown { secret, claim } => {
+            if let Some(scope) = &scene.scope {
+                let claim = claim.clone();
+                let journal = &context.runner(scope).journal;
+                if journal.fresh(move |journal| journal.knows(&claim)).await? {
+                    return Ok(true);
+                }
+            }
+            context
+                .cluster
+                .delete_secret(&owner.namespace, secret, guard(secret))
+                .await?;
+            context.looked_at.lock().remove(&owner.uid);
+            Ok(false)
+        }
         Action::DeleteTampered { secret } => {
             let uid = owner.uid.clone();
             let first = record(

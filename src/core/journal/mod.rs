@@ -264,12 +264,23 @@ impl Journal {
     /// Takes in a live token that only its sealed Secrets tell of: the journal was lost, and with it
     /// the count of the window, so newcomers wait for one.
     pub fn adopt_lost(&mut self, uid: &str, (namespace, name): (&str, &str), live: Live, now: Time) {
+        // Under way or recorded after all: the view that missed it was behind.
+        if self.knows(&live.claim) {
+            return;
+        }
         let record = self.record(uid, namespace, name);
         if record.live.is_none() {
             record.revision = record.revision.max(live.revision);
             record.live = Some(live);
             self.lost_at.get_or_insert(now);
         }
+    }
+
+    /// Whether the claim `id` is under way, or its token live.
+    #[must_use]
+    pub fn knows(&self, id: &str) -> bool {
+        let live = self.credentials.values().filter_map(|r| r.live.as_ref());
+        self.claims.values().any(|c| c.id == id) || live.into_iter().any(|l| l.claim == id)
     }
 
     /// Owes the revocation of tokens that nobody will hold.

@@ -110,6 +110,14 @@ pub enum Action {
         /// Its name.
         secret: String,
     },
+    /// Delete a Secret of ours whose token this view of the journal does not know. Either its mint was given
+    /// up, or the view is behind and the token is live by now: the journal as it is must be asked first.
+    DeleteUnknown {
+        /// Its name.
+        secret: String,
+        /// The claim that it is sealed with.
+        claim: String,
+    },
     /// Delete a Secret that somebody changed, and say so.
     DeleteTampered {
         /// Its name.

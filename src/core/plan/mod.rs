@@ -250,7 +250,20 @@ fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a Live> {
             plan.actions.push(Action::Rebuild);
             return None;
         }
-        plan.actions.extend(deletes(o, |_| true));
+        let known = o.record.as_ref().map_or(0, |r| r.revision);
+        let later = |state: &SecretState| match state {
+            SecretState::Ours { seal: Some(seal), .. } if seal.live.revision > known && seal.live.ends_at > now => {
+                Some(seal.live.claim.clone())
+            }
+            _ => None,
+        };
+        plan.actions.extend(deletes(o, |state| later(state).is_none()));
+        plan.actions.extend(o.secrets.iter().filter_map(|(name, state)| {
+            Some(Action::DeleteUnknown {
+                secret: name.clone(),
+                claim: later(state)?,
+            })
+        }));
         return None;
     };
     let expired = live.ends_at <= now;

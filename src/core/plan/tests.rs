@@ -270,6 +270,22 @@ fn a_secret_that_a_finalizer_holds_is_emptied_once_its_token_ended_or_is_not_all
 }
 
 #[test]
+fn a_sealed_secret_that_the_journal_seems_not_to_know_is_removed_only_once_it_was_asked() {
+    let mut o = issued();
+    let record = o.record.as_mut().unwrap();
+    (record.live, record.revision) = (None, 0);
+    let unknown = Action::DeleteUnknown {
+        secret: "a".into(),
+        claim: "claim-1".into(),
+    };
+    assert_eq!(plan(&o, t(10)).actions, [unknown]);
+    // What this view knows of is past, and so is what has ended.
+    assert_eq!(plan(&o, t(3600)).actions, [Action::Delete { secret: "a".into() }]);
+    o.record.as_mut().unwrap().revision = 1;
+    assert_eq!(plan(&o, t(10)).actions, [Action::Delete { secret: "a".into() }]);
+}
+
+#[test]
 fn a_stray_secret_of_ours_is_removed_once_the_new_layout_is_live() {
     let mut o = issued();
     o.secrets.insert("old".into(), ours(Content::Altered));

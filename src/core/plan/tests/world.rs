@@ -89,8 +89,8 @@ struct World {
     demands: [Option<Demand>; 2],
     flights: Vec<Flight>,
     posts: Vec<(Time, String)>,
-    causes: usize,
     heals: usize,
+    damages: usize,
 }
 
 const LIMIT: Limit = Limit {
@@ -111,8 +111,8 @@ impl World {
             demands: [None, None],
             flights: Vec::new(),
             posts: Vec::new(),
-            causes: 1,
             heals: 0,
+            damages: 0,
         }
     }
 
@@ -180,6 +180,11 @@ impl World {
             match action {
                 // Deletes carry the version that was looked at: it is the current one here.
                 Action::Delete { .. } => self.secret = None,
+                Action::DeleteUnknown { claim, .. } => {
+                    if !self.journal.knows(claim) {
+                        self.secret = None;
+                    }
+                }
                 Action::DeleteTampered { .. } => {
                     let seen = observed
                         .record
@@ -337,7 +342,6 @@ impl World {
                 } else {
                     Reason::BrokerUnavailable
                 };
-                self.causes += 1;
                 self.tell(|j, now| {
                     let failure = failure_of(j, &flight.claim, reason, now);
                     j.end(UID, &id, Ending::Failed { failure, counted: true }, now)
@@ -362,19 +366,21 @@ impl World {
             Step::Tamper => {
                 if let Some(stored) = &mut self.secret {
                     stored.altered = true;
+                    self.damages += 1;
                 }
             }
-            Step::DeleteSecret => self.secret = None,
+            Step::DeleteSecret => {
+                self.secret = None;
+                self.damages += 1;
+            }
             Step::Edit => {
                 self.edits += 1;
-                self.causes += 1;
                 let mut edited = credential("a", "svc");
                 edited.spec.purpose = format!("purpose-{}", self.edits);
                 self.wanted = spec::wanted(&edited, None).unwrap();
             }
             Step::Rotate => {
                 self.edits += 1;
-                self.causes += 1;
                 self.wanted.rotate = format!("rotate-{}", self.edits);
             }
         }
@@ -410,6 +416,8 @@ impl World {
             r.heals.iter().filter(|at| **at + LIMIT.window > self.now).count()
         });
         assert!(heals <= 1, "{heals} heals in a window");
+        assert!(self.heals <= self.damages, "healed what nobody had damaged");
+        assert_eq!(self.journal.lost_at, None, "taken for lost");
     }
 
     /// No more faults: the first controller alone, until nothing changes.
