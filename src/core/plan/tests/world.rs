@@ -476,6 +476,25 @@ fn failure_of(journal: &Journal, claim: &Claim, reason: Reason, now: Time) -> Fa
     }
 }
 
+#[test]
+fn a_view_from_before_a_claim_does_not_remove_what_that_claim_wrote() {
+    let behind = |behind| Step::Look { who: 0, behind };
+    let mint = [behind(0), Step::Admit { who: 0 }, Step::Post];
+    let mut world = World::new();
+    for step in mint.into_iter().chain([Step::Answer(How::Broken), Step::Wait(45)]) {
+        world.take(step);
+    }
+    for step in mint
+        .into_iter()
+        .chain([Step::Answer(How::Issued), behind(2), behind(0)])
+    {
+        world.take(step);
+    }
+    assert!(world.secret.is_some());
+    world.settle();
+    assert_eq!(world.posts.len(), 2);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
