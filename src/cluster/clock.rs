@@ -56,7 +56,7 @@ impl Cluster {
                 let Some(next) = self.read_clocks().await else {
                     continue;
                 };
-                let begun = next.reference - reading.reference > TimeDelta::milliseconds(500);
+                let begun = next.reference - reading.reference > HALF_A_SECOND;
                 reading = next;
                 if begun {
                     reading.reference -= HALF_A_SECOND;

@@ -23,29 +23,23 @@ pub(super) async fn act(
     credential: &EphemeralCredential,
 ) -> Result<bool, ReconcileError> {
     let owner = &scene.owner;
-    let guard = |secret: &str| scene.seen.get(secret).and_then(|s| s.guard.clone());
     match action {
         Action::Delete { secret } => {
-            context
-                .cluster
-                .delete_secret(&owner.namespace, secret, guard(secret))
-                .await?;
-            context.looked_at.lock().remove(&owner.uid);
+            remove(context, scene, secret).await?;
             Ok(false)
         }
         Action::DeleteUnknown { secret, claim } => {
-            if let Some(scope) = &scene.scope {
+            // Wherever it may have been made: the credential can have moved meanwhile.
+            let mut scopes = context.homes.lock().of(&owner.uid);
+            scopes.extend(scene.scope.clone());
+            for scope in scopes {
                 let claim = claim.clone();
-                let journal = &context.runner(scope).journal;
+                let journal = &context.runner(&scope).journal;
                 if journal.fresh(move |journal| journal.knows(&claim)).await? {
                     return Ok(true);
                 }
             }
-            context
-                .cluster
-                .delete_secret(&owner.namespace, secret, guard(secret))
-                .await?;
-            context.looked_at.lock().remove(&owner.uid);
+            remove(context, scene, secret).await?;
             Ok(false)
         }
         Action::DeleteTampered { secret } => {
@@ -66,11 +60,7 @@ pub(super) async fn act(
             if first == Recorded::Behind {
                 return Ok(true);
             }
-            context
-                .cluster
-                .delete_secret(&owner.namespace, secret, guard(secret))
-                .await?;
-            context.looked_at.lock().remove(&owner.uid);
+            remove(context, scene, secret).await?;
             if first == Recorded::Yes {
                 let note = format!("Secret {secret} was changed by somebody else; it is removed and made anew");
                 context
@@ -128,6 +118,15 @@ pub(super) async fn act(
         Action::GiveUp => give_up(context, scene, credential).await,
         Action::Rebuild => rebuild(context, scene).await,
     }
+}
+
+/// Removes a Secret as it was when looked at.
+async fn remove(context: &Context, scene: &Scene, secret: &str) -> Result<(), ReconcileError> {
+    let guard = scene.seen.get(secret).and_then(|s| s.guard.clone());
+    let cluster = &context.cluster;
+    cluster.delete_secret(&scene.owner.namespace, secret, guard).await?;
+    context.looked_at.lock().remove(&scene.owner.uid);
+    Ok(())
 }
 
 /// What became of a change and its audit event.

@@ -268,14 +268,7 @@ async fn is_closed(journal: &ScopeJournal, owner: &Owner, claim: &Claim) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chrono::TimeZone;
-
-    fn t(seconds: i64) -> Time {
-        chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
-    }
-    fn s(seconds: i64) -> TimeDelta {
-        TimeDelta::seconds(seconds)
-    }
+    use crate::core::testing::{s, t};
 
     #[test]
     fn a_server_whose_clock_agrees_is_taken_at_its_word() {

@@ -175,20 +175,21 @@ impl Context {
     }
 
     async fn clear_secret(&self, owner: &Owner, secret: &str) -> Result<(), Error> {
-        for _ in 0..3 {
+        let mut tries = 3;
+        loop {
             let seen = self.cluster.look(owner, secret, None, None, &self.seal).await?;
             if !matches!(
                 seen.state,
                 SecretState::Ours { .. } | SecretState::Terminating { held: true }
             ) {
-                break;
+                return Ok(());
             }
+            tries -= 1;
             match self.cluster.delete_secret(&owner.namespace, secret, seen.guard).await {
-                Err(error) if error.is_conflict() => {}
+                Err(error) if error.is_conflict() && tries > 0 => {}
                 done => return done,
             }
         }
-        Ok(())
     }
 
     /// Whether a connection that counts in `scope` sends audit events anywhere.

@@ -120,13 +120,9 @@ impl SteadyClock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chrono::TimeZone;
-
+    use crate::core::testing::t;
     const HOUR: i64 = 3600;
 
-    fn t(seconds: i64) -> Time {
-        chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
-    }
     /// At `at` seconds, with the wall clock and the API server's off by so many.
     fn reading(at: u32, wall: i64, reference: i64) -> Reading {
         Reading {

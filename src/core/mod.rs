@@ -13,6 +13,8 @@ pub mod schedule;
 pub mod seal;
 pub mod spec;
 pub mod status;
+#[cfg(test)]
+pub mod testing;
 
 /// The one type of points in time.
 pub type Time = chrono::DateTime<chrono::Utc>;

@@ -123,14 +123,7 @@ pub fn unadvised_block(count: u32, window: TimeDelta) -> TimeDelta {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chrono::TimeZone;
-
-    fn t(seconds: i64) -> Time {
-        chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
-    }
-    fn s(seconds: i64) -> TimeDelta {
-        TimeDelta::seconds(seconds)
-    }
+    use crate::core::testing::{s, t};
     fn bounds(live: Option<(Time, TimeDelta)>) -> Bounds {
         Bounds {
             window: s(3600),

@@ -113,11 +113,7 @@ async fn a_denial_stands_until_the_spec_or_the_annotation_changes() {
     assert_eq!(condition(&denied, "Stalled").0, "True");
     case.settle_with("package-publish").await;
     assert_eq!(case.posts_for("chittyid"), 1);
-    case.patch(
-        "a",
-        json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "again"}}}),
-    )
-    .await;
+    case.rotate("a", "again").await;
     wait_for("a second request", || async {
         (case.posts_for("chittyid") == 2).then_some(())
     })
@@ -164,9 +160,7 @@ async fn a_renewal_that_fails_leaves_the_credential_ready_and_is_tried_until_the
         .times(2)
         .fault(error(503, "not configured"));
     case.until_ready_is("a", "True", "BrokerUnavailable").await;
-    let renewed = case
-        .until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
-        .await;
+    let renewed = case.until_revision("a", 2).await;
     assert_eq!(condition(&renewed, "Ready").1, "Rotated");
 }
 

@@ -161,8 +161,7 @@ async fn after_a_changed_key_live_tokens_keep_their_renewals_from_newcomers() {
     case.issued("n1", json!({"runId": "n1"})).await;
     case.apply("n2", json!({"runId": "n2"})).await;
     case.until_ready_is("n2", "False", "RateLimited").await;
-    case.until("old", |c| c.status.as_ref().and_then(|s| s.revision) == Some(3))
-        .await;
+    case.until_revision("old", 3).await;
     let ledger = case.broker.ledger();
     let of = |run: &str| ledger.mints.iter().filter(|m| m.run_id.as_deref() == Some(run)).count();
     assert_eq!((of("old"), of("n2")), (3, 0));

@@ -3,9 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-use testbed::chittyconnect::Scope;
-
 use crate::support::*;
 
 /// Where Debian and Ubuntu put it.
@@ -46,15 +43,7 @@ async fn stepped_back_and_forth_by_an_hour_and_killed_meanwhile_it_exceeds_no_li
     };
     let world = World::without_controller("clock").await;
     // The window is three hundred times shorter than in life; what a clock's second is uncertain by is not.
-    let window = Duration::from_millis(11_700);
-    let builder = generous().ttl(Duration::from_secs(18)).limit(8, window, Scope::Service);
-    let case = Setup::within(world.clone(), builder)
-        .connection(json!({"rateLimit": {"limit": 8, "window": "12s"}}))
-        .case()
-        .await;
-    for i in 0..12 {
-        case.apply(&format!("c{i:02}"), json!({})).await;
-    }
+    let storm = Storm::within(world.clone(), Duration::from_millis(11_700)).await;
     let clock = WallClock(world.file("wall-clock"));
     let environment = clock.environment(library);
     let start = || world.spawn_with(&environment, "stepped", &world.controller_kubeconfig());
@@ -74,21 +63,6 @@ async fn stepped_back_and_forth_by_an_hour_and_killed_meanwhile_it_exceeds_no_li
     }
     let log = world.log();
     assert!(log.contains("s off the API server's"), "the clock was never stepped");
-    let ledger = case.broker.ledger();
-    let most = ledger.max_posts_in_any_window(window, Scope::Service);
-    assert!(most <= 8, "{most} requests in a window");
-    let refused = ledger.posts.iter().filter(|p| p.status == Some(429)).count();
-    assert_eq!(refused, 0, "the broker had to refuse");
-    assert!(ledger.mints.len() >= 16, "only {} were minted", ledger.mints.len());
-    let secrets = case.secrets().list(&kube::api::ListParams::default()).await.unwrap();
-    let now = case.broker.now();
-    let held = secrets.items.iter().map(|s| {
-        let token = &s.data.as_ref().unwrap()["npm_token"].0;
-        let token = std::str::from_utf8(token).unwrap();
-        ledger.mint_of(token).map(|m| m.is_live(now))
-    });
-    // What was minted after the ledger was read is live.
-    let held: Vec<bool> = held.flatten().collect();
-    assert!(!held.is_empty() && held.iter().all(|live| *live), "{held:?}");
+    storm.assert_weathered(16).await;
     drop(controller);
 }

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use testbed::chittyconnect::{Fault, Match, Scope};
+use testbed::chittyconnect::{Fault, Match};
 
 use crate::support::*;
 
@@ -98,27 +98,14 @@ spec: {policyName: no-outcomes, validationActions: [Deny]}
 #[tokio::test]
 async fn killed_every_second_it_never_exceeds_the_limit_and_loses_no_live_credential() {
     let world = World::start("storm").await;
-    let window = Duration::from_secs(12);
-    let builder = generous().ttl(Duration::from_secs(18)).limit(8, window, Scope::Service);
-    let case = Setup::within(world.clone(), builder)
-        .connection(json!({"rateLimit": {"limit": 8, "window": "12s"}}))
-        .case()
-        .await;
-    for i in 0..12 {
-        case.apply(&format!("c{i:02}"), json!({})).await;
-    }
+    let storm = Storm::within(world.clone(), Duration::from_secs(12)).await;
     let until = Instant::now() + Duration::from_secs(40);
     while Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(1700)).await;
         world.kill_controller();
         world.start_controller();
     }
-    let ledger = case.broker.ledger();
-    let most = ledger.max_posts_in_any_window(window, Scope::Service);
-    assert!(most <= 8, "{most} requests in a window");
-    let refused = ledger.posts.iter().filter(|p| p.status == Some(429)).count();
-    assert_eq!(refused, 0, "the broker had to refuse");
-    assert!(ledger.mints.len() >= 8, "only {} were minted", ledger.mints.len());
+    storm.assert_weathered(8).await;
 }
 
 #[tokio::test]
@@ -165,8 +152,7 @@ async fn a_leader_frozen_with_a_request_in_flight_changes_nothing_when_it_wakes(
     .await;
     signal(&first, "STOP");
     // Its successor renews what falls due, and waits until nobody can be working on that claim.
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
-        .await;
+    case.until_revision("a", 2).await;
     case.until_ready_is("b", "False", "OutcomeUnknown").await;
     let renewals = |case: &Case| {
         let posts = case.broker.ledger().posts;

@@ -61,9 +61,7 @@ async fn the_request_carries_the_spec_and_a_run_id_of_its_own() {
 async fn a_token_is_renewed_before_its_end_again_and_again() {
     let case = Case::with_ttl(Duration::from_secs(9)).await;
     case.issued("a", json!({})).await;
-    let credential = case
-        .until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(3))
-        .await;
+    let credential = case.until_revision("a", 3).await;
     assert_eq!(condition(&credential, "Ready").1, "Rotated");
     let ledger = case.broker.ledger();
     let mints = ledger.mints_for("chittyid");
@@ -109,8 +107,7 @@ async fn a_changed_request_mints_once_and_the_old_secret_stays_until_then() {
     case.issued("a", json!({})).await;
     let before = case.value("a", "npm_token").await.unwrap();
     case.apply("a", json!({"purpose": "package-publish"})).await;
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
-        .await;
+    case.until_revision("a", 2).await;
     assert_ne!(case.value("a", "npm_token").await.unwrap(), before);
     case.settle().await;
     assert_eq!(case.posts_for("chittyid"), 2);
@@ -121,9 +118,7 @@ async fn a_changed_service_moves_to_another_budget_and_counts_on() {
     let case = Case::new().await;
     case.issued("a", json!({})).await;
     case.apply("a", json!({"service": "chittyauth"})).await;
-    let moved = case
-        .until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
-        .await;
+    let moved = case.until_revision("a", 2).await;
     assert_eq!(condition(&moved, "Ready").0, "True");
     case.settle().await;
     assert_eq!((case.posts_for("chittyid"), case.posts_for("chittyauth")), (1, 1));
@@ -135,8 +130,7 @@ async fn a_new_rotate_annotation_mints_once() {
     case.issued("a", json!({})).await;
     let annotate = json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "now"}}});
     case.patch("a", annotate.clone()).await;
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
-        .await;
+    case.until_revision("a", 2).await;
     case.patch("a", annotate).await;
     case.settle().await;
     assert_eq!(case.posts_for("chittyid"), 2);

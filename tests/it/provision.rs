@@ -127,10 +127,8 @@ async fn a_deleted_credential_leaves_none_of_its_older_tokens_either() {
     let case = provisioning().await;
     case.issued("a", json!({"type": "cloudflare_workers_deploy"})).await;
     for round in 2..=3 {
-        let rotate = json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": format!("{round}")}}});
-        case.patch("a", rotate).await;
-        case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(round))
-            .await;
+        case.rotate("a", &format!("{round}")).await;
+        case.until_revision("a", round).await;
     }
     assert_eq!(live(&case).len(), 3, "each has its hour");
     case.delete("a").await;

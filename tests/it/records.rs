@@ -10,13 +10,8 @@ use crate::support::*;
 async fn a_credential_tells_its_life_in_a_few_events() {
     let case = Case::new().await;
     case.issued("a", json!({})).await;
-    case.patch(
-        "a",
-        json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "1"}}}),
-    )
-    .await;
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
-        .await;
+    case.rotate("a", "1").await;
+    case.until_revision("a", 2).await;
     let events = wait_for("both Events", || async {
         let events = case.events("a").await;
         (events.len() >= 2).then_some(events)
@@ -36,13 +31,8 @@ async fn every_outcome_reaches_chittychronicle_once_and_in_order() {
     let (chronicle, field) = chronicle(&case).await;
     case.connect_seen(field).await;
     case.issued("a", json!({})).await;
-    case.patch(
-        "a",
-        json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": "1"}}}),
-    )
-    .await;
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
-        .await;
+    case.rotate("a", "1").await;
+    case.until_revision("a", 2).await;
     case.delete("a").await;
     let entries = wait_for("three entries", || async {
         let entries = chronicle.entries();

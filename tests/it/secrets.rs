@@ -52,8 +52,7 @@ async fn items_come_and_go_with_one_mint_and_what_is_dropped_is_removed() {
         .await;
     case.apply("a", json!({"secrets": [{"name": "two"}, {"name": "three"}]}))
         .await;
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
-        .await;
+    case.until_revision("a", 2).await;
     wait_for("the dropped Secret to go", || async {
         case.secret("one").await.is_none().then_some(())
     })
@@ -71,8 +70,7 @@ async fn a_changed_value_is_removed_and_healed_once_then_it_stalls() {
         .patch("a", &PatchParams::default(), &Patch::Merge(forge.clone()))
         .await
         .unwrap();
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
-        .await;
+    case.until_revision("a", 2).await;
     assert_ne!(case.value("a", "npm_token").await.as_deref(), Some("forged"));
     case.until_ready_is("a", "True", "Rotated").await;
     case.secrets()
@@ -91,8 +89,7 @@ async fn a_removed_secret_is_healed() {
     let case = Case::new().await;
     case.issued("a", json!({})).await;
     case.secrets().delete("a", &DeleteParams::default()).await.unwrap();
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
-        .await;
+    case.until_revision("a", 2).await;
     assert!(case.secret("a").await.is_some());
 }
 
@@ -299,8 +296,7 @@ async fn a_secret_that_a_finalizer_holds_is_emptied_at_the_tokens_end() {
         .await
         .unwrap();
     case.broker.come_back().unwrap();
-    case.until("a", |c| c.status.as_ref().and_then(|s| s.revision) == Some(2))
-        .await;
+    case.until_revision("a", 2).await;
     case.secrets().patch("a", &PatchParams::default(), &hold).await.unwrap();
     case.secrets().delete("a", &DeleteParams::default()).await.unwrap();
     wait_for("the Secret to be emptied", || async {

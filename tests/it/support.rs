@@ -12,7 +12,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
-use testbed::chittyconnect::Builder;
+use testbed::chittyconnect::{Builder, Scope};
 use testbed::process::Process;
 use testbed::{Binaries, ChittyConnect, Chronicle, ControlPlane, Options, Tool};
 use tokio::sync::OnceCell;
@@ -401,6 +401,21 @@ impl Case {
         }
     }
 
+    /// Waits until that many tokens were published.
+    pub async fn until_revision(&self, name: &str, revision: u64) -> EphemeralCredential {
+        self.until(name, |c| c.status.as_ref().and_then(|s| s.revision) == Some(revision))
+            .await
+    }
+
+    /// Sets the rotate annotation.
+    pub async fn rotate(&self, name: &str, value: &str) {
+        self.patch(
+            name,
+            json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": value}}}),
+        )
+        .await;
+    }
+
     /// Waits until Ready has this status and reason, for the current spec.
     pub async fn until_ready_is(&self, name: &str, status: &str, reason: &str) -> EphemeralCredential {
         self.until(name, |c| {
@@ -572,6 +587,45 @@ spec: {{policyName: {name}, validationActions: [Deny]}}
 /// As Secrets hold it, without padding.
 pub fn base64(text: &str) -> String {
     data_encoding::BASE64_NOPAD.encode(text.as_bytes())
+}
+
+/// Twelve credentials of one service, for eight requests in twelve seconds.
+pub struct Storm {
+    case: Case,
+    window: Duration,
+}
+
+impl Storm {
+    /// With a broker that counts in `window`.
+    pub async fn within(world: Arc<World>, window: Duration) -> Self {
+        let builder = generous().ttl(Duration::from_secs(18)).limit(8, window, Scope::Service);
+        let case = Setup::within(world, builder)
+            .connection(json!({"rateLimit": {"limit": 8, "window": "12s"}}))
+            .case()
+            .await;
+        for i in 0..12 {
+            case.apply(&format!("c{i:02}"), json!({})).await;
+        }
+        Self { case, window }
+    }
+
+    /// Whatever happened: the limit was kept, at least so many were minted, and every Secret's token lives.
+    pub async fn assert_weathered(&self, mints: usize) {
+        let (ledger, now) = (self.case.broker.ledger(), self.case.broker.now());
+        let most = ledger.max_posts_in_any_window(self.window, Scope::Service);
+        assert!(most <= 8, "{most} requests in a window");
+        let refused = ledger.posts.iter().filter(|p| p.status == Some(429)).count();
+        assert_eq!(refused, 0, "the broker had to refuse");
+        assert!(ledger.mints.len() >= mints, "only {} were minted", ledger.mints.len());
+        let secrets = self.case.secrets().list(&ListParams::default()).await.unwrap();
+        let held = secrets.items.iter().filter_map(|s| {
+            let token = &s.data.as_ref()?.get("npm_token")?.0;
+            // What was minted after the ledger was read is live.
+            Some(ledger.mint_of(std::str::from_utf8(token).ok()?)?.is_live(now))
+        });
+        let held: Vec<bool> = held.collect();
+        assert!(!held.is_empty() && held.iter().all(|live| *live), "{held:?}");
+    }
 }
 
 pub async fn create_namespace(client: &Client, name: &str, labels: &Value) {

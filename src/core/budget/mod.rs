@@ -15,7 +15,7 @@ use chrono::TimeDelta;
 
 use crate::api::Reason;
 use crate::core::Time;
-use crate::core::journal::{Journal, Kind, Live, SIZE_LIMIT};
+use crate::core::journal::{Journal, Kind, Live, MARGIN, SIZE_LIMIT};
 use crate::core::schedule::latest_safe;
 
 use projection::Projection;
@@ -24,8 +24,6 @@ use projection::Projection;
 const ASSUMED_LIFETIME: TimeDelta = TimeDelta::hours(1);
 /// How many windows a limit learnt from a 429 is remembered.
 const LEARNT_FOR_WINDOWS: i32 = 24;
-/// What a request counts beyond its window at most.
-pub const MARGIN: TimeDelta = TimeDelta::seconds(5);
 /// Bounds the work of one projection.
 const MAX_EVENTS: usize = 20_000;
 

@@ -2,20 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{TimeDelta, TimeZone};
+use chrono::TimeDelta;
 use proptest::prelude::*;
 
 use super::*;
 use crate::core::clock::{Reading, SteadyClock};
 use crate::core::journal::tests_support::{claim, live, scope};
 use crate::core::journal::{AUDIT_BYTES, AUDIT_CAPACITY, Ending};
-
-fn t(seconds: i64) -> Time {
-    chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
-}
-fn s(seconds: i64) -> TimeDelta {
-    TimeDelta::seconds(seconds)
-}
+use crate::core::testing::{s, t};
 
 /// A scope as the controller drives it, in virtual time: admitted mints succeed at once.
 struct World {
@@ -138,6 +132,23 @@ impl World {
         assert!(self.journal.end(&d.uid, &id, Ending::Published(Box::new(live)), now));
     }
 
+    /// A hundred credentials in twelve namespaces, for ten requests an hour.
+    fn of_a_hundred() -> Self {
+        let mut world = Self::new(10, s(3600));
+        for i in 0..100 {
+            world.want(&format!("u{i:03}"), &format!("ns{:02}", i % 12), s(3600), t(0));
+        }
+        world
+    }
+
+    fn is_fair_and_within_ten(&self) {
+        assert!(self.most_in_a_window() <= 10, "{}", self.most_in_a_window());
+        assert_eq!(self.lost, Vec::<String>::new());
+        assert_eq!(self.starved, Vec::<String>::new());
+        let live = self.journal.credentials.values().filter(|r| r.live.is_some()).count();
+        assert!(live >= 4, "only {live} are live");
+    }
+
     fn most_in_a_window(&self) -> usize {
         let window = self.limits[0].window;
         self.posts
@@ -170,24 +181,14 @@ fn demand(uid: &str, namespace: &str, kind: Kind, since: Time) -> Demand {
 
 #[test]
 fn a_hundred_credentials_in_twelve_namespaces_never_exceed_the_limit_lose_none_and_starve_nobody() {
-    let mut world = World::new(10, s(3600));
-    for i in 0..100 {
-        world.want(&format!("u{i:03}"), &format!("ns{:02}", i % 12), s(3600), t(0));
-    }
+    let mut world = World::of_a_hundred();
     world.run(t(0), t(48 * 3600));
-    assert!(world.most_in_a_window() <= 10, "{}", world.most_in_a_window());
-    assert_eq!(world.lost, Vec::<String>::new());
-    assert_eq!(world.starved, Vec::<String>::new());
-    let live = world.journal.credentials.values().filter(|r| r.live.is_some()).count();
-    assert!(live >= 4, "only {live} are live");
+    world.is_fair_and_within_ten();
 }
 
 #[test]
 fn a_clock_stepped_by_an_hour_and_restarts_meanwhile_buy_no_request_and_lose_nothing() {
-    let mut world = World::new(10, s(3600));
-    for i in 0..100 {
-        world.want(&format!("u{i:03}"), &format!("ns{:02}", i % 12), s(3600), t(0));
-    }
+    let mut world = World::of_a_hundred();
     let reading = |at: i64, step: i64| Reading {
         elapsed: std::time::Duration::from_secs(at.cast_unsigned()),
         wall: t(at + step),
@@ -210,11 +211,7 @@ fn a_clock_stepped_by_an_hour_and_restarts_meanwhile_buy_no_request_and_lose_not
         posts.resize(world.posts.len(), t(at));
     }
     world.posts = posts;
-    assert!(world.most_in_a_window() <= 10, "{}", world.most_in_a_window());
-    assert_eq!(world.lost, Vec::<String>::new());
-    assert_eq!(world.starved, Vec::<String>::new());
-    let live = world.journal.credentials.values().filter(|r| r.live.is_some()).count();
-    assert!(live >= 4, "only {live} are live");
+    world.is_fair_and_within_ten();
 }
 
 #[test]

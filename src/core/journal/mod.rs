@@ -4,6 +4,7 @@
 //! every credential holds, what is owed (revocations, audit) and what was refused. It is committed
 //! by compare-and-swap; whoever commits decides on the state it commits to.
 
+mod debts;
 mod entries;
 mod outlast;
 #[cfg(test)]
@@ -17,10 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::api::RateScope;
 use crate::core::Time;
 use crate::core::audit::AuditEvent;
-use crate::core::budget::MARGIN;
 use crate::core::spec::digest;
 
-use entries::Debt;
 pub use entries::{
     Attempt, Claim, EndpointRef, Failure, Kind, Live, Minted, Record, RequestFacts, Revocation, Throttle, Unauthorized,
     Written,
@@ -30,6 +29,8 @@ pub use entries::{
 pub const VERSION: u32 = 1;
 /// Above this many bytes, audit apart, newcomers are refused: a ConfigMap holds at most 1 MiB.
 pub const SIZE_LIMIT: usize = 512 * 1024;
+/// What a request counts beyond its window at most.
+pub const MARGIN: TimeDelta = TimeDelta::seconds(5);
 /// Undelivered audit events a scope holds at most,
 pub const AUDIT_CAPACITY: usize = 2000;
 /// and the bytes they may take.
@@ -283,20 +284,6 @@ impl Journal {
         self.claims.values().any(|c| c.id == id) || live.into_iter().any(|l| l.claim == id)
     }
 
-    /// Owes the revocation of tokens that nobody will hold.
-    pub fn disown(&mut self, uid: &str, claim: &Claim, token_ids: &[String], now: Time) {
-        // Recorded after all: by an earlier try of the same commit, or by a successor that adopted it.
-        if self
-            .credentials
-            .get(uid)
-            .and_then(|r| r.live.as_ref())
-            .is_some_and(|l| l.claim == claim.id)
-        {
-            return;
-        }
-        self.owe(&claim.debt(uid, token_ids), now);
-    }
-
     /// Notes tokens that a request whose answer was lost may have made.
     pub fn orphaned(&mut self, uid: &str, candidates: Vec<String>) {
         let known: BTreeSet<&String> = self
@@ -313,35 +300,6 @@ impl Journal {
         if let Some(record) = self.credentials.get_mut(uid) {
             record.orphans = fresh;
         }
-    }
-
-    /// A revocation is done, or can never be: it is not owed any more, and a deleted credential that
-    /// owes nothing is forgotten. Returns what it was.
-    pub fn revoked(&mut self, token_id: &str) -> Option<Revocation> {
-        let index = self.revocations.iter().position(|r| r.token_id == token_id)?;
-        Some(self.revocations.swap_remove(index))
-    }
-
-    /// The token in another scope took over: what this one holds lives to its end unrenewed, and once
-    /// that is revoked nothing remains here. True where nothing does already.
-    pub fn supersede(&mut self, uid: &str) -> bool {
-        let end = self
-            .credentials
-            .get(uid)
-            .and_then(|r| r.live.as_ref())
-            .map(|l| l.ends_at);
-        if let Some(end) = end {
-            self.release(uid, end);
-        }
-        if self.claims.contains_key(uid) {
-            return false;
-        }
-        if let Some(record) = self.credentials.get_mut(uid) {
-            record.gone = true;
-            record.failure = None;
-        }
-        self.bury();
-        !self.credentials.contains_key(uid)
     }
 
     /// How much of what a journal may hold of undelivered audit events it does, in percent.
@@ -362,52 +320,12 @@ impl Journal {
             + self.attempts.len() * ATTEMPT
     }
 
-    /// Forgets deleted credentials that owe nothing; returns their uids.
-    pub fn bury(&mut self) -> Vec<String> {
-        let owing: BTreeSet<&str> = self.revocations.iter().map(|r| r.uid.as_str()).collect();
-        let done: Vec<String> = self
-            .credentials
-            .iter()
-            .filter(|(uid, r)| r.gone && !owing.contains(uid.as_str()))
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        for uid in &done {
-            self.credentials.remove(uid);
-        }
-        done
-    }
-
     /// Goes on counting revisions and audit events where another scope's journal left off.
     pub fn raise(&mut self, uid: &str, (revision, seq): (u64, u64)) {
         if let Some(record) = self.credentials.get_mut(uid) {
             record.revision = record.revision.max(revision);
             record.seq = record.seq.max(seq);
         }
-    }
-
-    /// Forgets the live token of `uid` and owes its revocation from `due` on.
-    pub fn release(&mut self, uid: &str, due: Time) -> Option<Live> {
-        let live = self.credentials.get_mut(uid)?.live.take()?;
-        self.owe(&live.debt(uid), due);
-        Some(live)
-    }
-
-    /// Revokes all tokens of `uid` at once, older ones that still had their time too.
-    pub fn revoke_all(&mut self, uid: &str, now: Time) {
-        self.release(uid, now);
-        for owed in self.revocations.iter_mut().filter(|r| r.uid == uid) {
-            owed.due = owed.due.min(now);
-        }
-    }
-
-    /// A credential is deleted; what it holds is revoked at once, and once that is done it is forgotten.
-    pub fn forget(&mut self, uid: &str, now: Time) {
-        self.revoke_all(uid, now);
-        if let Some(record) = self.credentials.get_mut(uid) {
-            record.gone = true;
-            record.failure = None;
-        }
-        self.bury();
     }
 
     /// The number of failures in a row for the same request, this one included.
@@ -439,24 +357,6 @@ impl Journal {
             name: name.to_owned(),
             ..Record::default()
         })
-    }
-
-    fn owe(&mut self, debt: &Debt<'_>, due: Time) {
-        for id in debt.token_ids {
-            match self.revocations.iter_mut().find(|r| r.token_id == *id) {
-                Some(known) => known.due = known.due.min(due),
-                None => self.revocations.push(Revocation {
-                    token_id: id.clone(),
-                    due,
-                    uid: debt.uid.to_owned(),
-                    request: debt.request.clone(),
-                    endpoint: debt.endpoint.clone(),
-                    revision: debt.revision,
-                    tries: 0,
-                    told: false,
-                }),
-            }
-        }
     }
 
     /// An answered request counts from its answer on.

@@ -30,19 +30,12 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeZone;
-
     use super::*;
     use crate::core::budget::{Demand, Guests, Limit, select};
     use crate::core::journal::tests_support::{claim, live, scope};
     use crate::core::journal::{Ending, Kind};
+    use crate::core::testing::{s, t};
 
-    fn t(seconds: i64) -> Time {
-        chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
-    }
-    fn s(seconds: i64) -> TimeDelta {
-        TimeDelta::seconds(seconds)
-    }
     fn an_hour_at(seconds: i64) -> Pause {
         Pause {
             at: t(seconds),

@@ -12,16 +12,9 @@ use crate::core::journal::{Failure, Record, Written};
 use crate::core::seal::Seal;
 use crate::core::spec::Wanted;
 use crate::core::spec::{self, tests_support::credential};
-use chrono::TimeZone;
-
+use crate::core::testing::{s, t};
 const UID: &str = "uid-a";
 
-fn t(seconds: i64) -> Time {
-    chrono::Utc.timestamp_opt(1_700_000_000 + seconds, 0).unwrap()
-}
-fn s(seconds: i64) -> TimeDelta {
-    TimeDelta::seconds(seconds)
-}
 fn wanted() -> Wanted {
     spec::wanted(&credential("a", "svc"), None).unwrap()
 }
