@@ -8,13 +8,13 @@
 //!
 //! - [`controller`], the shell: watches; `observe -> plan -> act -> record` for one credential
 //!   at a time; a budget task for each scope, which admits, claims, asks and publishes; delivery of
-//!   audit events; owed revocations; what deletion leaves to do; one leader. [`ops`] is what is looked
+//!   audit events; owed revocations; what deletion leaves to do; one leader, one time. [`ops`] is what is looked
 //!   at from outside: metrics, health, logs.
 //! - [`broker`], [`chronicle`] and [`cluster`]: ChittyConnect, ChittyChronicle and Kubernetes. Calls
 //!   are timed out, writes guarded by what they were decided on, errors told apart by whose fault they are.
 //! - [`core`]: every decision, as a function of what was observed and `now`. [`core::plan`] says what
 //!   to do about a credential, [`core::budget`] who may mint, and [`core::journal`] is the only durable
-//!   truth that both decide on. No async, no IO, no clock, no client.
+//!   truth that both decide on. No async, no IO, no client; no clock is read.
 //! - [`api`]: the kinds, conditions and reasons that users write and read.
 //!
 //! A mint, in order: claim and place in the budget (one compare-and-swap of the journal) -> POST ->
