@@ -62,6 +62,7 @@ pub(super) enum Phrase {
     UnknownType,
     NotConfigured,
     NoSuchToken,
+    UpstreamRefusesBroker,
 }
 
 /// A refusal's body, without its text.
@@ -130,9 +131,9 @@ fn phrases(text: &str) -> Vec<Phrase> {
     let field = FIELDS
         .into_iter()
         .find(|field| text.contains(&format!("{field} is required")) && word(field));
-    // The broker's verdict is in capitals; "permission denied" is some upstream's bad day.
+    // The broker's own words: an upstream's are passed through, and "ACCESS_DENIED" or "at risk" is its bad day.
     [
-        (text.contains("DENIED") || word("risk")).then_some(Phrase::Denied),
+        (text.contains("Risk score too high") || text.contains("DENIED: risk")).then_some(Phrase::Denied),
         text.contains("Rate limit exceeded for ").then_some(Phrase::HourlyLimit),
         text.contains("Missing API key").then_some(Phrase::MissingKey),
         text.contains("API key is inactive").then_some(Phrase::InactiveKey),
@@ -140,11 +141,20 @@ fn phrases(text: &str) -> Vec<Phrase> {
         field.map(Phrase::RequiredField),
         text.contains("Unknown credential type").then_some(Phrase::UnknownType),
         text.contains("not configured").then_some(Phrase::NotConfigured),
-        word("404").then_some(Phrase::NoSuchToken),
+        is_upstream_404(text).then_some(Phrase::NoSuchToken),
+        text.contains("Authentication required")
+            .then_some(Phrase::UpstreamRefusesBroker),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Whether the broker reports that its upstream answered a revocation with 404. A 404 anywhere else in the text,
+/// such as in the id of a failed request, does not say that the token is gone.
+fn is_upstream_404(text: &str) -> bool {
+    text.strip_prefix("Failed to revoke token: 404")
+        .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
 }
 
 /// What an answer that is no success means.
@@ -181,6 +191,7 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, said: &Said, cal
     let asked = matches!(reason, Reason::RateLimited | Reason::BrokerUnavailable);
     let server_now = server_time(headers).unwrap_or(now);
     Refusal {
+        own_limit: code == 429 && said.says(Phrase::HourlyLimit),
         retry_after: asked
             .then(|| retry_after(headers, Some(server_now)).or_else(|| next_hour(said, call, code, server_now)))
             .flatten(),
@@ -216,7 +227,10 @@ fn rejected(code: u16, said: &Said, call: Call) -> String {
             call.path()
         );
     }
-    let why = if let Some(field) = said.required_field() {
+    let why = if said.says(Phrase::UpstreamRefusesBroker) {
+        "an upstream does not accept ChittyConnect's own credential; whoever runs ChittyConnect has to renew it"
+            .to_owned()
+    } else if let Some(field) = said.required_field() {
         format!("{field} is required")
     } else {
         let known = if said.says(Phrase::Required) {

@@ -92,6 +92,8 @@ pub struct Refusal {
     pub sent: Sent,
     /// How long the server asks to be left alone, from its answer on.
     pub retry_after: Option<TimeDelta>,
+    /// The server says that its own limit for this service is reached: an upstream's 429 does not.
+    pub own_limit: bool,
     /// Tokens the answer named though nothing can be published: to be revoked.
     pub token_ids: Vec<String>,
 }
@@ -109,6 +111,7 @@ impl Refusal {
             message: message.into(),
             sent,
             retry_after: None,
+            own_limit: false,
             token_ids: Vec::new(),
         }
     }

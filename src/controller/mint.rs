@@ -51,6 +51,7 @@ pub(super) async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: 
                     message: problem.message,
                     sent: Sent::Yes,
                     retry_after: None,
+                    own_limit: false,
                     token_ids: answer.token_ids,
                 };
                 fail(context, journal, p, claim, &refusal).await;
@@ -231,10 +232,11 @@ pub(super) fn throttle(
     let advised = refusal
         .retry_after
         .map(|wait| wait.clamp(TimeDelta::seconds(1), TimeDelta::days(1)));
-    let wait = advised.unwrap_or_else(|| {
+    // An upstream's 429, or a limit by the minute, says nothing of how many the window has room for.
+    if refusal.own_limit {
         budget::learn(journal, limits, &claim.id, now);
-        unadvised_block(journal.throttle.count, window)
-    });
+    }
+    let wait = advised.unwrap_or_else(|| unadvised_block(journal.throttle.count, window));
     let until = now + wait;
     journal.throttle.blocked_until = Some(journal.throttle.blocked_until.map_or(until, |at| at.max(until)));
 }

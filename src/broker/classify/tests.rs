@@ -50,7 +50,13 @@ fn every_answer_that_is_no_success_has_one_meaning() {
         (403, failed("Forbidden"), Denied),
         (403, "<html>blocked</html>".to_owned(), Denied),
         (400, failed("service is required"), BrokerRejected),
-        (400, failed("request DENIED: type required"), Denied),
+        (400, failed("Credential request DENIED: risk level critical"), Denied),
+        (400, failed("request DENIED: type required"), BrokerRejected),
+        (
+            500,
+            failed("Cloudflare: ACCESS_DENIED, account at risk"),
+            BrokerUnavailable,
+        ),
         (400, "gibberish".to_owned(), BrokerRejected),
         (402, String::new(), BrokerRejected),
         (404, "404 Not Found".to_owned(), BrokerRejected),
@@ -140,6 +146,11 @@ fn messages_are_sentences_for_a_person() {
             400,
             failed("ghs_leak"),
             "ChittyConnect rejected the request (400): it gave no reason that is known here",
+        ),
+        (
+            400,
+            failed("Authentication required"),
+            "ChittyConnect rejected the request (400): an upstream does not accept ChittyConnect's own credential; whoever runs ChittyConnect has to renew it",
         ),
         (
             404,
@@ -245,6 +256,14 @@ fn a_wait_is_heard_from_an_overloaded_server_and_from_nobody_else() {
             "{status}"
         );
     }
+}
+
+#[test]
+fn only_a_429_that_speaks_of_the_brokers_own_limit_tells_of_it() {
+    let own = |status, text| meant(status, &failed(text), Call::Provision).own_limit;
+    assert!(own(429, "Rate limit exceeded for chittyid"));
+    assert!(!own(429, "Rate limit exceeded"), "as Cloudflare's comes through");
+    assert!(!own(500, "Rate limit exceeded for chittyid"));
 }
 
 #[test]

@@ -6,7 +6,10 @@ use super::*;
 async fn revoking_a_token_that_is_gone_is_done() {
     let gone = r#"{"success":false,"error":{"code":"REVOKE_FAILED","message":"Failed to revoke token: 404 - {}"}}"#;
     let other = r#"{"success":false,"error":{"code":"REVOKE_FAILED","message":"Failed to revoke token: 403 - 40404"}}"#;
+    let ray =
+        r#"{"success":false,"error":{"code":"REVOKE_FAILED","message":"Failed to revoke token: 500 - see ray 404 x"}}"#;
     for (canned, outcome) in [
+        (Canned::json(500, ray), Err(Reason::BrokerUnavailable)),
         (
             Canned::json(200, r#"{"success":true,"token_id":"id1"}"#),
             Ok(Revoked::Now),

@@ -22,8 +22,6 @@ use projection::Projection;
 
 /// A lifetime to plan with before `ChittyConnect` has shown one: what it documents.
 const ASSUMED_LIFETIME: TimeDelta = TimeDelta::hours(1);
-/// How many windows a limit learnt from a 429 is remembered.
-const LEARNT_FOR_WINDOWS: i32 = 24;
 /// Bounds the work of one projection.
 const MAX_EVENTS: usize = 20_000;
 
@@ -168,15 +166,25 @@ pub fn effective(limits: &[Limit], journal: &Journal, now: Time) -> Vec<Limit> {
         .into_iter()
         .map(|(window, limit)| Limit {
             limit: match journal.throttle.learnt {
-                Some((learnt, at)) if at + window * LEARNT_FOR_WINDOWS > now => limit.min(learnt.max(1)),
-                _ => limit,
+                Some((learnt, at)) => limit.min(tried_upward(learnt, limit, window, now - at)),
+                None => limit,
             },
             window,
         })
         .collect()
 }
 
-/// What a 429 without advice teaches: the server allowed no more than what it answered before.
+/// What was learnt, and a tenth of what is configured more for each window since: nobody says when a limit
+/// was raised again.
+fn tried_upward(learnt: u32, configured: u32, window: TimeDelta, since: TimeDelta) -> u32 {
+    let windows = since.num_milliseconds() / window.num_milliseconds().max(1);
+    let step = (configured / 10).max(1);
+    let more = u32::try_from(windows.max(0)).unwrap_or(u32::MAX).saturating_mul(step);
+    learnt.max(1).saturating_add(more)
+}
+
+/// What a 429 by the broker's own limit teaches: it allows no more than what it answered before. Never less than
+/// half of what was known to be allowed, since part of what was granted may be forgotten.
 pub fn learn(journal: &mut Journal, limits: &[Limit], refused_claim: &str, now: Time) {
     let Some(tightest) = effective(limits, journal, now).into_iter().min() else {
         return;
@@ -189,7 +197,7 @@ pub fn learn(journal: &mut Journal, limits: &[Limit], refused_claim: &str, now: 
     if let Ok(granted) = u32::try_from(granted)
         && granted < tightest.limit
     {
-        journal.throttle.learnt = Some((granted.max(1), now));
+        journal.throttle.learnt = Some((granted.max(tightest.limit / 2).max(1), now));
     }
 }
 

@@ -377,7 +377,7 @@ fn a_block_by_the_server_stops_everybody_until_it_ends() {
 }
 
 #[test]
-fn a_limit_seen_to_be_smaller_is_honoured_for_a_day_and_then_tried_again() {
+fn a_limit_seen_to_be_smaller_is_honoured_and_tried_upward_window_by_window() {
     let mut world = World::new(10, s(3600));
     for i in 0..5 {
         let c = claim(&format!("u{i}"), "n", Kind::First, t(i), usize::try_from(i).unwrap());
@@ -388,7 +388,22 @@ fn a_limit_seen_to_be_smaller_is_honoured_for_a_day_and_then_tried_again() {
         .claim("u5", claim("u5", "n", Kind::First, t(5), 5), s(3600));
     learn(&mut world.journal, &world.limits, "claim-5", t(6));
     assert_eq!(effective(&world.limits, &world.journal, t(7))[0].limit, 5);
+    assert_eq!(effective(&world.limits, &world.journal, t(3700))[0].limit, 6);
     assert_eq!(effective(&world.limits, &world.journal, t(90_000))[0].limit, 10);
+}
+
+#[test]
+fn one_early_429_takes_no_more_than_half_of_a_limit() {
+    let mut world = World::new(1000, s(3600));
+    for i in 0..4 {
+        let uid = format!("u{i}");
+        let c = claim(&uid, "n", Kind::First, t(0), i);
+        world.journal.claim(&uid, c, s(3600));
+    }
+    learn(&mut world.journal, &world.limits, "claim-3", t(1));
+    assert_eq!(effective(&world.limits, &world.journal, t(2))[0].limit, 500);
+    learn(&mut world.journal, &world.limits, "claim-3", t(2));
+    assert_eq!(effective(&world.limits, &world.journal, t(3))[0].limit, 250);
 }
 
 #[test]
