@@ -156,9 +156,10 @@ fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 fn data_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "object",
-        "description": "Further keys, each a template over the outputs: \"{{ cloudflare_token }}\".",
+        "description": "Further keys, each a template: text, and outputs in braces such as \"{{ cloudflare_token }}\", with filters where need be: b64encode, tojson, urlencode, trim, upper, lower, default(\"...\"). All templates of a credential hold at most 64 KiB together.",
         "maxProperties": 32,
-        "additionalProperties": {"type": "string", "maxLength": 8192},
+        // No statements and no comments: the language has neither.
+        "additionalProperties": {"type": "string", "maxLength": 8192, "pattern": "^([^{]|[{]+[^{%#])*[{]*$"},
     })
 }
 

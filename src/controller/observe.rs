@@ -68,6 +68,11 @@ pub(super) async fn observe(
             &credential.spec,
         )
     });
+    // Who may not ask makes nobody read templates.
+    let wanted = match (wanted, resolved.is_some() && permitted.is_ok()) {
+        (Ok(wanted), true) => wanted.check_templates().map(|()| wanted),
+        (wanted, _) => wanted,
+    };
     let mut connection = connection_state(context, credential, resolved.as_ref());
     let mut blind = false;
     let Known {

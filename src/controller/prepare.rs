@@ -85,6 +85,9 @@ pub(super) async fn prepare(
     {
         return Err(NotPrepared::Changed);
     }
+    wanted
+        .check_templates()
+        .map_err(|problem| NotPrepared::Problem(problem, credential.metadata.generation))?;
     let endpoint = resolved.endpoint();
     let usable = resolved.usable.map_err(|_| NotPrepared::Changed)?;
     let owner = Owner {

@@ -14,7 +14,7 @@ use crate::cluster::journal::ScopeJournal;
 use crate::cluster::secrets::{Dress, Owner, WriteError, rfc3339};
 use crate::cluster::{Error, bounded};
 use crate::core::journal::{Claim, Live, Minted, Written};
-use crate::core::render::{Data, fingerprint, placeholder, render};
+use crate::core::render::{Data, MOST_RENDERED, fingerprint, placeholder, render, size};
 use crate::core::seal::Seal;
 use crate::core::spec::{Wanted, WantedSecret};
 use crate::core::{Problem, Time, access};
@@ -97,11 +97,20 @@ pub async fn publish(
         secrets: BTreeMap::new(),
     };
     let mut rendered = Vec::new();
+    let mut room = MOST_RENDERED;
     for secret in &wanted.secrets {
-        let data = match render(&secret.name, secret.type_, &secret.layout, &answer.outputs, ends_at) {
+        let data = match render(
+            &secret.name,
+            secret.type_,
+            &secret.layout,
+            &answer.outputs,
+            ends_at,
+            room,
+        ) {
             Ok(data) => data,
             Err(problem) => return Published::No(problem),
         };
+        room = room.saturating_sub(size(&data));
         let written = Written {
             keys: data.keys().cloned().collect(),
             fingerprint: fingerprint(&claim.id, data.iter().map(|(k, v)| (k.as_str(), v.as_slice()))),

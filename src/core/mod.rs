@@ -14,6 +14,7 @@ pub mod schedule;
 pub mod seal;
 pub mod spec;
 pub mod status;
+pub mod template;
 #[cfg(test)]
 pub mod testing;
 

@@ -3,19 +3,18 @@
 use std::collections::BTreeMap;
 
 use data_encoding::HEXLOWER;
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, UndefinedBehavior, Value};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use super::template::{RenderError, Template};
 use super::{Problem, Time};
 use crate::api::{EXPIRES_AT_KEY, Preset, Reason, SecretType};
 
-/// Work a template may do; a token and some text around it take a few dozen steps.
-const FUEL: u64 = 20_000;
-/// Most a Secret may hold; Kubernetes refuses more than 1 MiB.
-const MAX_BYTES: usize = 512 * 1024;
+/// What all templates of a credential may hold together, in bytes.
+pub const MOST_TEMPLATES: usize = 64 * 1024;
+/// What all Secrets of a credential may hold together once rendered, in bytes.
+pub const MOST_RENDERED: usize = 256 * 1024;
 
 /// The outputs of one mint, by name.
 pub type Outputs = BTreeMap<String, SecretString>;
@@ -31,35 +30,16 @@ pub struct Layout {
     pub data: BTreeMap<String, String>,
 }
 
-fn environment<'source>() -> Environment<'source> {
-    let mut env = Environment::new();
-    env.set_undefined_behavior(UndefinedBehavior::Strict);
-    env.set_fuel(Some(FUEL));
-    // It prints every variable there is.
-    env.remove_global("debug");
-    if let Ok(syntax) = SyntaxConfig::builder().keep_trailing_newline(true).build() {
-        env.set_syntax(syntax);
-    }
-    env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    env
-}
-
-/// Checks a layout as far as that is possible without outputs.
+/// Checks a layout as far as its keys and type go; its templates are not read.
 ///
 /// # Errors
-/// `InvalidTemplate` for a template that does not compile, `InvalidSpec` for a key that is missing
-/// or not allowed.
-pub fn check(secret: &str, type_: SecretType, layout: &Layout) -> Result<(), Problem> {
-    let env = environment();
-    for (key, source) in &layout.data {
-        if key == EXPIRES_AT_KEY {
-            return Err(Problem::new(
-                Reason::InvalidSpec,
-                format!("Secret {secret}: the key {EXPIRES_AT_KEY} is reserved; name yours otherwise"),
-            ));
-        }
-        env.template_from_str(source)
-            .map_err(|e| Problem::new(Reason::InvalidTemplate, template_error(secret, key, &e)))?;
+/// `InvalidSpec` for a key that is missing or not allowed.
+pub fn check_keys(secret: &str, type_: SecretType, layout: &Layout) -> Result<(), Problem> {
+    let invalid = |message: String| Err(Problem::new(Reason::InvalidSpec, message));
+    if layout.data.contains_key(EXPIRES_AT_KEY) {
+        return invalid(format!(
+            "Secret {secret}: the key {EXPIRES_AT_KEY} is reserved; name yours otherwise"
+        ));
     }
     let needs: &[&str] = match type_ {
         SecretType::Opaque => return Ok(()),
@@ -69,23 +49,42 @@ pub fn check(secret: &str, type_: SecretType, layout: &Layout) -> Result<(), Pro
     if needs.iter().any(|key| layout.data.contains_key(*key)) {
         return Ok(());
     }
-    Err(Problem::new(
-        Reason::InvalidSpec,
-        format!(
-            "Secret {secret} has type {} and needs the key {} in data",
-            type_.as_str(),
-            needs.join(" or ")
-        ),
+    invalid(format!(
+        "Secret {secret} has type {} and needs the key {} in data",
+        type_.as_str(),
+        needs.join(" or ")
     ))
 }
 
-// minijinja's own messages quote the template, which is public, and never a value.
-fn template_error(secret: &str, key: &str, error: &minijinja::Error) -> String {
-    let line = error.line().map(|l| format!(", line {l}")).unwrap_or_default();
-    format!("Secret {secret}, key {key}{line}: {}", error.kind())
+/// Checks the templates of a credential's layouts, by Secret name. Takes time in proportion to their length,
+/// which is bounded.
+///
+/// # Errors
+/// `InvalidTemplate`, naming Secret, key and place.
+pub fn check_templates<'a>(layouts: impl Iterator<Item = (&'a str, &'a Layout)> + Clone) -> Result<(), Problem> {
+    let templates = layouts.flat_map(|(secret, layout)| layout.data.iter().map(move |(key, text)| (secret, key, text)));
+    let together: usize = templates.clone().map(|(_, _, text)| text.len()).sum();
+    if together > MOST_TEMPLATES {
+        return Err(Problem::new(
+            Reason::InvalidTemplate,
+            format!(
+                "the templates of one credential hold at most {MOST_TEMPLATES} bytes together; these hold {together}"
+            ),
+        ));
+    }
+    for (secret, key, text) in templates {
+        parse(secret, key, text)?;
+    }
+    Ok(())
 }
 
-/// Lays `outputs` out.
+// The error quotes nothing of the template but what is public anyway, and never a value.
+fn parse<'a>(secret: &str, key: &str, text: &'a str) -> Result<Template<'a>, Problem> {
+    Template::parse(text)
+        .map_err(|error| Problem::new(Reason::InvalidTemplate, format!("Secret {secret}, key {key}, {error}")))
+}
+
+/// Lays `outputs` out, into at most `room` bytes.
 ///
 /// # Errors
 /// `InvalidTemplate`, naming the outputs that are needed and those that are there.
@@ -95,7 +94,16 @@ pub fn render(
     layout: &Layout,
     outputs: &Outputs,
     ends_at: Time,
+    room: usize,
 ) -> Result<Data, Problem> {
+    let too_long = || {
+        Problem::new(
+            Reason::InvalidTemplate,
+            format!(
+                "the Secrets of one credential hold at most {MOST_RENDERED} bytes together; with Secret {secret} they would hold more"
+            ),
+        )
+    };
     let mut data = Data::new();
     for preset in &layout.presets {
         match preset {
@@ -106,35 +114,24 @@ pub fn render(
             }
         }
     }
-    let env = environment();
-    let context: Value = outputs
-        .iter()
-        .map(|(name, value)| (name.clone(), Value::from(value.expose_secret())))
-        .collect::<BTreeMap<String, Value>>()
-        .into();
     for (key, source) in &layout.data {
-        let template = env
-            .template_from_str(source)
-            .map_err(|e| Problem::new(Reason::InvalidTemplate, template_error(secret, key, &e)))?;
-        let missing: Vec<String> = {
-            let mut needed: Vec<String> = template.undeclared_variables(false).into_iter().collect();
-            needed.retain(|name| !outputs.contains_key(name) && !env.globals().any(|(g, _)| g == name));
-            needed.sort();
-            needed
-        };
-        let rendered = template.render(&context).map_err(|e| {
-            let message = if missing.is_empty() {
-                template_error(secret, key, &e)
-            } else {
-                format!(
-                    "Secret {secret}, key {key} needs {}; ChittyConnect gave {}",
-                    missing.join(", "),
-                    names(outputs)
-                )
-            };
-            Problem::new(Reason::InvalidTemplate, message)
-        })?;
-        data.insert(key.clone(), Zeroizing::new(rendered.into_bytes()));
+        let rendered = parse(secret, key, source)?
+            .render(outputs, room)
+            .map_err(|error| match error {
+                RenderError::TooLong => too_long(),
+                RenderError::Missing(missing) => Problem::new(
+                    Reason::InvalidTemplate,
+                    format!(
+                        "Secret {secret}, key {key} needs {}; ChittyConnect gave {}",
+                        missing.join(", "),
+                        names(outputs)
+                    ),
+                ),
+            })?;
+        data.insert(key.clone(), bytes(&rendered));
+        if size(&data) > room {
+            return Err(too_long());
+        }
     }
     if type_ == SecretType::DockerConfigJson
         && data
@@ -150,13 +147,16 @@ pub fn render(
         EXPIRES_AT_KEY.to_owned(),
         bytes(&ends_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)),
     );
-    if data.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() > MAX_BYTES {
-        return Err(Problem::new(
-            Reason::InvalidTemplate,
-            format!("Secret {secret} would be larger than {MAX_BYTES} bytes"),
-        ));
+    if size(&data) > room {
+        return Err(too_long());
     }
     Ok(data)
+}
+
+/// Bytes of keys and values.
+#[must_use]
+pub fn size(data: &Data) -> usize {
+    data.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
 /// Data of the same shape without any output, to ask the API server whether it would take it.
@@ -225,6 +225,7 @@ mod tests {
             &layout(&[Preset::Outputs], &[]),
             &outputs(),
             end(),
+            MOST_RENDERED,
         )
         .unwrap();
         assert_eq!(
@@ -243,6 +244,7 @@ mod tests {
             &layout(&[], &[("x", "v={{ t }}\n")]),
             &outputs,
             end(),
+            MOST_RENDERED,
         )
         .unwrap();
         assert_eq!(text(&data, "x"), "v=<a&b>\n");
@@ -256,6 +258,7 @@ mod tests {
             &layout(&[], &[("x", "{{ npm_token }}")]),
             &outputs(),
             end(),
+            MOST_RENDERED,
         )
         .unwrap_err();
         assert_eq!(error.reason, Reason::InvalidTemplate);
@@ -274,6 +277,7 @@ mod tests {
                 &layout(&[], &[("x", source)]),
                 &outputs(),
                 end(),
+                MOST_RENDERED,
             );
             let error = result.expect_err(source);
             assert!(!error.message.contains("cf_1"), "{}", error.message);
@@ -282,12 +286,28 @@ mod tests {
 
     #[test]
     fn a_broken_template_and_a_reserved_key_are_found_before_anything_is_minted() {
-        let broken = check("s", SecretType::Opaque, &layout(&[], &[("x", "{{ a")]));
-        assert_eq!(broken.unwrap_err().reason, Reason::InvalidTemplate);
-        let reserved = check("s", SecretType::Opaque, &layout(&[], &[("expires_at", "x")]));
+        let broken = layout(&[], &[("x", "{{ a")]);
+        let problem = check_templates([("s", &broken)].into_iter()).unwrap_err();
+        assert_eq!(problem.reason, Reason::InvalidTemplate);
+        assert!(
+            problem.message.starts_with("Secret s, key x, line 1, column 5: "),
+            "{}",
+            problem.message
+        );
+        let reserved = check_keys("s", SecretType::Opaque, &layout(&[], &[("expires_at", "x")]));
         assert_eq!(reserved.unwrap_err().reason, Reason::InvalidSpec);
-        let untyped = check("s", SecretType::DockerConfigJson, &layout(&[Preset::Outputs], &[]));
+        let untyped = check_keys("s", SecretType::DockerConfigJson, &layout(&[Preset::Outputs], &[]));
         assert_eq!(untyped.unwrap_err().reason, Reason::InvalidSpec);
+    }
+
+    #[test]
+    fn templates_and_what_they_render_to_are_bounded_together() {
+        let half = layout(&[], &[("x", &"a".repeat(MOST_TEMPLATES / 2))]);
+        let more = layout(&[], &[("x", &"a".repeat(MOST_TEMPLATES / 2 + 1))]);
+        assert!(check_templates([("s", &half), ("t", &half)].into_iter()).is_ok());
+        assert!(check_templates([("s", &half), ("t", &more)].into_iter()).is_err());
+        let rendered = render("s", SecretType::Opaque, &half, &outputs(), end(), 100);
+        assert_eq!(rendered.unwrap_err().reason, Reason::InvalidTemplate);
     }
 
     #[test]

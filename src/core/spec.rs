@@ -63,6 +63,14 @@ impl Wanted {
         digest([&self.request_hash, &self.layout_hash, &self.rotate])
     }
 
+    /// Reads the templates: for what is permitted, before anything is minted.
+    ///
+    /// # Errors
+    /// `InvalidTemplate`, naming Secret, key and place.
+    pub fn check_templates(&self) -> Result<(), Problem> {
+        render::check_templates(self.secrets.iter().map(|s| (s.name.as_str(), &s.layout)))
+    }
+
     /// Whether `request` was made of the same connection for the same service: what replaces its token is
     /// its renewal, and has its place in the budget.
     #[must_use]
@@ -87,7 +95,7 @@ pub struct WantedSecret {
 /// Reads what `credential` asks for, of a connection that speaks `api` (where it is known).
 ///
 /// # Errors
-/// `InvalidSpec` or `InvalidTemplate`, with what to change.
+/// `InvalidSpec`, with what to change. Templates are not read: see [`Wanted::check_templates`].
 pub fn wanted(credential: &EphemeralCredential, api: Option<BrokerApi>) -> Result<Wanted, Problem> {
     let spec = &credential.spec;
     fits(spec, api)?;
@@ -235,7 +243,7 @@ fn secrets(credential: &EphemeralCredential, name: &str) -> Result<Vec<WantedSec
                 presets,
                 data: template.data.clone(),
             };
-            render::check(&template.name, template.type_, &layout)?;
+            render::check_keys(&template.name, template.type_, &layout)?;
             Ok(WantedSecret {
                 name: template.name.clone(),
                 type_: template.type_,

@@ -127,7 +127,6 @@ async fn a_template_reaches_nothing_but_its_own_outputs() {
     let (case, client) = tenant().await;
     let templates = [
         ("debug", "{{ debug() }}"),
-        ("include", "{% include '/etc/passwd' %}"),
         ("env", "{{ env.KUBERNETES_SERVICE_HOST }}"),
         ("other", "{{ other_token }}"),
     ];
@@ -137,6 +136,50 @@ async fn a_template_reaches_nothing_but_its_own_outputs() {
         case.until_ready_is(name, "False", "InvalidTemplate").await;
         assert!(case.secret(name).await.is_none(), "{name}");
     }
+    let include = json!({"secrets": [{"name": "include", "data": {"x": "{% include '/etc/passwd' %}"}}]});
+    create(&client, &case, "include", include)
+        .await
+        .expect_err("a statement, refused at admission");
+}
+
+#[tokio::test]
+async fn templates_made_to_cost_much_are_refused_cost_little_and_hold_nobody_up() {
+    let world = World::start("bombs").await;
+    let case = Setup::within(world.clone(), generous()).case().await;
+    let rule = json!([{"namespaces": [case.namespace], "services": ["chittyid"], "purposes": ["*"], "repos": ["*"]}]);
+    case.connect_seen(json!({"access": rule})).await;
+    case.issued("before", json!({})).await;
+    let bombs = [
+        "{{ (1,)*20000000 }}".to_owned(),
+        "{{ 'a' * 100000000 }}".to_owned(),
+        format!("{}x{}", "{{ (".repeat(1000), ")".repeat(1000)),
+        format!("{{{{ npm_token {} }}}}", "| tojson ".repeat(800)),
+        "{{ npm_token | tojson }}".repeat(300),
+        format!("{{{{ x | default(\"{}", "\\\\".repeat(3000)),
+    ];
+    let before = world.controller_memory();
+    // Half of them permitted.
+    for i in 0..300 {
+        let service = if i % 2 == 0 { "chittyid" } else { "payments" };
+        let data = json!({"x": bombs[(i / 2) % bombs.len()]});
+        case.apply(
+            &format!("bomb-{i}"),
+            json!({"service": service, "suspend": true, "secrets": [{"name": format!("s{i}"), "data": data}]}),
+        )
+        .await;
+    }
+    case.issued("after", json!({})).await;
+    for (name, reason) in [
+        ("bomb-0", "InvalidTemplate"),
+        ("bomb-1", "NotPermitted"),
+        ("bomb-290", "InvalidTemplate"),
+    ] {
+        case.until_ready_is(name, "False", reason).await;
+    }
+    let grown = world.controller_memory().saturating_sub(before);
+    println!("300 templates made to cost much: {grown} KiB");
+    assert!(grown < 16 * 1024, "{grown} KiB");
+    assert_eq!(case.posts(), 2);
 }
 
 #[tokio::test]

@@ -48,7 +48,15 @@ async fn try_connection(case: &Case, spec: Value) -> Result<(), String> {
 #[tokio::test]
 async fn the_api_server_refuses_bad_credentials_and_says_why() {
     let case = Case::new().await;
-    let refused: [(Value, &str); 14] = [
+    let refused: [(Value, &str); 16] = [
+        (
+            json!({"secrets": [{"name": "a", "data": {"x": "{% for i in range(9) %}"}}]}),
+            "spec.secrets[0].data.x",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "data": {"x": "a {{# comment #}"}}]}),
+            "spec.secrets[0].data.x",
+        ),
         (json!({"service": ""}), "spec.service"),
         (json!({"service": "x".repeat(51)}), "spec.service"),
         (json!({"service": "a b"}), "spec.service"),
@@ -93,7 +101,7 @@ async fn the_api_server_refuses_bad_credentials_and_says_why() {
         json!({}),
         json!({"repo": null, "runId": "gh/123:4"}),
         json!({"rotation": {"renewBefore": "20m", "maxLifetime": "1h"}}),
-        json!({"secrets": [{"name": "a", "data": {".npmrc": "x", "config.json": "y"}, "labels": {"app": "x", "example.com/team": "y"}}]}),
+        json!({"secrets": [{"name": "a", "data": {".npmrc": "//r/:_authToken={{ npm_token }}\n", "config.json": "{\"a\": {\"b\": {{ npm_token | tojson }}}}"}, "labels": {"app": "x", "example.com/team": "y"}}]}),
     ];
     for over in admitted {
         try_credential(&case, over.clone())

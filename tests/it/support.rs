@@ -186,6 +186,14 @@ impl World {
         drop(self.controller.lock().unwrap().take());
     }
 
+    /// What the controller has resident, in KiB.
+    pub fn controller_memory(&self) -> u64 {
+        let pid = self.controller.lock().unwrap().as_ref().expect("a controller").pid();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("a Linux");
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
     /// A file that goes with this world.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
