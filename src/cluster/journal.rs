@@ -371,7 +371,7 @@ impl Writer {
                 self.outlasted = outlasted;
                 return Ok(());
             }
-            let map = self.config_map(&journal, &commit, known.resource_version.clone());
+            let (map, stored) = self.config_map(&journal, &commit, known.resource_version.clone());
             let written = match &known.resource_version {
                 Some(_) => {
                     bounded(
@@ -384,6 +384,7 @@ impl Writer {
             };
             match written {
                 Ok(map) => {
+                    let journal = Journal { stored, ..journal };
                     self.known = Some(Known {
                         journal,
                         resource_version: map.metadata.resource_version,
@@ -404,7 +405,7 @@ impl Writer {
         Err(last)
     }
 
-    fn config_map(&self, journal: &Journal, commit: &str, resource_version: Option<String>) -> ConfigMap {
+    fn config_map(&self, journal: &Journal, commit: &str, resource_version: Option<String>) -> (ConfigMap, usize) {
         // Serialising these types cannot fail: no maps with keys other than strings, no fallible impls.
         let text = serde_json::to_string(journal).unwrap_or_default();
         let annotations = [
@@ -415,7 +416,8 @@ impl Writer {
                 format!("{} at {}", self.scope.title(), self.scope.origin),
             ),
         ];
-        ConfigMap {
+        let stored = text.len();
+        let map = ConfigMap {
             metadata: ObjectMeta {
                 name: Some(self.scope.journal_name()),
                 resource_version,
@@ -428,7 +430,8 @@ impl Writer {
             },
             data: Some(BTreeMap::from([(DATA_KEY.to_owned(), text)])),
             ..ConfigMap::default()
-        }
+        };
+        (map, stored)
     }
 
     /// A signature under an earlier seal key says nothing; under this one it must fit.

@@ -70,7 +70,7 @@ impl EventType {
 pub struct AuditEvent {
     /// Unique and stable: a repeated delivery has the same.
     pub id: String,
-    /// Number within the credential, from 1, without gaps.
+    /// Number within the credential, ever growing.
     pub seq: u64,
     /// What happened.
     pub event: EventType,

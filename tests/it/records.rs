@@ -45,7 +45,7 @@ async fn every_outcome_reaches_chittychronicle_once_and_in_order() {
         ["credential.provisioned", "credential.rotated", "credential.released"]
     );
     let numbers: Vec<u64> = entries.iter().map(|e| e.data["seq"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, [1, 2, 3]);
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
     assert!(entries.iter().all(|e| e.entity_id == "chittyid"));
     assert_eq!(entries[0].data["purpose"], "worker-deploy");
     assert_eq!(entries[0].data["namespace"], case.namespace);

@@ -15,7 +15,7 @@ use chrono::TimeDelta;
 
 use crate::api::Reason;
 use crate::core::Time;
-use crate::core::journal::{Journal, Kind, Live, MARGIN, SIZE_LIMIT};
+use crate::core::journal::{Journal, Kind, Live, MARGIN};
 use crate::core::schedule::latest_safe;
 
 use projection::Projection;
@@ -24,6 +24,12 @@ use projection::Projection;
 const ASSUMED_LIFETIME: TimeDelta = TimeDelta::hours(1);
 /// Bounds the work of one projection.
 const MAX_EVENTS: usize = 20_000;
+/// Bounds how often a pass looks for somebody's next slot, whatever is asked for.
+const MAX_SEARCHES: usize = 32;
+/// Claims that may be open at once: each takes room in the journal until its outcome is known. Newcomers leave
+/// some to renewals.
+const MAX_OPEN: usize = 64;
+const MAX_OPEN_NEWCOMERS: usize = 48;
 
 /// So many requests in any window of this length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -222,6 +228,10 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
     let mut renewals: Vec<&Demand> = demands.iter().copied().filter(|d| !d.kind.is_newcomer()).collect();
     renewals.sort_by_key(|d| (held(&d.uid).map(|(end, _)| end), d.uid.as_str()));
     for demand in renewals {
+        if journal.claims.len() + selection.admitted.len() >= MAX_OPEN {
+            // A moment, and nothing to tell.
+            break;
+        }
         let latest = held(&demand.uid).map(|(_, latest)| latest);
         let due = latest.is_none_or(|at| at <= now);
         let verdict = if backlog >= 100 {
@@ -238,12 +248,13 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
         selection.take(demand, verdict, &mut plan, now);
     }
 
-    let mut newcomers: Vec<&Demand> = demands.iter().copied().filter(|d| d.kind.is_newcomer()).collect();
-    let mut slots = slots_by_namespace(journal, now, &limits);
+    let mut line = Line::new(
+        demands.iter().copied().filter(|d| d.kind.is_newcomer()),
+        &slots_by_namespace(journal, now, &limits),
+    );
     let stopped = blocked_until
         .map(|at| (Reason::RateLimited, Some(at)))
         .or_else(|| (backlog >= 80).then_some((Reason::AuditBacklog, None)))
-        .or_else(|| (journal.weight() >= SIZE_LIMIT).then(|| (Reason::RateLimited, Some(now + TimeDelta::minutes(1)))))
         .or_else(|| {
             rebuilt_until(journal, &limits)
                 .filter(|at| *at > now)
@@ -254,18 +265,17 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
     let mut position = 0;
     let mut hopeless: Option<TimeDelta> = None;
     let mut unfitting = 0;
+    let mut searches = 0;
     let mut head_slot = None;
-    while !newcomers.is_empty() {
-        let Some(index) = (0..newcomers.len()).min_by_key(|i| {
-            let d = newcomers[*i];
-            let taken = slots.get(d.namespace.as_str()).copied().unwrap_or(0);
-            (!d.pod_waits, taken, d.since, d.namespace.as_str(), d.name.as_str())
-        }) else {
+    while let Some(demand) = line.next() {
+        if journal.claims.len() + selection.admitted.len() >= MAX_OPEN_NEWCOMERS && stopped.is_none() && position == 0 {
             break;
-        };
-        let demand = newcomers.swap_remove(index);
-        *slots.entry(demand.namespace.as_str()).or_default() += 1;
-        let verdict = if let Some((reason, until)) = stopped {
+        }
+        let shut_out = journal.is_full() && !journal.credentials.contains_key(&demand.uid);
+        let verdict = if shut_out {
+            unfitting += 1;
+            Err(plan.full(now))
+        } else if let Some((reason, until)) = stopped {
             position += 1;
             Err(match reason {
                 Reason::AuditBacklog => backlog_full(now),
@@ -283,7 +293,12 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
             // Whoever is first in line is not overtaken, unless nothing would ever come of the wait;
             // those behind share its next slot.
             if position == 0 {
-                head_slot = plan.next_for_newcomer(demand, now);
+                searches += 1;
+                head_slot = if searches > MAX_SEARCHES {
+                    None
+                } else {
+                    plan.next_for_newcomer(demand, now)
+                };
                 if head_slot.is_none() {
                     let verdict = Err(plan.wait(Reason::RateLimited, 1, None, now, journal));
                     selection.take(demand, verdict, &mut plan, now);
@@ -301,6 +316,57 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
     plan.explain_excess(&demands, &mut selection);
     selection.usage = plan.usage(now, position + unfitting, head_slot, blocked_until);
     selection
+}
+
+/// Newcomers, one namespace after the other: next is who has a Pod waiting, then whose namespace holds least,
+/// then who waits longest.
+struct Line<'a> {
+    /// Each namespace's own, in order, with the slots it holds.
+    namespaces: BTreeMap<&'a str, (usize, std::vec::IntoIter<&'a Demand>)>,
+    /// The first of each, in order.
+    heads: BTreeMap<Turn<'a>, &'a Demand>,
+}
+
+/// No Pod waits; slots held; since when; namespace and name.
+type Turn<'a> = (bool, usize, Time, &'a str, &'a str);
+
+impl<'a> Line<'a> {
+    fn new(newcomers: impl Iterator<Item = &'a Demand>, held: &BTreeMap<&'a str, usize>) -> Self {
+        let mut by_namespace: BTreeMap<&str, Vec<&Demand>> = BTreeMap::new();
+        for demand in newcomers {
+            by_namespace.entry(&demand.namespace).or_default().push(demand);
+        }
+        let mut line = Self {
+            namespaces: BTreeMap::new(),
+            heads: BTreeMap::new(),
+        };
+        for (namespace, mut own) in by_namespace {
+            own.sort_unstable_by_key(|d| (!d.pod_waits, d.since, d.name.as_str()));
+            let slots = held.get(namespace).copied().unwrap_or(0);
+            line.namespaces.insert(namespace, (slots, own.into_iter()));
+            line.advance(namespace);
+        }
+        line
+    }
+
+    fn advance(&mut self, namespace: &'a str) {
+        if let Some((slots, own)) = self.namespaces.get_mut(namespace)
+            && let Some(demand) = own.next()
+        {
+            let turn = (!demand.pod_waits, *slots, demand.since, namespace, demand.name.as_str());
+            self.heads.insert(turn, demand);
+        }
+    }
+
+    /// The next in line; its namespace holds one more then, whether it is admitted or waits.
+    fn next(&mut self) -> Option<&'a Demand> {
+        let (_, demand) = self.heads.pop_first()?;
+        if let Some((slots, _)) = self.namespaces.get_mut(demand.namespace.as_str()) {
+            *slots += 1;
+        }
+        self.advance(&demand.namespace);
+        Some(demand)
+    }
 }
 
 impl Selection {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::TimeDelta;
 
 use crate::api::Reason;
-use crate::core::journal::{Claim, Journal, SIZE_LIMIT};
+use crate::core::journal::{Claim, Journal};
 use crate::core::schedule::runway;
 use crate::core::{Time, clock};
 
@@ -231,6 +231,19 @@ impl<'a> Projection<'a> {
         (due + retry).min((limit.limit as usize).saturating_sub(used))
     }
 
+    /// There is no room for another credential.
+    pub(super) fn full(&self, now: Time) -> Waiting {
+        Waiting {
+            reason: Reason::RateLimited,
+            position: 1,
+            next_slot: Some(now + TimeDelta::minutes(1)),
+            message: format!(
+                "the journal of {} is full: new credentials wait until others are deleted",
+                self.title
+            ),
+        }
+    }
+
     pub(super) fn wait(
         &self,
         reason: Reason,
@@ -239,12 +252,7 @@ impl<'a> Projection<'a> {
         now: Time,
         journal: &Journal,
     ) -> Waiting {
-        let message = if position > 0 && journal.weight() >= SIZE_LIMIT {
-            format!(
-                "the journal of {} is full: new credentials wait until others are deleted or their window has passed",
-                self.title
-            )
-        } else if let Some(until) = journal.throttle.blocked_until.filter(|at| *at > now) {
+        let message = if let Some(until) = journal.throttle.blocked_until.filter(|at| *at > now) {
             format!(
                 "ChittyConnect asked to leave {} alone until {}; it is asked again then",
                 self.title,

@@ -503,3 +503,88 @@ proptest! {
         prop_assert_eq!(&world.lost, &Vec::<String>::new());
     }
 }
+
+/// What a refused or refunded try leaves.
+fn failed(world: &mut World, uid: &str, retry_at: Option<Time>, now: Time) {
+    let c = claim(uid, "n", Kind::First, now, world.posts.len());
+    let id = c.id.clone();
+    world.journal.claim(uid, c, s(3600));
+    let failure = crate::core::journal::Failure {
+        reason: Reason::BrokerUnavailable,
+        message: String::new(),
+        at: now,
+        count: 1,
+        retry_at,
+        request_hash: String::new(),
+        layout_hash: String::new(),
+        rotate: String::new(),
+    };
+    let ending = Ending::Failed {
+        failure,
+        counted: false,
+    };
+    assert!(world.journal.end(uid, &id, ending, now));
+}
+
+#[test]
+fn failures_are_forgotten_once_they_delay_nothing_and_so_lock_nobody_out() {
+    let mut world = World::new(10, s(3600));
+    for i in 0..2000 {
+        failed(&mut world, &format!("u{i}"), Some(t(60)), t(0));
+    }
+    failed(&mut world, "denied", None, t(0));
+    world.journal.compact(t(61));
+    assert_eq!(world.journal.credentials.len(), 2001);
+    world.journal.compact(t(60 + 15 * 60));
+    assert_eq!(world.journal.credentials.keys().collect::<Vec<_>>(), ["denied"]);
+}
+
+#[test]
+fn a_full_journal_lets_in_whom_it_knows_and_tells_all_others() {
+    let mut world = World::new(100, s(3600));
+    world.journal.typical_lifetime = Some(3600);
+    failed(&mut world, "known", Some(t(0)), t(0));
+    world.journal.stored = crate::core::journal::SIZE_LIMIT;
+    let demands = [
+        demand("known", "n", Kind::First, t(1)),
+        demand("new", "n", Kind::First, t(0)),
+    ];
+    let selection = select(&world.journal, &Guests::new(), &demands, &world.limits, t(2));
+    assert_eq!(selection.admitted, ["known"]);
+    assert!(selection.waiting["new"].message.contains("is full"));
+}
+
+#[test]
+fn of_three_thousand_newcomers_no_more_are_admitted_at_once_than_a_journal_can_claim() {
+    let mut world = World::new(10_000, s(10));
+    world.journal.typical_lifetime = Some(3600);
+    let demands: Vec<Demand> = (0..3000)
+        .map(|i| demand(&format!("u{i:04}"), &format!("ns{}", i % 20), Kind::First, t(0)))
+        .collect();
+    let selection = select(&world.journal, &Guests::new(), &demands, &world.limits, t(0));
+    assert_eq!(selection.admitted.len(), MAX_OPEN_NEWCOMERS);
+    assert!(selection.waiting.is_empty(), "a moment is nothing to tell of");
+    for uid in &selection.admitted {
+        let c = claim(uid, "n", Kind::First, t(0), 0);
+        world.journal.claim(uid, c, s(10));
+    }
+    let next = select(&world.journal, &Guests::new(), &demands, &world.limits, t(0));
+    assert_eq!(next.admitted, Vec::<String>::new());
+}
+
+#[test]
+fn a_pass_over_thousands_who_can_never_fit_searches_for_few_of_them() {
+    let mut world = World::new(5, s(3600));
+    world.journal.typical_lifetime = Some(3600);
+    let mut demands: Vec<Demand> = (0..1200)
+        .map(|i| {
+            let mut greedy = demand(&format!("g{i:04}"), "n", Kind::First, t(0));
+            greedy.max_lifetime = Some(TimeDelta::milliseconds(5000 + i));
+            greedy
+        })
+        .collect();
+    demands.push(demand("modest", "n", Kind::First, t(9)));
+    let selection = select(&world.journal, &Guests::new(), &demands, &world.limits, t(10));
+    assert_eq!(selection.admitted, ["modest"]);
+    assert_eq!(selection.waiting.len(), 1200);
+}

@@ -165,7 +165,7 @@ pub struct Record {
     pub name: String,
     /// How many tokens were published: the next has this plus one.
     pub revision: u64,
-    /// Number of the last audit event.
+    /// Number of the last audit event: the milliseconds of its time, or one more than the last.
     pub seq: u64,
     /// The token in its Secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -189,6 +189,28 @@ pub struct Record {
     /// The last token ended before it could be renewed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expired: bool,
+}
+
+/// How long a failure is remembered that only delays, once its delay is over: longer than any delay, so that
+/// delays go on growing while it fails.
+const FAILURE_REMEMBERED: TimeDelta = TimeDelta::minutes(15);
+
+impl Record {
+    /// Nothing in it decides anything any more: it never held a token, and the delay after its failure is long over.
+    /// One that did is kept as long as its credential: revisions are counted on.
+    #[must_use]
+    pub fn is_spent(&self, now: Time) -> bool {
+        let over = self
+            .failure
+            .as_ref()
+            .is_none_or(|f| f.retry_at.is_some_and(|at| at + FAILURE_REMEMBERED <= now));
+        over && self.revision == 0
+            && self.live.is_none()
+            && self.heals.is_empty()
+            && self.orphans.is_empty()
+            && !self.gone
+            && !self.expired
+    }
 }
 
 /// A published token, without its values.

@@ -27,8 +27,9 @@ pub use entries::{
 
 /// The layout this code reads and writes.
 pub const VERSION: u32 = 1;
-/// Above this many bytes, audit apart, newcomers are refused: a ConfigMap holds at most 1 MiB.
-pub const SIZE_LIMIT: usize = 512 * 1024;
+/// A journal that takes this many bytes as it is stored lets in no credential it has no record of: a ConfigMap holds
+/// at most 1 MiB, and outcomes, renewals and undelivered audit events must always fit.
+pub const SIZE_LIMIT: usize = 448 * 1024;
 /// What a request counts beyond its window at most.
 pub const MARGIN: TimeDelta = TimeDelta::seconds(5);
 /// Undelivered audit events a scope holds at most,
@@ -110,6 +111,9 @@ pub struct Journal {
     /// for a window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_at: Option<Time>,
+    /// How many bytes it took when it was last read or written.
+    #[serde(skip)]
+    pub stored: usize,
 }
 
 /// How an attempt ended that was under way.
@@ -143,7 +147,14 @@ impl Journal {
             typical_lifetime: None,
             audit: Vec::new(),
             lost_at: None,
+            stored: 0,
         }
+    }
+
+    /// Whether it has no room for credentials that it has no record of.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.stored >= SIZE_LIMIT
     }
 
     /// Reads a journal, and refuses what this code did not write.
@@ -151,7 +162,7 @@ impl Journal {
     /// # Errors
     /// Says what is wrong with the text; the caller says how to mend it.
     pub fn parse(text: &str, scope: &Scope) -> Result<Self, String> {
-        let journal: Self = serde_json::from_str(text).map_err(|e| format!("it cannot be read: {e}"))?;
+        let mut journal: Self = serde_json::from_str(text).map_err(|e| format!("it cannot be read: {e}"))?;
         if journal.version != VERSION {
             return Err(format!(
                 "it has version {}, and this controller reads version {VERSION}",
@@ -161,6 +172,7 @@ impl Journal {
         if journal.scope != *scope {
             return Err("it is the journal of another scope".to_owned());
         }
+        journal.stored = text.len();
         Ok(journal)
     }
 
@@ -177,6 +189,10 @@ impl Journal {
         for record in self.credentials.values_mut() {
             record.heals.retain(|at| *at + window > now);
         }
+        let owing: BTreeSet<&str> = self.revocations.iter().map(|r| r.uid.as_str()).collect();
+        let claims = &self.claims;
+        self.credentials
+            .retain(|uid, r| !r.is_spent(now) || owing.contains(uid.as_str()) || claims.contains_key(uid));
     }
 
     /// Commits to one request: its claim, and its place in the budget.
@@ -309,17 +325,6 @@ impl Journal {
         (self.audit.len() * 100 / AUDIT_CAPACITY).max(bytes * 100 / AUDIT_BYTES)
     }
 
-    /// About how many bytes this takes, its audit apart, generously: cheap enough to ask before every decision.
-    #[must_use]
-    pub fn weight(&self) -> usize {
-        const RECORD: usize = 1300;
-        const ENTRY: usize = 700;
-        const ATTEMPT: usize = 180;
-        self.credentials.len() * RECORD
-            + (self.claims.len() + self.revocations.len()) * ENTRY
-            + self.attempts.len() * ATTEMPT
-    }
-
     /// Goes on counting revisions and audit events where another scope's journal left off.
     pub fn raise(&mut self, uid: &str, (revision, seq): (u64, u64)) {
         if let Some(record) = self.credentials.get_mut(uid) {
@@ -341,10 +346,11 @@ impl Journal {
     /// Appends an audit event of `uid`, numbered in order; the number and id are filled in.
     pub fn record_event(&mut self, uid: &str, mut event: AuditEvent) -> AuditEvent {
         let record = self.record(uid, &event.namespace, &event.name);
-        record.seq += 1;
+        // By the time, so that no number is used twice though the record was dropped, or the journal lost.
+        let at = u64::try_from(event.at.timestamp_millis()).unwrap_or_default();
+        record.seq = (record.seq + 1).max(at);
         event.seq = record.seq;
-        // With the time, for a journal that was lost makes the numbers start anew.
-        event.id = format!("{uid}-{}-{}", event.seq, event.at.timestamp_millis());
+        event.id = format!("{uid}-{}", event.seq);
         if event.deliver {
             self.audit.push(event.clone());
         }

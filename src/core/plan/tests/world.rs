@@ -292,6 +292,8 @@ impl World {
         if now - self.flights[index].claim.at >= CLAIM_FRESH {
             let flight = self.flights.remove(index);
             self.commit(|j, _| j.withdraw(UID, &flight.claim.id));
+            // It never left, and so healed nothing.
+            self.heals -= usize::from(flight.claim.kind == Kind::Heal);
             return;
         }
         self.flights[index].posted = true;
