@@ -126,9 +126,9 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
                 tracing::info!("stopping");
                 on_signal.cancel();
             });
-            let client = cluster::config::client(context.as_deref()).await?;
+            let config = cluster::config::config(context.as_deref()).await?;
             tracing::info!(version = env!("CARGO_PKG_VERSION"), namespace = %settings.namespace, identity = %settings.identity, "starting");
-            controller::run(client, settings, stop).await
+            controller::run(config, settings, stop).await
         })
 }
 

@@ -189,8 +189,10 @@ async fn on_a_control_plane_of_its_own(arguments: &Arguments, stop: &Cancellatio
     } else {
         control_plane.kubectl()?.get_program().to_string_lossy().into_owned()
     };
+    let config = config_of(&kubeconfig).await?;
     let show = Show {
-        client: client_of(&kubeconfig).await?,
+        client: Client::try_from(config.clone())?,
+        config,
         look_around: look_around(Some(&kubeconfig), &kubectl),
         log,
         rotations: arguments.rotations,
@@ -206,11 +208,11 @@ async fn on_a_control_plane_of_its_own(arguments: &Arguments, stop: &Cancellatio
 }
 
 /// As the controller's own: its retries repeat POSTs and wait for minutes.
-async fn client_of(kubeconfig: &Path) -> anyhow::Result<Client> {
+async fn config_of(kubeconfig: &Path) -> anyhow::Result<Config> {
     let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     config.default_retry = false;
-    Ok(Client::try_from(config)?)
+    Ok(config)
 }
 
 async fn on_own_cluster(
@@ -220,9 +222,10 @@ async fn on_own_cluster(
     abort: &CancellationToken,
 ) -> anyhow::Result<Ending> {
     let server = server_of(context)?;
-    let client = cluster::config::client(Some(context))
+    let config = cluster::config::config(Some(context))
         .await
         .with_context(|| format!("failed to use context {context}"))?;
+    let client = Client::try_from(config.clone())?;
     let manifests = manifests::read()?;
     let survey = own_cluster::survey(&client, &manifests)
         .await
@@ -244,6 +247,7 @@ async fn on_own_cluster(
         .clone()
         .unwrap_or_else(|| directory.path().join("controller.log"));
     let show = Show {
+        config,
         client: client.clone(),
         look_around: look_around(None, &format!("kubectl --context {context}")),
         log,

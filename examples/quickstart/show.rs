@@ -39,6 +39,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// The show itself, on whichever cluster.
 pub struct Show {
     pub client: Client,
+    /// How the controller reaches the same API server.
+    pub config: kube::Config,
     /// What a person types in another terminal.
     pub look_around: Vec<String>,
     /// Where the controller logs.
@@ -143,7 +145,7 @@ impl Show {
             }
             // Its own namespace is there now, and comes first, as in any cluster.
             if running.controller.is_none() {
-                let run = controller::run(self.client.clone(), settings(), running.stop_controller.clone());
+                let run = controller::run(self.config.clone(), settings(), running.stop_controller.clone());
                 running.controller = Some(tokio::spawn(run));
                 println!("controller     in this process; its log:");
                 println!("               {}", self.log.display());

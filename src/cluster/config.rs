@@ -1,14 +1,14 @@
 //! How to reach the API server.
 
+use kube::Config;
 use kube::config::KubeConfigOptions;
-use kube::{Client, Config};
 
-/// A client from the usual places: a kubeconfig, else the Pod's service account. `context` names
+/// How to reach it from the usual places: a kubeconfig, else the Pod's service account. `context` names
 /// one of the kubeconfig.
 ///
 /// # Errors
 /// Where neither is there, or what is there cannot be used.
-pub async fn client(context: Option<&str>) -> anyhow::Result<Client> {
+pub async fn config(context: Option<&str>) -> anyhow::Result<Config> {
     let mut config = match context {
         Some(name) => {
             Config::from_kubeconfig(&KubeConfigOptions {
@@ -21,5 +21,5 @@ pub async fn client(context: Option<&str>) -> anyhow::Result<Client> {
     };
     // Its retries repeat POSTs and wait for minutes; ours are decided where the deadline is known.
     config.default_retry = false;
-    Ok(Client::try_from(config)?)
+    Ok(config)
 }

@@ -3,17 +3,22 @@
 //! The fence on minting is the journal's compare-and-swap; leading only avoids wasted work. So this
 //! needs no more than: at most one leader most of the time, no trust in anybody's wall clock, and a
 //! leader that stops when it cannot renew.
+//!
+//! Renewing has a thread and a connection of its own: work that fills the process' threads, or waits in
+//! its connections, must not cost it the Lease, or the next leader would begin the same work anew.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client, Config};
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::clock::elapsed;
 use super::{Cluster, Error, bounded};
@@ -31,9 +36,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(700);
 
 /// Stands for election, and leads.
 pub struct Election {
+    candidate: Arc<Candidate>,
+    thread: Option<Runtime>,
+}
+
+struct Candidate {
     cluster: Cluster,
     api: Api<Lease>,
     identity: String,
+    /// The Lease as this process wrote it last: renewing it needs no read.
+    held: Mutex<Option<Lease>>,
 }
 
 /// One term of leadership: it holds only for so long after the last renewal, also for a process that
@@ -56,6 +68,14 @@ impl Leading {
         self.until.store(0, Ordering::Release);
     }
 
+    fn remaining(&self) -> Duration {
+        Duration::from_millis(
+            self.until
+                .load(Ordering::Acquire)
+                .saturating_sub(milliseconds(elapsed())),
+        )
+    }
+
     fn renewed(&self, asked: Duration) {
         self.until.store(milliseconds(asked + RENEW_WITHIN), Ordering::Release);
     }
@@ -72,28 +92,90 @@ struct Watched {
 }
 
 impl Election {
-    /// A candidate.
-    #[must_use]
-    pub fn new(cluster: &Cluster, identity: &str) -> Self {
-        Self {
+    /// A candidate, which reaches the API server as `config` says.
+    ///
+    /// # Errors
+    /// Where its thread or its client cannot be made.
+    pub fn new(config: Config, cluster: &Cluster, identity: &str) -> anyhow::Result<Self> {
+        let thread = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("lease")
+            .enable_all()
+            .build()?;
+        // A client keeps a task where it was made.
+        let client = {
+            let _inside = thread.enter();
+            Client::try_from(config)?
+        };
+        let candidate = Candidate {
+            api: Api::namespaced(client, &cluster.namespace),
             cluster: cluster.clone(),
-            api: Api::namespaced(cluster.client.clone(), &cluster.namespace),
             identity: identity.to_owned(),
-        }
+            held: Mutex::default(),
+        };
+        Ok(Self {
+            candidate: Arc::new(candidate),
+            thread: Some(thread),
+        })
     }
 
     /// Waits until this process leads.
     pub async fn win(&self) -> Arc<Leading> {
+        let candidate = Arc::clone(&self.candidate);
+        self.on_thread(async move { candidate.win().await }).await
+    }
+
+    /// Renews until that fails for too long, somebody else leads, or `stop` fires.
+    pub async fn lead(&self, leading: &Arc<Leading>, stop: &CancellationToken) {
+        let (candidate, leading, stop) = (Arc::clone(&self.candidate), Arc::clone(leading), stop.clone());
+        self.on_thread(async move { candidate.lead(&leading, &stop).await })
+            .await;
+    }
+
+    /// Lets go of the Lease, if it still is ours: its version is the precondition.
+    pub async fn release(&self) {
+        let candidate = Arc::clone(&self.candidate);
+        self.on_thread(async move { candidate.release().await }).await;
+    }
+
+    /// Runs `task` there; one that nobody waits for any more ends.
+    async fn on_thread<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> T {
+        let Some(thread) = &self.thread else {
+            unreachable!("the thread goes when this does")
+        };
+        match AbortOnDropHandle::new(thread.spawn(task)).await {
+            Ok(outcome) => outcome,
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime goes when this does, so nobody else ends it.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+}
+
+impl Drop for Election {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // Waiting for it is not allowed where tasks run.
+            thread.shutdown_background();
+        }
+    }
+}
+
+impl Candidate {
+    async fn win(&self) -> Arc<Leading> {
         let mut watched: Option<Watched> = None;
         loop {
             let asked = elapsed();
             match self.try_take(&mut watched).await {
-                Ok(true) => {
+                Ok(Some(lease)) => {
+                    self.hold(Some(lease));
                     let leading = Leading::default();
                     leading.renewed(asked);
                     return Arc::new(leading);
                 }
-                Ok(false) => {}
+                Ok(None) => {}
                 Err(error) if error.is_conflict() => {}
                 Err(error) => tracing::warn!(error = %error.brief(), "failed to stand for election; trying again"),
             }
@@ -101,10 +183,14 @@ impl Election {
         }
     }
 
-    async fn try_take(&self, watched: &mut Option<Watched>) -> Result<bool, Error> {
+    fn hold(&self, lease: Option<Lease>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+    }
+
+    async fn try_take(&self, watched: &mut Option<Watched>) -> Result<Option<Lease>, Error> {
         let Some(lease) = bounded(self.api.get_opt(LEASE)).await? else {
-            bounded(self.api.create(&PostParams::default(), &self.lease(None))).await?;
-            return Ok(true);
+            let created = bounded(self.api.create(&PostParams::default(), &self.lease(None))).await?;
+            return Ok(Some(created));
         };
         let spec = lease.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
@@ -125,27 +211,26 @@ impl Election {
                 .and_then(|s| u64::try_from(s).ok())
                 .unwrap_or(DURATION.as_secs());
             if seen.since.elapsed() < Duration::from_secs(seconds) {
-                return Ok(false);
+                return Ok(None);
             }
         }
-        bounded(
-            self.api
-                .replace(LEASE, &PostParams::default(), &self.lease(Some(&lease))),
-        )
-        .await?;
-        Ok(true)
+        Ok(Some(self.write(&lease).await?))
     }
 
-    /// Renews until that fails for too long, somebody else leads, or `stop` fires; then releases
-    /// what is still ours.
-    pub async fn lead(&self, leading: &Leading, stop: &CancellationToken) {
+    async fn write(&self, over: &Lease) -> Result<Lease, Error> {
+        let lease = self.lease(Some(over));
+        bounded(self.api.replace(LEASE, &PostParams::default(), &lease)).await
+    }
+
+    async fn lead(&self, leading: &Leading, stop: &CancellationToken) {
         while stop
             .run_until_cancelled(tokio::time::sleep(RENEW_EVERY))
             .await
             .is_some()
         {
             let asked = elapsed();
-            match tokio::time::timeout(RENEW_EVERY, self.renew()).await {
+            // A slow API server has all the time that is left.
+            match tokio::time::timeout(leading.remaining(), self.renew()).await {
                 Ok(Ok(true)) => leading.renewed(asked),
                 Ok(Ok(false)) => {
                     tracing::warn!("somebody else leads; stepping down");
@@ -164,25 +249,35 @@ impl Election {
         }
     }
 
+    /// Writes over what this process wrote last; reads only where that is not what is there any more, for an
+    /// earlier write may have arrived though its answer did not.
     async fn renew(&self) -> Result<bool, Error> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(held) = held {
+            match self.write(&held).await {
+                Ok(lease) => {
+                    self.hold(Some(lease));
+                    return Ok(true);
+                }
+                Err(e) if e.is_conflict() => {}
+                Err(e) => return Err(e),
+            }
+        }
         let lease = bounded(self.api.get(LEASE)).await?;
         if lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) != Some(&self.identity) {
             return Ok(false);
         }
-        match bounded(
-            self.api
-                .replace(LEASE, &PostParams::default(), &self.lease(Some(&lease))),
-        )
-        .await
-        {
-            Ok(_) => Ok(true),
+        match self.write(&lease).await {
+            Ok(lease) => {
+                self.hold(Some(lease));
+                Ok(true)
+            }
             Err(e) if e.is_conflict() => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    /// Lets go of the Lease, if it still is ours: its version is the precondition.
-    pub async fn release(&self) {
+    async fn release(&self) {
         let Ok(lease) = bounded(self.api.get(LEASE)).await else {
             return;
         };

@@ -29,7 +29,7 @@ use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::utils::PredicateConfig;
 use kube::runtime::{Controller, Predicate, WatchStreamExt, predicates, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Config, ResourceExt};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -69,8 +69,8 @@ pub struct Settings {
 ///
 /// # Errors
 /// Where it cannot start: the namespace or the seal key, an address that is taken.
-pub async fn run(client: Client, settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let cluster = Cluster::new(client, settings.namespace.clone());
+pub async fn run(config: Config, settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    let cluster = Cluster::new(Client::try_from(config.clone())?, settings.namespace.clone());
     let metrics = Metrics::new();
     let health = Health::default();
     crate::ops::health::serve(settings.health_addr, health.clone(), stop.clone()).await?;
@@ -91,7 +91,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         return Ok(());
     };
     let events = Events::new(&cluster, &settings.identity);
-    let election = Election::new(&cluster, &settings.identity);
+    let election = Election::new(config, &cluster, &settings.identity)?;
     // Requests in flight outlive a term: the next must not take them for lost.
     let working = Arc::new(Locked::default());
     while !stop.is_cancelled() {
