@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Gives every workload short-lived credentials from ChittyConnect, and leaves no long-lived secret anywhere.
 #[derive(Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+// The last of several wins, so that the chart's extraArgs can override what the chart sets.
+#[command(version, args_conflicts_with_subcommands = true, args_override_self = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -40,10 +41,10 @@ struct RunArguments {
     #[arg(long, env = "POD_NAME")]
     identity: Option<String>,
     /// Where /metrics is served.
-    #[arg(long, env = "METRICS_ADDR", default_value = "0.0.0.0:8080", value_parser = address)]
+    #[arg(long, env = "METRICS_ADDR", default_value = ":8080", value_parser = address)]
     metrics_addr: SocketAddr,
     /// Where /livez and /readyz are served.
-    #[arg(long, env = "HEALTH_ADDR", default_value = "0.0.0.0:8081", value_parser = address)]
+    #[arg(long, env = "HEALTH_ADDR", default_value = ":8081", value_parser = address)]
     health_addr: SocketAddr,
     /// How log lines are written.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]
@@ -56,10 +57,10 @@ struct RunArguments {
     concurrency: u16,
 }
 
-/// An address to listen on; `:8080` is every interface, as usual in Kubernetes.
+/// An address to listen on; `:8080` is every interface, IPv4 and IPv6, as usual in Kubernetes.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let full = if text.starts_with(':') {
-        format!("0.0.0.0{text}")
+        format!("[::]{text}")
     } else {
         text.to_owned()
     };
@@ -138,4 +139,41 @@ fn host_name() -> String {
         .map(|name| name.trim().to_owned())
         .filter(|name| !name.is_empty())
         .unwrap_or_else(|| "chittyconnect-operator".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> RunArguments {
+        let all = ["chittyconnect-operator"].iter().chain(arguments);
+        let parsed = Arguments::try_parse_from(all).unwrap();
+        match parsed.command {
+            Some(Command::Run(run)) => run,
+            _ => parsed.run,
+        }
+    }
+
+    #[test]
+    fn an_argument_given_twice_has_its_last_value() {
+        let twice = [
+            "run",
+            "--concurrency=32",
+            "--log=info",
+            "--concurrency=64",
+            "--log=debug",
+        ];
+        let arguments = run(&twice);
+        assert_eq!((arguments.concurrency, arguments.log.as_str()), (64, "debug"));
+        assert_eq!(run(&twice[1..]).concurrency, 64);
+    }
+
+    #[test]
+    fn a_port_alone_is_every_interface_of_both_families() {
+        let every = run(&["--metrics-addr=:9090"]).metrics_addr;
+        assert_eq!(every, "[::]:9090".parse().unwrap());
+        let one = run(&["--metrics-addr=127.0.0.1:9090"]).metrics_addr;
+        assert_eq!(one, "127.0.0.1:9090".parse().unwrap());
+        assert!(address("9090").is_err());
+    }
 }

@@ -1,6 +1,7 @@
 //! `/livez`: the process runs. `/readyz`: it has read what it needs; until then it says what it waits for.
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
@@ -50,12 +51,22 @@ pub async fn serve(addr: SocketAddr, health: Health, stop: CancellationToken) ->
     listen(addr, router, stop, "--health-addr").await
 }
 
+/// `[::]` is every interface of both families; on a host without IPv6 it is every one there is.
+async fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(addr).await {
+        Err(error) if addr.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, addr.port())).await
+        }
+        bound => bound,
+    }
+}
+
 /// Serves `router` in the background until `stop` fires.
 ///
 /// # Errors
 /// Where the address cannot be listened on; names `flag`.
 pub async fn listen(addr: SocketAddr, router: Router, stop: CancellationToken, flag: &str) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(addr)
+    let listener = bind(addr)
         .await
         .with_context(|| format!("failed to listen on {addr}: choose another address with {flag}"))?;
     tokio::spawn(async move {
@@ -65,4 +76,18 @@ pub async fn listen(addr: SocketAddr, router: Router, stop: CancellationToken, f
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_interface_includes_those_of_ipv4() {
+        let listener = bind("[::]:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .await
+            .unwrap();
+    }
 }

@@ -168,6 +168,29 @@ fn the_api_server_takes_every_example_without_a_warning() {
 }
 
 #[test]
+fn what_a_shell_reads_is_exported_to_what_it_starts() {
+    let mut read_by_shells = 0;
+    for file in [
+        "README.md",
+        "docs/templates.md",
+        "examples/runner-credential.yaml",
+        "examples/quickstart/files-for-tools.yaml",
+    ] {
+        let text = read(&repository(file));
+        for (at, _) in text.match_indices(".env: |\n") {
+            let lines = text[at..].lines().skip(1).map(str::trim);
+            let variables: Vec<&str> = lines.take_while(|l| l.contains("{{")).collect();
+            assert!(!variables.is_empty(), "{file}");
+            for line in variables {
+                assert!(line.starts_with("export ") && line.ends_with('\''), "{file}: {line}");
+            }
+            read_by_shells += 1;
+        }
+    }
+    assert!(read_by_shells >= 4, "{read_by_shells}");
+}
+
+#[test]
 fn the_runners_hook_masks_every_token_and_hands_it_to_the_steps() {
     let manifest = documents(&read(&repository("examples/runner-credential.yaml")));
     let map = manifest.iter().find(|d| d["kind"] == "ConfigMap").expect("the hook");
