@@ -45,6 +45,16 @@ pub async fn deliver_for_ever(context: Arc<Context>) {
     }
 }
 
+/// Where an event goes.
+enum Destination {
+    /// There.
+    Chronicle(Chronicle),
+    /// Nowhere any more: its connection sends events to nobody.
+    Nowhere,
+    /// Its connection is gone or cannot be used now.
+    Unknown,
+}
+
 struct Delivery {
     context: Arc<Context>,
     runner: Arc<ScopeRunner>,
@@ -90,10 +100,22 @@ impl Delivery {
             if self.delivered.contains(&event.id) || held.contains(event.uid.as_str()) {
                 continue;
             }
-            let Some(chronicle) = self.chronicle(event) else {
-                // Its connection is gone or cannot be used; its own later events wait too.
-                held.insert(&event.uid);
-                continue;
+            let chronicle = match self.destination(event) {
+                Destination::Chronicle(chronicle) => chronicle,
+                Destination::Nowhere => {
+                    // Waiting for nobody, it would fill the backlog until minting stops.
+                    if self.bury(event, "its connection has no spec.audit any more").await {
+                        self.note(event);
+                    } else {
+                        held.insert(&event.uid);
+                    }
+                    continue;
+                }
+                Destination::Unknown => {
+                    // Its own later events wait too.
+                    held.insert(&event.uid);
+                    continue;
+                }
             };
             match chronicle.deliver(event).await {
                 Ok(()) => {
@@ -104,7 +126,11 @@ impl Delivery {
                 Err(NotDelivered::Refused { status }) => {
                     let tries = self.refused.entry(event.id.clone()).or_default();
                     *tries += 1;
-                    if *tries >= TRIES && self.bury(event, status).await {
+                    if *tries >= TRIES
+                        && self
+                            .bury(event, &format!("ChittyChronicle refuses it with {status}"))
+                            .await
+                    {
                         self.note(event);
                         continue;
                     }
@@ -153,24 +179,25 @@ impl Delivery {
     }
 
     /// Where an event goes: to its connection's `ChittyChronicle`, else to that of another one of the scope.
-    fn chronicle(&self, event: &AuditEvent) -> Option<Chronicle> {
+    fn destination(&self, event: &AuditEvent) -> Destination {
         let connections = &self.context.connections;
-        let of = |r: super::connections::Resolved| r.usable.ok().and_then(|u| u.chronicle.clone());
-        connections.get(&event.request.connection).and_then(of).or_else(|| {
-            let scope = &self.runner.scope;
-            connections
-                .all()
-                .into_iter()
-                .filter(|r| r.scope(&scope.of).as_ref() == Some(scope))
-                .find_map(of)
-        })
+        let of = |r: &super::connections::Resolved| r.usable.as_ref().ok().and_then(|u| u.chronicle.clone());
+        let own = connections.get(&event.request.connection);
+        let scope = &self.runner.scope;
+        let mut others = connections.all();
+        others.retain(|r| r.scope(&scope.of).as_ref() == Some(scope));
+        match own.iter().chain(&others).find_map(of) {
+            Some(chronicle) => Destination::Chronicle(chronicle),
+            None if own.is_some_and(|r| r.usable.is_ok()) => Destination::Nowhere,
+            None => Destination::Unknown,
+        }
     }
 
-    /// Keeps a refused event where a person finds it. False where that failed: it is tried again.
-    async fn bury(&self, event: &AuditEvent, status: u16) -> bool {
+    /// Keeps an event that cannot be delivered where a person finds it. False where that failed: it is tried again.
+    async fn bury(&self, event: &AuditEvent, why: &str) -> bool {
         let cluster = &self.context.cluster;
         let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
-        tracing::error!(id = %event.id, status, "ChittyChronicle refuses an audit event; it is kept in ConfigMap {DEAD_LETTERS}");
+        tracing::error!(id = %event.id, "an audit event cannot be delivered: {why}; it is kept in ConfigMap {DEAD_LETTERS}");
         let entry = event.entry().to_string();
         let Ok(known) = bounded(api.get_opt(DEAD_LETTERS)).await else {
             return false;

@@ -113,6 +113,29 @@ async fn tokens_are_found_in_secrets_and_nowhere_else() {
 }
 
 #[tokio::test]
+async fn events_whose_destination_was_taken_away_go_to_the_dead_letters_and_block_nobody() {
+    let case = Case::new().await;
+    let (chronicle, field) = chronicle(&case).await;
+    case.connect_seen(field).await;
+    chronicle.go_down().unwrap();
+    case.issued("a", json!({})).await;
+    case.patch_connection(json!({"spec": {"audit": null}})).await;
+    let uid = case.credentials().get("a").await.unwrap().metadata.uid.unwrap();
+    let maps: kube::Api<k8s_openapi::api::core::v1::ConfigMap> = kube::Api::namespaced(case.client.clone(), SYSTEM);
+    wait_for("the event among the dead letters", || async {
+        let letters = maps.get("chittyconnect-audit-dead-letters").await.ok()?.data?;
+        letters.keys().any(|id| id.starts_with(&uid)).then_some(())
+    })
+    .await;
+    wait_for("the journal to let go of it", || async {
+        let journal = case.journal_json().await;
+        journal["audit"].as_array()?.is_empty().then_some(())
+    })
+    .await;
+    case.issued("b", json!({})).await;
+}
+
+#[tokio::test]
 async fn events_survive_an_outage_in_which_the_controller_is_killed() {
     let world = World::start("audit").await;
     let case = Setup::within(world.clone(), generous()).case().await;
