@@ -6,7 +6,6 @@ pub mod access;
 pub mod audit;
 pub mod budget;
 pub mod clock;
-pub mod ids;
 pub mod journal;
 pub mod plan;
 pub mod render;
