@@ -1,30 +1,29 @@
-//! Journals as `ConfigMaps`, committed by compare-and-swap, many decisions in one write.
+//! Journals as `ConfigMaps`: a head and pages, committed by compare-and-swap, many decisions in one write.
 //!
 //! Each scope has one writer task: it takes every decision that waits, applies them in order to the
-//! state they will be committed to, and writes once. After a write whose fate is unknown it reads
-//! back whether its commit id is there.
+//! state they will be committed to, and writes what changed, in the order of a [`Flush`](crate::core::journal::pages::Flush). After a write whose
+//! fate is unknown it lists what is there: while nobody else has written, the same commit goes on where it was.
+
+mod store;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chrono::SubsecRound;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api;
-use kube::api::{ListParams, ObjectMeta, PostParams};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Cluster, Error, bounded};
-use crate::api::{MANAGED_BY_LABEL, MANAGER};
+use super::{Cluster, Error};
 use crate::core::Time;
+use crate::core::ids::PageId;
+use crate::core::journal::pages::Layout;
 use crate::core::journal::{Journal, Scope};
 use crate::core::seal::SealKey;
 use crate::core::spec::digest;
 
-const DATA_KEY: &str = "journal.json";
-const COMMIT_ANNOTATION: &str = "connect.chitty.cc/commit";
-const SIGNATURE_ANNOTATION: &str = "connect.chitty.cc/signature";
-const TITLE_ANNOTATION: &str = "connect.chitty.cc/budget-of";
-const JOURNAL_LABEL: &str = "connect.chitty.cc/journal";
+use store::{Listing, Step, Store};
+
 const TRIES: u32 = 6;
 
 /// Why a journal cannot be used.
@@ -62,6 +61,8 @@ pub struct Journals {
     cluster: Cluster,
     seal: SealKey,
     open: Mutex<HashMap<Scope, ScopeJournal>>,
+    /// Listed, and not opened yet.
+    listed: Mutex<HashMap<String, Vec<ConfigMap>>>,
 }
 
 /// One scope's journal. Cheap to clone.
@@ -79,6 +80,7 @@ impl Journals {
             cluster,
             seal,
             open: Mutex::default(),
+            listed: Mutex::default(),
         }
     }
 
@@ -86,29 +88,38 @@ impl Journals {
     pub fn of(&self, scope: &Scope) -> ScopeJournal {
         let mut open = self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         open.entry(scope.clone())
-            .or_insert_with(|| Writer::start(self.cluster.clone(), self.seal.clone(), scope.clone()))
+            .or_insert_with(|| {
+                let store = Store::new(&self.cluster, &self.seal, scope.clone());
+                let mut listed = self.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let listed = listed.remove(&scope.journal_name());
+                Writer::start(self.cluster.clone(), store, listed)
+            })
             .clone()
     }
 
-    /// Every journal that is there.
+    /// Every journal that is there. What was listed is what [`Self::of`] begins with.
     ///
     /// # Errors
     /// Where they cannot be listed.
     pub async fn list(&self) -> Result<Vec<Found>, Error> {
-        let list = bounded(self.api().list(&ListParams::default().labels(JOURNAL_LABEL))).await?;
-        Ok(list.items.into_iter().map(found).collect())
+        let mut found = Vec::new();
+        let mut listed = HashMap::new();
+        for (name, maps) in store::list_all(&self.cluster).await? {
+            let scope = maps.iter().find_map(|map| store::scope_of(map, &name));
+            found.push(scope.map_or_else(|| Found::Illegible(name.clone()), Found::Scope));
+            listed.insert(name, maps);
+        }
+        *self.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = listed;
+        Ok(found)
     }
 
-    /// The journal in the `ConfigMap` called `name`, where there is one.
+    /// The journal called `name`, where there is one.
     ///
     /// # Errors
     /// Where it cannot be read.
     pub async fn find(&self, name: &str) -> Result<Option<Found>, Error> {
-        Ok(bounded(self.api().get_opt(name)).await?.map(found))
-    }
-
-    fn api(&self) -> Api<ConfigMap> {
-        Api::namespaced(self.cluster.client.clone(), &self.cluster.namespace)
+        let head = store::head(&self.cluster, name).await?;
+        Ok(head.map(|map| store::scope_of(&map, name).map_or_else(|| Found::Illegible(name.to_owned()), Found::Scope)))
     }
 
     /// The scopes whose journals were opened.
@@ -124,18 +135,8 @@ impl Journals {
 pub enum Found {
     /// Of this scope; whether all of it can be read is another question.
     Scope(Scope),
-    /// It does not even tell of which: the `ConfigMap`'s name.
+    /// It does not even tell of which: the name of its head.
     Illegible(String),
-}
-
-fn found(map: ConfigMap) -> Found {
-    let scope = map.data.and_then(|mut data| {
-        let text = data.remove(DATA_KEY)?;
-        let value: serde_json::Value = serde_json::from_str(&text).ok()?;
-        serde_json::from_value(value.get("scope")?.clone()).ok()
-    });
-    let name = map.metadata.name.unwrap_or_default();
-    scope.map_or(Found::Illegible(name), Found::Scope)
 }
 
 impl ScopeJournal {
@@ -203,74 +204,97 @@ impl ScopeJournal {
     }
 }
 
+/// What this process last read or wrote.
 struct Known {
     journal: Journal,
-    /// Absent while there is no `ConfigMap`.
-    resource_version: Option<String>,
-    commit: String,
+    layout: Layout,
+    versions: Versions,
+}
+
+/// The resource version of each object; absent for those that are not there.
+#[derive(Clone, Default)]
+struct Versions {
+    head: Option<String>,
+    pages: BTreeMap<PageId, String>,
 }
 
 struct Writer {
     cluster: Cluster,
-    api: Api<ConfigMap>,
-    namespace: String,
-    seal: SealKey,
-    scope: Scope,
+    store: Store,
     known: Option<Known>,
     /// How many pauses of this process the journal has outlasted.
     outlasted: usize,
     /// It was there and could not be used: if it goes, what it knew is lost.
     broken: bool,
+    /// The last commit may have been written in part.
+    unsure: bool,
     view: watch::Sender<Option<Result<Arc<Journal>, JournalError>>>,
 }
 
+/// A commit that was decided, and how far it is written. As long as nobody else writes, an earlier try of a step may
+/// still arrive, and must be the same.
+struct Commit {
+    id: String,
+    journal: Journal,
+    layout: Layout,
+    steps: Vec<Step>,
+    versions: Versions,
+    outlasted: usize,
+}
+
 impl Writer {
-    fn start(cluster: Cluster, seal: SealKey, scope: Scope) -> ScopeJournal {
-        let (queue, mut pending) = mpsc::unbounded_channel::<Pending>();
+    fn start(cluster: Cluster, store: Store, listed: Option<Vec<ConfigMap>>) -> ScopeJournal {
+        let (queue, pending) = mpsc::unbounded_channel::<Pending>();
         let (view, seen) = watch::channel(None);
+        // Those before it was opened are of no concern: it was written by whoever led then.
         let outlasted = cluster.now_and_pauses(0).1.len();
-        let mut writer = Self {
-            api: Api::namespaced(cluster.client.clone(), &cluster.namespace),
-            namespace: cluster.namespace.clone(),
+        let writer = Self {
             cluster,
-            seal,
-            scope,
+            store,
             known: None,
-            // Those before it was opened are of no concern: it was written by whoever led then.
             outlasted,
             broken: false,
+            unsure: false,
             view,
         };
-        tokio::spawn(async move {
-            let mut read = writer.read().await;
-            writer.publish(&read);
-            loop {
-                let first = if read.is_err() {
-                    // A journal that cannot be used is looked at again, so that mending it is enough.
-                    if let Ok(first) = tokio::time::timeout(Duration::from_secs(2), pending.recv()).await {
-                        first
-                    } else {
-                        read = writer.read().await;
-                        writer.publish(&read);
-                        continue;
-                    }
-                } else {
-                    pending.recv().await
-                };
-                let Some(first) = first else { return };
-                let mut batch = vec![first];
-                while let Ok(more) = pending.try_recv() {
-                    batch.push(more);
-                }
-                read = writer.write(&mut batch).await;
-                writer.publish(&read);
-                for waiting in batch {
-                    // Whoever asked may have gone.
-                    let _ = waiting.done.send(read.clone());
-                }
-            }
-        });
+        tokio::spawn(writer.run(pending, listed));
         ScopeJournal { queue, view: seen }
+    }
+
+    async fn run(mut self, mut pending: mpsc::UnboundedReceiver<Pending>, listed: Option<Vec<ConfigMap>>) {
+        let mut read = match listed {
+            Some(maps) => {
+                let listing = self.store.sort(maps);
+                self.take(listing)
+            }
+            None => self.read().await,
+        };
+        self.publish(&read);
+        loop {
+            let first = if read.is_err() {
+                // A journal that cannot be used is looked at again, so that mending it is enough.
+                if let Ok(first) = tokio::time::timeout(Duration::from_secs(2), pending.recv()).await {
+                    first
+                } else {
+                    read = self.read().await;
+                    self.publish(&read);
+                    continue;
+                }
+            } else {
+                pending.recv().await
+            };
+            let Some(first) = first else { return };
+            let mut batch = vec![first];
+            while let Ok(more) = pending.try_recv() {
+                batch.push(more);
+            }
+            read = self.write(&mut batch).await;
+            self.publish(&read);
+            for waiting in batch {
+                // Whoever asked may have gone.
+                let _ = waiting.done.send(read.clone());
+            }
+        }
     }
 
     fn publish(&self, read: &Result<(), JournalError>) {
@@ -283,162 +307,149 @@ impl Writer {
     }
 
     async fn read(&mut self) -> Result<(), JournalError> {
-        let name = self.scope.journal_name();
-        let map = bounded(self.api.get_opt(&name))
-            .await
-            .map_err(|e| JournalError::Unavailable(e.brief()))?;
-        let Some(mut map) = map else {
-            // Deleted while we hold it: what we hold is written back, and nothing is lost.
-            let journal = self.known.take().map_or_else(
-                || Journal {
-                    lost_at: self.broken.then(|| self.cluster.now()),
-                    ..Journal::new(self.scope.clone())
-                },
-                |known| known.journal,
-            );
-            self.known = Some(Known {
-                journal,
-                resource_version: None,
-                commit: String::new(),
-            });
-            return Ok(());
+        let listing = self.store.list().await;
+        listing.and_then(|listing| self.take(listing))
+    }
+
+    /// Takes over what was listed.
+    fn take(&mut self, listing: Result<Listing, JournalError>) -> Result<(), JournalError> {
+        self.broken |= listing.is_err();
+        let Listing { head, pages } = listing?;
+        let (now, scope) = (self.cluster.now(), self.store.scope());
+        let versions = Versions {
+            head: head.as_ref().map(|stored| stored.version.clone()),
+            pages: pages
+                .iter()
+                .map(|stored| (stored.document.page.clone(), stored.version.clone()))
+                .collect(),
         };
-        let annotations = map.metadata.annotations.take().unwrap_or_default();
-        let text = map.data.and_then(|mut data| data.remove(DATA_KEY)).unwrap_or_default();
-        let read = self
-            .verify(&text, annotations.get(SIGNATURE_ANNOTATION).map(String::as_str))
-            .and_then(|()| Journal::parse(&text, &self.scope));
-        self.broken = read.is_err();
-        let journal = read.map_err(|why| JournalError::Broken {
-            name: name.clone(),
-            namespace: self.namespace.clone(),
-            why,
-        })?;
+        let pages = pages.into_iter().map(|stored| stored.document).collect();
+        let read = Layout::read(scope, head.map(|stored| stored.document), pages, now);
+        let (mut journal, mut layout) = (read.journal, read.layout);
+        for what in &read.lost {
+            tracing::error!(journal = %scope.journal_name(), "part of a journal is lost: {what}");
+        }
+        match self.known.take() {
+            // What was deleted, or put back, while it is held is written anew, and nothing is lost.
+            Some(known) if !read.lost.is_empty() || versions.head.is_none() && known.versions.head.is_some() => {
+                journal = known.journal;
+                layout.store_anew(&known.layout);
+            }
+            Some(_) => {}
+            None => {
+                if self.broken && versions.head.is_none() {
+                    journal.lost_at = Some(now);
+                }
+            }
+        }
+        self.broken = false;
+        self.unsure = false;
         self.known = Some(Known {
             journal,
-            resource_version: map.metadata.resource_version,
-            commit: annotations.get(COMMIT_ANNOTATION).cloned().unwrap_or_default(),
+            layout,
+            versions,
         });
         Ok(())
     }
 
     async fn write(&mut self, batch: &mut [Pending]) -> Result<(), JournalError> {
-        let commit = digest([rand::random::<[u8; 16]>()]);
         let mut wait = Duration::from_millis(50);
         let mut last = JournalError::Unavailable("the API server refused every try".to_owned());
-        // What was decided, and on which version: while that stands, an earlier try may still arrive, and
-        // must be the same.
-        let mut decided: Option<(Option<String>, Journal)> = None;
-        let mut outlasted = self.outlasted;
+        let mut commit: Option<Commit> = None;
         for attempt in 0..TRIES {
             if attempt > 0 {
                 tokio::time::sleep(wait).await;
                 wait *= 2;
             }
-            let must_read = attempt > 0 || batch.iter().any(|pending| pending.fresh);
-            if (self.known.is_none() || must_read)
-                && let Err(e) = self.read().await
-            {
-                if matches!(e, JournalError::Broken { .. }) {
-                    return Err(e);
-                }
-                last = e;
-                continue;
-            }
-            let Some(known) = &self.known else { continue };
-            // An earlier try whose answer was lost did arrive.
-            if known.commit == commit {
-                self.outlasted = outlasted;
-                return Ok(());
-            }
-            let journal = match decided.take() {
-                Some((version, journal)) if version == known.resource_version => journal,
-                _ => {
-                    let (now, pauses) = self.cluster.now_and_pauses(self.outlasted);
-                    let mut journal = known.journal.clone();
-                    outlasted = self.outlasted + pauses.len();
-                    for pause in pauses {
-                        journal.outlast(pause);
+            let must_read = attempt > 0 || self.unsure || batch.iter().any(|pending| pending.fresh);
+            if self.known.is_none() || must_read {
+                match self.store.list().await {
+                    // Nobody else has written: it goes on where it was.
+                    Ok(Ok(listing)) if commit.as_mut().is_some_and(|c| c.goes_on(&listing)) => {}
+                    Ok(listing) => {
+                        commit = None;
+                        self.take(listing)?;
                     }
-                    journal.compact(now);
-                    for pending in &mut *batch {
-                        (pending.decide)(&mut journal, now);
+                    Err(error) => {
+                        last = error;
+                        continue;
                     }
-                    journal
                 }
-            };
-            if journal == known.journal {
-                self.outlasted = outlasted;
-                return Ok(());
             }
-            let (map, stored) = self.config_map(&journal, &commit, known.resource_version.clone());
-            let written = match &known.resource_version {
-                Some(_) => {
-                    bounded(
-                        self.api
-                            .replace(&self.scope.journal_name(), &PostParams::default(), &map),
-                    )
-                    .await
-                }
-                None => bounded(self.api.create(&PostParams::default(), &map)).await,
+            if commit.is_none() {
+                commit = self.decide(batch);
+            }
+            let Some(mut decided) = commit.take() else {
+                return Ok(());
             };
-            match written {
-                Ok(map) => {
-                    let journal = Journal { stored, ..journal };
+            match self.store.carry_out(&mut decided).await {
+                Ok(()) => {
+                    self.outlasted = decided.outlasted;
                     self.known = Some(Known {
-                        journal,
-                        resource_version: map.metadata.resource_version,
-                        commit,
+                        journal: decided.journal,
+                        layout: decided.layout,
+                        versions: decided.versions,
                     });
-                    self.outlasted = outlasted;
                     return Ok(());
                 }
-                Err(e) => {
-                    decided = Some((known.resource_version.clone(), journal));
-                    if !e.is_conflict() {
-                        tracing::warn!(journal = %self.scope.journal_name(), error = %e.brief(), "failed to write a journal");
+                Err(error) => {
+                    if !error.is_conflict() {
+                        let journal = self.store.scope().journal_name();
+                        tracing::warn!(%journal, error = %error.brief(), "failed to write a journal");
                     }
-                    last = JournalError::Unavailable(e.brief());
+                    last = JournalError::Unavailable(error.brief());
+                    commit = Some(decided);
                 }
             }
         }
+        self.unsure = true;
         Err(last)
     }
 
-    fn config_map(&self, journal: &Journal, commit: &str, resource_version: Option<String>) -> (ConfigMap, usize) {
-        // Serialising these types cannot fail: no maps with keys other than strings, no fallible impls.
-        let text = serde_json::to_string(journal).unwrap_or_default();
-        let annotations = [
-            (COMMIT_ANNOTATION, commit.to_owned()),
-            (SIGNATURE_ANNOTATION, self.seal.sign_text(&text)),
-            (
-                TITLE_ANNOTATION,
-                format!("{} at {}", self.scope.title(), self.scope.origin),
-            ),
-        ];
-        let stored = text.len();
-        let map = ConfigMap {
-            metadata: ObjectMeta {
-                name: Some(self.scope.journal_name()),
-                resource_version,
-                labels: Some(BTreeMap::from([
-                    (MANAGED_BY_LABEL.to_owned(), MANAGER.to_owned()),
-                    (JOURNAL_LABEL.to_owned(), "v1".to_owned()),
-                ])),
-                annotations: Some(annotations.map(|(k, v)| (k.to_owned(), v)).into()),
-                ..ObjectMeta::default()
-            },
-            data: Some(BTreeMap::from([(DATA_KEY.to_owned(), text)])),
-            ..ConfigMap::default()
-        };
-        (map, stored)
-    }
-
-    /// A signature under an earlier seal key says nothing; under this one it must fit.
-    fn verify(&self, text: &str, signature: Option<&str>) -> Result<(), String> {
-        match self.seal.verify_text(text, signature.unwrap_or_default()) {
-            Some(true) | None => Ok(()),
-            Some(false) => Err("it was edited by hand".to_owned()),
+    /// Applies all decisions to what is known; `None` where that changes nothing.
+    fn decide(&mut self, batch: &mut [Pending]) -> Option<Commit> {
+        let known = self.known.as_ref()?;
+        let (now, pauses) = self.cluster.now_and_pauses(self.outlasted);
+        let now = now.trunc_subsecs(3);
+        let mut before = known.journal.clone();
+        before.compact(now);
+        let mut journal = before.clone();
+        let outlasted = self.outlasted + pauses.len();
+        for pause in pauses {
+            journal.outlast(pause);
         }
+        for pending in &mut *batch {
+            (pending.decide)(&mut journal, now);
+        }
+        let fresh_id = || PageId::from(&digest([rand::random::<[u8; 16]>()])[..10]);
+        let before = if known.layout.is_anew() {
+            &Journal::new(self.store.scope().clone())
+        } else {
+            &before
+        };
+        let Some(flush) = known.layout.flush(before, &mut journal, now, fresh_id) else {
+            self.outlasted = outlasted;
+            return None;
+        };
+        let id = digest([rand::random::<[u8; 16]>()]);
+        let layout = flush.layout.clone();
+        let steps = self.store.steps(flush, &id, &known.versions);
+        Some(Commit {
+            id,
+            journal,
+            layout,
+            steps,
+            versions: known.versions.clone(),
+            outlasted,
+        })
+    }
+}
+
+impl Commit {
+    /// Whether this commit is the only one that touched what it writes; notes which of its steps have arrived.
+    fn goes_on(&mut self, listing: &Listing) -> bool {
+        self.steps
+            .iter_mut()
+            .all(|step| step.stands(listing, &self.id, &mut self.versions))
     }
 }

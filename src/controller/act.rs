@@ -33,9 +33,9 @@ pub(super) async fn act(
             let mut scopes = context.homes.lock().of(&owner.uid);
             scopes.extend(scene.scope.clone());
             for scope in scopes {
-                let claim = claim.clone();
+                let (uid, claim) = (owner.uid.clone(), claim.clone());
                 let journal = &context.runner(&scope).journal;
-                if journal.fresh(move |journal| journal.knows(&claim)).await? {
+                if journal.fresh(move |journal| journal.knows(&uid, &claim)).await? {
                     return Ok(true);
                 }
             }
@@ -51,8 +51,11 @@ pub(super) async fn act(
                 Reason::Tampered,
                 move |journal, live, _| {
                     let claim = Some(live.claim.clone());
-                    let record = journal.credentials.get_mut(&uid).filter(|r| r.tampered != claim);
-                    record.map(|r| r.tampered = claim).is_some()
+                    let first = journal
+                        .credentials
+                        .get(uid.as_str())
+                        .is_some_and(|r| r.tampered != claim);
+                    first && journal.edit(&uid, |record| record.tampered = claim).is_some()
                 },
             )
             .await?;
@@ -89,15 +92,13 @@ pub(super) async fn act(
             let (uid, why) = (owner.uid.clone(), *reason);
             let released = record(context, scene, event, *reason, move |journal, _, now| {
                 // An expired token has no life left to revoke, but its broker may not agree.
-                let released = journal.credentials.get(&uid).is_some_and(|r| r.live.is_some());
+                let released = journal.live_of(&uid).is_some();
                 if why == Reason::NotPermitted {
                     journal.revoke_all(&uid, now);
                 } else {
                     journal.release(&uid, now);
                 }
-                if let Some(record) = journal.credentials.get_mut(&uid) {
-                    record.expired = why == Reason::Expired;
-                }
+                journal.edit(&uid, |record| record.expired = why == Reason::Expired);
                 released
             })
             .await?;
@@ -157,7 +158,7 @@ async fn record(
         .runner(home)
         .journal
         .commit(move |journal, now| {
-            let now_live = journal.credentials.get(&owner.uid).and_then(|r| r.live.as_ref());
+            let now_live = journal.live_of(&owner.uid);
             if now_live.is_none_or(|l| l.claim != live.claim) {
                 return Err(Recorded::Behind);
             }

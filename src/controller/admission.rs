@@ -340,23 +340,22 @@ impl ScopeRunner {
                 homes.add(&p.owner.uid, name, &self.scope);
             }
         }
-        let templates: Vec<(String, Claim, TimeDelta, (u64, u64))> = prepared
+        let templates: Vec<(String, Claim, TimeDelta)> = prepared
             .iter()
-            .map(|p| (p.owner.uid.clone(), new_claim(p, &context.identity), p.window, p.floor))
+            .map(|p| (p.owner.uid.clone(), new_claim(p, &context.identity), p.window))
             .collect();
         let committed = self
             .journal
             .commit(move |journal, now| {
                 let selection = budget::select(journal, &guests, &demands, &limits, now);
                 let mut claims = HashMap::new();
-                for (uid, template, window, floor) in &templates {
-                    if !selection.admitted.contains(uid) || journal.claims.contains_key(uid) {
+                for (uid, template, window) in &templates {
+                    if !selection.admitted.contains(uid) || journal.claims.contains_key(uid.as_str()) {
                         continue;
                     }
                     let mut claim = template.clone();
                     claim.at = now;
                     journal.claim(uid, claim.clone(), *window);
-                    journal.raise(uid, *floor);
                     claims.insert(uid.clone(), claim);
                 }
                 claims

@@ -101,8 +101,8 @@ pub(super) async fn give_up(
                 count,
                 counted: true,
             };
-            let live = journal.credentials.get(&owner.uid).and_then(|r| r.live.as_ref());
-            let live = live
+            let live = journal
+                .live_of(&owner.uid)
                 .filter(|l| l.ends_at > now)
                 .map(|l| (l.ends_at, l.ends_at - l.issued_at));
             let failure = Failure {

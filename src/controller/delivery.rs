@@ -14,6 +14,7 @@ use crate::api::{MANAGED_BY_LABEL, MANAGER};
 use crate::chronicle::{Chronicle, NotDelivered};
 use crate::cluster::bounded;
 use crate::core::audit::AuditEvent;
+use crate::core::ids::Uid;
 use crate::core::journal::Scope;
 
 /// An event refused this often goes to the dead letters.
@@ -59,7 +60,7 @@ struct Delivery {
     context: Arc<Context>,
     runner: Arc<ScopeRunner>,
     /// Delivered, and not yet acknowledged in the journal.
-    delivered: HashSet<String>,
+    delivered: HashSet<(Uid, u64)>,
     since: Instant,
     /// Refusals of each event, counted here too: a crash only tries again.
     refused: HashMap<String, u32>,
@@ -96,8 +97,11 @@ impl Delivery {
         };
         let mut held: HashSet<&str> = HashSet::new();
         let mut rest = Duration::from_millis(200);
-        for event in &journal.audit {
-            if self.delivered.contains(&event.id) || held.contains(event.uid.as_str()) {
+        // In the order in which they happened: that of their numbers, within a credential.
+        let mut waiting: Vec<&Arc<AuditEvent>> = journal.audit.values().collect();
+        waiting.sort_by_key(|event| event.seq);
+        for event in waiting {
+            if self.delivered.contains(&key(event)) || held.contains(event.uid.as_str()) {
                 continue;
             }
             let chronicle = match self.destination(event) {
@@ -162,7 +166,7 @@ impl Delivery {
         if self.delivered.is_empty() {
             self.since = Instant::now();
         }
-        self.delivered.insert(event.id.clone());
+        self.delivered.insert(key(event));
         self.refused.remove(&event.id);
     }
 
@@ -171,7 +175,11 @@ impl Delivery {
         let committed = self
             .runner
             .journal
-            .commit(move |journal, _| journal.audit.retain(|e| !done.contains(&e.id)))
+            .commit(move |journal, _| {
+                for key in &done {
+                    journal.audit.remove(key);
+                }
+            })
             .await;
         if committed.is_ok() {
             self.delivered.clear();
@@ -229,6 +237,10 @@ impl Delivery {
             .await
             .is_ok()
     }
+}
+
+fn key(event: &AuditEvent) -> (Uid, u64) {
+    (event.uid.as_str().into(), event.seq)
 }
 
 /// When an event that is kept as text happened.

@@ -189,7 +189,7 @@ pub(super) async fn fail(
             journal.disown(&owner.uid, &claimed, &refused.token_ids, now);
             return None;
         }
-        throttle(journal, &refused, &claimed, &limits, window, now);
+        throttle(journal, &refused, &limits, window, now);
         journal.disown(&owner.uid, &claimed, &refused.token_ids, now);
         let subject = owner.subject(&claimed.request, claimed.revision);
         let kind = EventType::of_failure(refused.reason);
@@ -216,14 +216,7 @@ pub(super) async fn fail(
 }
 
 /// What a 429 does to its scope.
-pub(super) fn throttle(
-    journal: &mut Journal,
-    refusal: &Refusal,
-    claim: &Claim,
-    limits: &[Limit],
-    window: TimeDelta,
-    now: Time,
-) {
+pub(super) fn throttle(journal: &mut Journal, refusal: &Refusal, limits: &[Limit], window: TimeDelta, now: Time) {
     if refusal.reason != Reason::RateLimited {
         return;
     }
@@ -234,7 +227,7 @@ pub(super) fn throttle(
         .map(|wait| wait.clamp(TimeDelta::seconds(1), TimeDelta::days(1)));
     // An upstream's 429, or a limit by the minute, says nothing of how many the window has room for.
     if refusal.own_limit {
-        budget::learn(journal, limits, &claim.id, now);
+        budget::learn(journal, limits, now);
     }
     let wait = advised.unwrap_or_else(|| unadvised_block(journal.throttle.count, window));
     let until = now + wait;
@@ -255,9 +248,7 @@ pub(super) fn failure(
 ) -> Failure {
     let count = journal.failures_in_a_row(uid, &claim.request_hash, &claim.rotate);
     let live = journal
-        .credentials
-        .get(uid)
-        .and_then(|r| r.live.as_ref())
+        .live_of(uid)
         .filter(|l| l.ends_at > now)
         .map(|l| (l.ends_at, runway(l.ends_at - l.issued_at, wanted.renew_before)));
     let failed = Try {

@@ -372,10 +372,10 @@ impl Context {
         let journal = self.runner(scope).journal.view().await?;
         let mut homes = self.homes.lock();
         for (uid, record) in &journal.credentials {
-            homes.add(uid, (record.namespace.clone(), record.name.clone()), scope);
+            homes.add(uid.as_str(), (record.namespace.clone(), record.name.clone()), scope);
         }
         for (uid, claim) in &journal.claims {
-            homes.add(uid, (claim.namespace.clone(), claim.name.clone()), scope);
+            homes.add(uid.as_str(), (claim.namespace.clone(), claim.name.clone()), scope);
         }
         drop(homes);
         if let Some(refused) = &journal.unauthorized {

@@ -160,6 +160,8 @@ pub(super) fn new_claim(p: &Prepared, identity: &str) -> Claim {
         namespace: p.owner.namespace.clone(),
         name: p.owner.name.clone(),
         revision: p.floor.0 + 1,
+        seq: p.floor.1,
+        page: None,
         at: Time::default(),
         holder: identity.to_owned(),
         timeout_seconds: p.usable.timeout.num_seconds(),
@@ -178,6 +180,7 @@ pub(super) fn new_claim(p: &Prepared, identity: &str) -> Claim {
         rotate: p.wanted.rotate.clone(),
         secrets: p.wanted.secrets.iter().map(|s| s.name.clone()).collect(),
         renew_before_ms: p.wanted.renew_before.map(|d| d.num_milliseconds()),
+        counts_from: None,
         minted: None,
         id,
     }

@@ -269,7 +269,7 @@ async fn is_gone(context: &Context, owner: &Owner) -> bool {
 async fn is_closed(journal: &ScopeJournal, owner: &Owner, claim: &Claim) -> Option<bool> {
     let (uid, id) = (owner.uid.clone(), claim.id.clone());
     journal
-        .fresh(move |j| j.claims.get(&uid).is_none_or(|c| c.id != id))
+        .fresh(move |j| j.claims.get(uid.as_str()).is_none_or(|c| c.id != id))
         .await
         .ok()
 }

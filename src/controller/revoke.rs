@@ -21,8 +21,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// Works off what every scope owes.
 pub async fn revoke_for_ever(context: Arc<Context>) {
-    // When each token may be tried again; a restart tries at once, which is as well.
-    let mut waits: HashMap<String, Instant> = HashMap::new();
+    // When each token may be tried again, and how often it was; a restart tries at once, which is as well.
+    let mut waits: HashMap<String, (Instant, u32)> = HashMap::new();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if !context.leading() {
@@ -35,8 +35,8 @@ pub async fn revoke_for_ever(context: Arc<Context>) {
             };
             let now = context.now();
             let mut brokers: HashMap<String, Result<Broker, Problem>> = HashMap::new();
-            for owed in journal.revocations.iter().filter(|r| r.due <= now) {
-                if waits.get(&owed.token_id).is_some_and(|at| *at > Instant::now()) {
+            for owed in journal.revocations.values().filter(|r| r.due <= now) {
+                if waits.get(&owed.token_id).is_some_and(|(at, _)| *at > Instant::now()) {
                     continue;
                 }
                 let key = format!("{:?}", owed.endpoint);
@@ -47,8 +47,10 @@ pub async fn revoke_for_ever(context: Arc<Context>) {
                 if pay(&context, &runner, owed, &brokers[&key]).await {
                     waits.remove(&owed.token_id);
                 } else {
-                    let doubled = FIRST_WAIT * (1_u32 << owed.tries.min(10));
-                    waits.insert(owed.token_id.clone(), Instant::now() + doubled.min(LONGEST_WAIT));
+                    let (next, tries) = waits.entry(owed.token_id.clone()).or_insert((Instant::now(), 0));
+                    let doubled = FIRST_WAIT * (1_u32 << (*tries).min(10));
+                    *next = Instant::now() + doubled.min(LONGEST_WAIT);
+                    *tries = tries.saturating_add(1);
                 }
             }
         }
@@ -79,32 +81,26 @@ async fn pay(context: &Context, runner: &ScopeRunner, owed: &Revocation, broker:
         .get(&owed.request.connection)
         .and_then(|r| r.usable.ok())
         .is_some_and(|u| u.chronicle.is_some());
-    let (owed, done) = (owed.clone(), outcome.is_ok());
+    let (owed, done, uid) = (owed.clone(), outcome.is_ok(), owed.uid.clone());
     // Asked of the wrong API, it will never be done.
     let hopeless = outcome
         .as_ref()
         .is_err_and(|refusal| refusal.reason == Reason::InvalidSpec);
     if let Err(refusal) = &outcome {
-        let (token, tries) = (&owed.token_id, owed.tries);
-        tracing::warn!(token_id = %token, tries, "failed to revoke a token; it is tried again: {}", refusal.message);
+        tracing::warn!(token_id = %owed.token_id, "failed to revoke a token; it is tried again: {}", refusal.message);
     }
     let committed = runner
         .journal
         .commit(move |journal: &mut Journal, now| {
             let mut events = Vec::new();
             if done || hopeless {
-                if journal.revoked(&owed.token_id).is_some() {
+                if journal.revoked(&owed.uid, &owed.token_id).is_some() {
                     events.push(event(journal, &owed, done, deliver, now));
                 }
-            } else if let Some(known) = journal.revocations.iter_mut().find(|r| r.token_id == owed.token_id) {
-                known.tries = known.tries.saturating_add(1);
-                let first = !known.told;
-                known.told = true;
-                if first {
-                    events.push(event(journal, &owed, false, deliver, now));
-                }
+            } else if journal.told_of(&owed.uid, &owed.token_id) {
+                events.push(event(journal, &owed, false, deliver, now));
             }
-            (events, journal.bury())
+            (events, journal.bury(&owed.uid))
         })
         .await;
     let Ok((events, buried)) = committed else {
@@ -114,7 +110,7 @@ async fn pay(context: &Context, runner: &ScopeRunner, owed: &Revocation, broker:
     for event in &events {
         context.log_event(event);
     }
-    for uid in buried {
+    if buried {
         context.homes.lock().remove(&uid, &runner.scope);
     }
     done || hopeless
@@ -123,7 +119,7 @@ async fn pay(context: &Context, runner: &ScopeRunner, owed: &Revocation, broker:
 fn event(journal: &mut Journal, owed: &Revocation, done: bool, deliver: bool, now: Time) -> AuditEvent {
     let (namespace, name) = journal
         .credentials
-        .get(&owed.uid)
+        .get(owed.uid.as_str())
         .map(|r| (r.namespace.clone(), r.name.clone()))
         .unwrap_or_default();
     let subject = Subject {

@@ -36,7 +36,7 @@ impl Context {
         for home in homes {
             let journal = self.runner(&home).journal.view().await?;
             if let Some(record) = journal.credentials.get(uid) {
-                records.push((home, record.clone()));
+                records.push((home, Record::clone(record)));
             }
         }
         Ok(records)
@@ -152,7 +152,7 @@ impl Context {
         let Ok(journal) = runner.journal.view().await else {
             return;
         };
-        let live = journal.credentials.get(uid).and_then(|r| r.live.as_ref());
+        let live = journal.live_of(uid);
         let claim = journal.claims.get(uid);
         let mut names: BTreeSet<String> = live.iter().flat_map(|l| l.secrets.keys().cloned()).collect();
         names.extend(claim.iter().flat_map(|c| c.secrets.iter().cloned()));
@@ -226,19 +226,19 @@ fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time)
     {
         return Released::Waits;
     }
-    let lost = journal.claims.remove(uid);
+    let lost = journal.give_up(uid, now);
     if let Some(claim) = &lost
         && let Some(minted) = &claim.minted
     {
         journal.disown(uid, claim, &minted.token_ids, now);
     }
-    let Some(record) = journal.credentials.get(uid).cloned() else {
+    let Some(record) = journal.credentials.get(uid).map(Arc::clone) else {
         return Released::Gone(Vec::new());
     };
     if record.gone {
         journal.revoke_all(uid, now);
         // What is left of it waits for its revocations.
-        return if journal.bury().iter().any(|done| done == uid) {
+        return if journal.bury(uid) {
             Released::Gone(Vec::new())
         } else {
             Released::Waits

@@ -1,15 +1,21 @@
 //! The journal's compare-and-swap: the fence that everything else stands behind.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use chittyconnect_operator::api::RateScope;
 use chittyconnect_operator::cluster::Cluster;
-use chittyconnect_operator::cluster::journal::Journals;
-use chittyconnect_operator::core::journal::Scope;
+use chittyconnect_operator::cluster::journal::{Journals, ScopeJournal};
+use chittyconnect_operator::core::Time;
+use chittyconnect_operator::core::journal::{Claim, Ending, Live, Scope};
 use chittyconnect_operator::core::seal::SealKey;
+use chrono::TimeDelta;
 use http::{Method, Request};
-use kube::Client;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{DeleteParams, ListParams};
 use kube::client::Body;
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
 
 use crate::support::*;
 
@@ -116,4 +122,173 @@ async fn a_write_whose_fate_was_unknown_counts_once_and_returns_what_was_decided
             assert_eq!((count, written), (n, Some(decided)), "{name}");
         }
     }
+}
+
+/// A claim of `uid`, as it is stored.
+fn claim(uid: &str, at: Time) -> Claim {
+    serde_json::from_value(json!({
+        "id": format!("claim-of-{uid}"), "namespace": "team", "name": uid, "revision": 1,
+        "at": at.timestamp_millis(), "holder": "me", "timeoutSeconds": 10, "kind": "First",
+        "request": {"connection": "c", "service": "s", "purpose": "p", "runId": "r"},
+        "endpoint": {"url": "https://broker.example", "api": "Deploy", "key": {"name": "k", "key": "k"}},
+        "requestHash": "", "layoutHash": "", "rotate": "", "secrets": [uid],
+    }))
+    .unwrap()
+}
+
+/// The token that a claim brought.
+fn live(claim: &Claim, at: Time) -> Live {
+    serde_json::from_value(json!({
+        "claim": claim.id, "revision": 1, "request": claim.request, "endpoint": claim.endpoint,
+        "requestHash": "", "layoutHash": "", "rotate": "", "issuedAt": at, "endsAt": at + TimeDelta::hours(1),
+        "tokenIds": [], "outputs": ["cloudflare_token", "account_id", "npm_token", "github_token"],
+        "secrets": {claim.name.clone(): {"keys": [], "fingerprint": "f".repeat(43)}},
+    }))
+    .unwrap()
+}
+
+/// Claims and outcomes for all of these, 40 at a time.
+async fn publish(journal: &ScopeJournal, range: std::ops::Range<usize>) {
+    for chunk in range.collect::<Vec<_>>().chunks(40) {
+        let uids: Vec<String> = chunk.iter().map(|n| format!("uid-{n:05}")).collect();
+        let claimed = uids.clone();
+        journal
+            .commit(move |journal, now| {
+                for uid in &claimed {
+                    journal.claim(uid, claim(uid, now), TimeDelta::seconds(60));
+                }
+            })
+            .await
+            .unwrap();
+        journal
+            .commit(move |journal, now| {
+                for uid in &uids {
+                    let claim = journal.claims.get(uid.as_str()).cloned().unwrap();
+                    let ending = Ending::Published(Box::new(live(&claim, now)));
+                    assert!(journal.end(uid, &claim.id, ending, now));
+                }
+            })
+            .await
+            .unwrap();
+    }
+}
+
+async fn parts(world: &World, part: &str) -> Vec<ConfigMap> {
+    let api: Api<ConfigMap> = Api::namespaced(world.client().await, SYSTEM);
+    let labels = format!("connect.chitty.cc/journal={part}");
+    let all = api.list(&ListParams::default().labels(&labels)).await.unwrap();
+    all.items
+}
+
+async fn delete(world: &World, map: &ConfigMap) {
+    let api: Api<ConfigMap> = Api::namespaced(world.client().await, SYSTEM);
+    api.delete(&map.name_any(), &DeleteParams::default()).await.unwrap();
+}
+
+/// What a process that starts now reads: how many records, and whether something is lost.
+async fn read(world: &World, scope: &Scope) -> (usize, bool) {
+    let journal = journals(world.client().await).of(scope).view().await.unwrap();
+    (journal.credentials.len(), journal.lost_at.is_some())
+}
+
+#[tokio::test]
+async fn a_thousand_records_are_spread_over_pages_and_a_lost_part_is_noticed_or_written_anew() {
+    let world = World::without_controller("pages").await;
+    let scope = scope("many");
+    let journal = journals(world.client().await).of(&scope);
+    publish(&journal, 0..1000).await;
+    assert_eq!(read(&world, &scope).await, (1000, false));
+    let pages = parts(&world, "page").await;
+    assert!(pages.len() > 5, "{} pages", pages.len());
+    for map in pages.iter().chain(&parts(&world, "head").await) {
+        let size = serde_json::to_string(map).unwrap().len();
+        assert!(size < 256 * 1024, "{} takes {size} bytes", map.name_any());
+    }
+    // Its own process has lost nothing: what it knows is written anew.
+    delete(&world, &pages[0]).await;
+    let (known, lost) = read(&world, &scope).await;
+    assert!(lost && known < 1000, "{known}");
+    publish(&journal, 0..1000).await;
+    assert_eq!(read(&world, &scope).await, (1000, false));
+    delete(&world, &parts(&world, "head").await[0]).await;
+    assert_eq!(
+        read(&world, &scope).await,
+        (1000, true),
+        "what the head knew is lost, what pages hold is not"
+    );
+    publish(&journal, 1000..1001).await;
+    assert_eq!(read(&world, &scope).await, (1001, false));
+    let named = parts(&world, "page").await;
+    publish(&journal, 1001..1002).await;
+    assert!(
+        parts(&world, "page").await.len() <= named.len(),
+        "pages that nobody names stay"
+    );
+}
+
+#[tokio::test]
+async fn a_process_that_dies_between_page_and_head_leaves_the_outcome_and_one_successor_closes_the_claim() {
+    let world = World::without_controller("between").await;
+    let scope = scope("between");
+    let first = journals(world.client().await).of(&scope);
+    publish(&first, 0..100).await;
+    assert!(!parts(&world, "page").await.is_empty());
+    first
+        .commit(|journal, now| journal.claim("uid-00007", claim("uid-00007", now), TimeDelta::seconds(60)))
+        .await
+        .unwrap();
+    // The page is written, the head never is.
+    let (client, dead) = dying_at(world.client().await, "head");
+    let dying = journals(client).of(&scope);
+    dying.view().await.unwrap();
+    dead.store(true, Ordering::SeqCst);
+    let ended = dying.commit(|journal, now| {
+        let claim = journal.claims.get("uid-00007").cloned().unwrap();
+        let mut live = live(&claim, now);
+        live.revision = 2;
+        journal.end("uid-00007", &claim.id, Ending::Published(Box::new(live)), now)
+    });
+    assert!(ended.await.is_err());
+    let successor = journals(world.client().await).of(&scope);
+    let view = successor.view().await.unwrap();
+    assert!(view.claims.is_empty());
+    assert_eq!(view.credentials.get("uid-00007").unwrap().revision, 2);
+    assert_eq!(view.sent().iter().map(|(_, n)| n).sum::<u32>(), 101);
+    // Whoever comes later finds it closed, and the head follows.
+    successor.commit(|journal, _| journal.throttle.count = 1).await.unwrap();
+    let head = &parts(&world, "head").await[0];
+    let text = &head.data.as_ref().unwrap()["journal.json"];
+    assert!(!text.contains("claim-of-uid-00007"), "{text}");
+    let late = first.commit(|journal, now| {
+        let claim = claim("uid-00007", now);
+        journal.end(
+            "uid-00007",
+            &claim.id,
+            Ending::Published(Box::new(live(&claim, now))),
+            now,
+        )
+    });
+    assert!(!late.await.unwrap(), "closed twice");
+}
+
+/// A client whose writes to parts of this kind fail, once it is said to.
+fn dying_at(client: Client, part: &'static str) -> (Client, Arc<AtomicBool>) {
+    let dead = Arc::new(AtomicBool::new(false));
+    let service = {
+        let dead = Arc::clone(&dead);
+        tower::service_fn(move |request: Request<Body>| {
+            let (client, dead) = (client.clone(), Arc::clone(&dead));
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await?.to_vec();
+                let label = format!("\"connect.chitty.cc/journal\":\"{part}\"");
+                let is_write = [Method::PUT, Method::POST].contains(&parts.method);
+                if dead.load(Ordering::SeqCst) && is_write && String::from_utf8_lossy(&body).contains(&label) {
+                    return Err(tower::BoxError::from("the process is dead"));
+                }
+                Ok(client.send(Request::from_parts(parts, Body::from(body))).await?)
+            }
+        })
+    };
+    (Client::new(service, "default"), dead)
 }

@@ -572,14 +572,38 @@ spec: {{policyName: {name}, validationActions: [Deny]}}
             .collect()
     }
 
-    /// What the journal of the service that tests use says.
-    pub async fn journal_json(&self) -> Value {
-        let map = self.journal("chittyid").await.expect("a journal");
-        serde_json::from_str(&map.data.unwrap()["journal.json"]).unwrap()
+    /// What the journal of the service that tests use says, all its parts together.
+    pub async fn journal_facts(&self) -> JournalFacts {
+        let parts = self.journal_parts("chittyid").await;
+        assert!(!parts.is_empty(), "no journal");
+        let mut facts = JournalFacts::default();
+        for part in parts {
+            let value: Value = serde_json::from_str(&part.data.unwrap()["journal.json"]).unwrap();
+            let attempts = value["attempts"].as_array().into_iter().flatten();
+            facts.sent += attempts.map(|a| a["c"].as_u64().unwrap_or(1)).sum::<u64>();
+            facts.sent += value["claims"].as_object().map_or(0, |claims| claims.len() as u64);
+            for (uid, slot) in value["slots"].as_object().into_iter().flatten() {
+                facts.events += slot["events"].as_array().map_or(0, Vec::len);
+                if slot["record"].is_object() {
+                    facts.uids.push(uid.clone());
+                }
+            }
+        }
+        facts
     }
 
-    /// The journal of a service.
+    /// The head of the journal of a service.
     pub async fn journal(&self, service: &str) -> Option<ConfigMap> {
+        let parts = self.journal_parts(service).await;
+        parts.into_iter().find(|m| {
+            m.labels()
+                .get("connect.chitty.cc/journal")
+                .is_some_and(|part| part == "head")
+        })
+    }
+
+    /// Head and pages of the journal of a service.
+    pub async fn journal_parts(&self, service: &str) -> Vec<ConfigMap> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), SYSTEM);
         let all = api
             .list(&ListParams::default().labels("connect.chitty.cc/journal"))
@@ -588,8 +612,20 @@ spec: {{policyName: {name}, validationActions: [Deny]}}
         let title = format!("{service} at {}", self.broker.url());
         all.items
             .into_iter()
-            .find(|m| m.annotations().get("connect.chitty.cc/budget-of") == Some(&title))
+            .filter(|m| m.annotations().get("connect.chitty.cc/budget-of") == Some(&title))
+            .collect()
     }
+}
+
+/// What a journal holds, as it is stored.
+#[derive(Debug, Default)]
+pub struct JournalFacts {
+    /// Requests that count.
+    pub sent: u64,
+    /// Undelivered audit events.
+    pub events: usize,
+    /// Uids with a record.
+    pub uids: Vec<String>,
 }
 
 /// As Secrets hold it, without padding.

@@ -9,7 +9,7 @@ mod projection;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use chrono::TimeDelta;
 
@@ -191,18 +191,14 @@ fn tried_upward(learnt: u32, configured: u32, window: TimeDelta, since: TimeDelt
 
 /// What a 429 by the broker's own limit teaches: it allows no more than what it answered before. Never less than
 /// half of what was known to be allowed, since part of what was granted may be forgotten.
-pub fn learn(journal: &mut Journal, limits: &[Limit], refused_claim: &str, now: Time) {
+pub fn learn(journal: &mut Journal, limits: &[Limit], now: Time) {
     let Some(tightest) = effective(limits, journal, now).into_iter().min() else {
         return;
     };
-    let granted = journal
-        .attempts
-        .iter()
-        .filter(|a| a.claim != refused_claim && a.at + tightest.window > now)
-        .count();
-    if let Ok(granted) = u32::try_from(granted)
-        && granted < tightest.limit
-    {
+    let sent = journal.sent().into_iter().filter(|(at, _)| *at + tightest.window > now);
+    // The refused one is among them.
+    let granted = sent.map(|(_, count)| count).sum::<u32>().saturating_sub(1);
+    if granted < tightest.limit {
         journal.throttle.learnt = Some((granted.max(tightest.limit / 2).max(1), now));
     }
 }
@@ -213,14 +209,14 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
     let limits = effective(limits, journal, now);
     let mut plan = Projection::new(journal, guests, &limits, now);
     let held = |uid: &str| {
-        let own = journal.credentials.get(uid).and_then(|r| r.live.as_ref());
+        let own = journal.live_of(uid);
         own.map(|l| (l.ends_at, live_latest(l)))
             .or_else(|| guests.get(uid).map(|g| (g.ends_at, g.latest())))
     };
     let mut selection = Selection::default();
     let (demands, outdated): (Vec<&Demand>, Vec<&Demand>) = demands
         .iter()
-        .partition(|d| journal.credentials.get(&d.uid).map_or(0, |r| r.seq) == d.seq);
+        .partition(|d| journal.credentials.get(d.uid.as_str()).map_or(0, |r| r.seq) == d.seq);
     selection.outdated = outdated.into_iter().map(|d| d.uid.clone()).collect();
     let blocked_until = journal.throttle.blocked_until.filter(|at| *at > now);
     let backlog = journal.backlog();
@@ -271,11 +267,7 @@ pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[
         if journal.claims.len() + selection.admitted.len() >= MAX_OPEN_NEWCOMERS && stopped.is_none() && position == 0 {
             break;
         }
-        let shut_out = journal.is_full() && !journal.credentials.contains_key(&demand.uid);
-        let verdict = if shut_out {
-            unfitting += 1;
-            Err(plan.full(now))
-        } else if let Some((reason, until)) = stopped {
+        let verdict = if let Some((reason, until)) = stopped {
             position += 1;
             Err(match reason {
                 Reason::AuditBacklog => backlog_full(now),
@@ -409,22 +401,16 @@ fn live_latest(live: &Live) -> Time {
 fn slots_by_namespace<'a>(journal: &'a Journal, now: Time, limits: &[Limit]) -> BTreeMap<&'a str, usize> {
     let window = limits.iter().map(|l| l.window).max().unwrap_or_default();
     let mut slots: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut live: BTreeSet<&str> = BTreeSet::new();
-    for (uid, record) in &journal.credentials {
-        if record.live.is_some() {
-            live.insert(uid);
-            *slots.entry(&record.namespace).or_default() += 1;
-        }
+    for record in journal.credentials.values().filter(|r| r.live.is_some()) {
+        *slots.entry(&record.namespace).or_default() += 1;
     }
-    for attempt in journal
-        .attempts
-        .iter()
-        .filter(|a| a.at + window > now && a.kind.is_newcomer())
-    {
-        // The first mint of a live credential is the slot that is counted above.
-        if attempt.kind != Kind::First || !live.remove(attempt.uid.as_str()) {
-            *slots.entry(&attempt.namespace).or_default() += 1;
-        }
+    let mut spent: BTreeMap<&str, usize> = BTreeMap::new();
+    for namespace in journal.spent_since(now - window) {
+        *spent.entry(namespace).or_default() += 1;
+    }
+    for (namespace, count) in spent {
+        let held = slots.entry(namespace).or_default();
+        *held = (*held).max(count);
     }
     slots
 }

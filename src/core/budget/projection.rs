@@ -42,8 +42,10 @@ pub(super) struct Projection<'a> {
 impl<'a> Projection<'a> {
     pub(super) fn new(journal: &'a Journal, guests: &Guests, limits: &'a [Limit], now: Time) -> Self {
         let typical = journal.typical_lifetime.map(TimeDelta::seconds);
-        let mut sent: Vec<Time> = journal.attempts.iter().map(|a| a.at).collect();
-        sent.sort_unstable();
+        let sent = journal.sent().into_iter();
+        let sent: Vec<Time> = sent
+            .flat_map(|(at, count)| std::iter::repeat_n(at, count as usize))
+            .collect();
         let mut renewals = BTreeMap::new();
         for (uid, guest) in guests.iter().filter(|(_, g)| g.ends_at > now) {
             let period = period(guest.ends_at - guest.issued_at, guest.renew_before);
@@ -52,12 +54,12 @@ impl<'a> Projection<'a> {
         for (uid, record) in &journal.credentials {
             if let Some(live) = record.live.as_ref().filter(|l| l.ends_at > now) {
                 let period = period(live.ends_at - live.issued_at, live.renew_before());
-                renewals.insert(uid.clone(), (live_latest(live).max(now), period));
+                renewals.insert(uid.to_string(), (live_latest(live).max(now), period));
             }
         }
         for (uid, claim) in &journal.claims {
             let period = period(typical.unwrap_or(ASSUMED_LIFETIME), claim_renew_before(claim));
-            renewals.insert(uid.clone(), (claim.at + period, period));
+            renewals.insert(uid.to_string(), (claim.at + period, period));
         }
         Self {
             title: journal.scope.title(),
@@ -229,19 +231,6 @@ impl<'a> Projection<'a> {
         let due = due.len();
         let retry = limit.limit as usize - limit.for_newcomers();
         (due + retry).min((limit.limit as usize).saturating_sub(used))
-    }
-
-    /// There is no room for another credential.
-    pub(super) fn full(&self, now: Time) -> Waiting {
-        Waiting {
-            reason: Reason::RateLimited,
-            position: 1,
-            next_slot: Some(now + TimeDelta::minutes(1)),
-            message: format!(
-                "the journal of {} is full: new credentials wait until others are deleted",
-                self.title
-            ),
-        }
     }
 
     pub(super) fn wait(

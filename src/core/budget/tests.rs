@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::clock::{Reading, SteadyClock};
 use crate::core::journal::tests_support::{claim, live, scope};
-use crate::core::journal::{AUDIT_BYTES, AUDIT_CAPACITY, Ending};
+use crate::core::journal::{AUDIT_CAPACITY, Ending};
 use crate::core::testing::{s, t};
 
 /// A scope as the controller drives it, in virtual time: admitted mints succeed at once.
@@ -64,10 +64,10 @@ impl World {
         for (uid, record) in &self.journal.credentials {
             let Some(live) = &record.live else { continue };
             if live.ends_at <= now {
-                self.lost.push(uid.clone());
-                due.push((uid.clone(), record.namespace.clone(), Kind::First));
-            } else if crate::core::schedule::renew_at(live.issued_at, live.ends_at, None, uid) <= now {
-                due.push((uid.clone(), record.namespace.clone(), Kind::Renewal));
+                self.lost.push(uid.to_string());
+                due.push((uid.to_string(), record.namespace.clone(), Kind::First));
+            } else if crate::core::schedule::renew_at(live.issued_at, live.ends_at, None, uid.as_str()) <= now {
+                due.push((uid.to_string(), record.namespace.clone(), Kind::Renewal));
             }
         }
         for (uid, namespace, kind) in due {
@@ -92,8 +92,13 @@ impl World {
             return;
         }
         let renewals = self.journal.credentials.iter().filter_map(|(uid, r)| {
-            let live = r.live.as_ref().filter(|_| !self.demands.contains_key(uid))?;
-            Some(crate::core::schedule::renew_at(live.issued_at, live.ends_at, None, uid))
+            let live = r.live.as_ref().filter(|_| !self.demands.contains_key(uid.as_str()))?;
+            Some(crate::core::schedule::renew_at(
+                live.issued_at,
+                live.ends_at,
+                None,
+                uid.as_str(),
+            ))
         });
         let ends = self
             .journal
@@ -386,7 +391,7 @@ fn a_limit_seen_to_be_smaller_is_honoured_and_tried_upward_window_by_window() {
     world
         .journal
         .claim("u5", claim("u5", "n", Kind::First, t(5), 5), s(3600));
-    learn(&mut world.journal, &world.limits, "claim-5", t(6));
+    learn(&mut world.journal, &world.limits, t(6));
     assert_eq!(effective(&world.limits, &world.journal, t(7))[0].limit, 5);
     assert_eq!(effective(&world.limits, &world.journal, t(3700))[0].limit, 6);
     assert_eq!(effective(&world.limits, &world.journal, t(90_000))[0].limit, 10);
@@ -400,9 +405,9 @@ fn one_early_429_takes_no_more_than_half_of_a_limit() {
         let c = claim(&uid, "n", Kind::First, t(0), i);
         world.journal.claim(&uid, c, s(3600));
     }
-    learn(&mut world.journal, &world.limits, "claim-3", t(1));
+    learn(&mut world.journal, &world.limits, t(1));
     assert_eq!(effective(&world.limits, &world.journal, t(2))[0].limit, 500);
-    learn(&mut world.journal, &world.limits, "claim-3", t(2));
+    learn(&mut world.journal, &world.limits, t(2));
     assert_eq!(effective(&world.limits, &world.journal, t(3))[0].limit, 250);
 }
 
@@ -461,13 +466,16 @@ fn with_the_audit_backlog_at_four_fifths_newcomers_stop_and_at_capacity_renewals
         demand("a", "n", Kind::First, t(0)),
         demand("b", "n", Kind::Renewal, t(0)),
     ];
-    let capacity = AUDIT_CAPACITY.min(AUDIT_BYTES / event.weight() + 1);
-    world.journal.audit = vec![event.clone(); capacity * 4 / 5 + 1];
+    let events = |count: usize| {
+        let event = std::sync::Arc::new(event.clone());
+        (0..count).map(|i| (("x".into(), i as u64), event.clone())).collect()
+    };
+    world.journal.audit = events(AUDIT_CAPACITY * 4 / 5);
     assert_eq!(
         select(&world.journal, &Guests::new(), &demands, &world.limits, t(0)).admitted,
         ["b"]
     );
-    world.journal.audit = vec![event; capacity];
+    world.journal.audit = events(AUDIT_CAPACITY);
     let full = select(&world.journal, &Guests::new(), &demands, &world.limits, t(0));
     assert!(full.admitted.is_empty());
     assert!(full.waiting.values().all(|w| w.reason == Reason::AuditBacklog));
@@ -533,25 +541,16 @@ fn failures_are_forgotten_once_they_delay_nothing_and_so_lock_nobody_out() {
         failed(&mut world, &format!("u{i}"), Some(t(60)), t(0));
     }
     failed(&mut world, "denied", None, t(0));
-    world.journal.compact(t(61));
-    assert_eq!(world.journal.credentials.len(), 2001);
-    world.journal.compact(t(60 + 15 * 60));
-    assert_eq!(world.journal.credentials.keys().collect::<Vec<_>>(), ["denied"]);
-}
-
-#[test]
-fn a_full_journal_lets_in_whom_it_knows_and_tells_all_others() {
-    let mut world = World::new(100, s(3600));
-    world.journal.typical_lifetime = Some(3600);
-    failed(&mut world, "known", Some(t(0)), t(0));
-    world.journal.stored = crate::core::journal::SIZE_LIMIT;
-    let demands = [
-        demand("known", "n", Kind::First, t(1)),
-        demand("new", "n", Kind::First, t(0)),
-    ];
-    let selection = select(&world.journal, &Guests::new(), &demands, &world.limits, t(2));
-    assert_eq!(selection.admitted, ["known"]);
-    assert!(selection.waiting["new"].message.contains("is full"));
+    let uids: Vec<_> = world.journal.credentials.keys().cloned().collect();
+    let mut left_at = |now| {
+        for uid in &uids {
+            world.journal.compact_record(uid.as_str(), now);
+        }
+        world.journal.credentials.len()
+    };
+    assert_eq!(left_at(t(61)), 2001);
+    assert_eq!(left_at(t(60 + 15 * 60)), 1);
+    assert!(world.journal.credentials.contains_key("denied"));
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! What a journal is made of: plain facts, as they are stored.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{BrokerApi, KeyRef, Reason};
 use crate::core::Time;
+use crate::core::ids::PageId;
 use crate::core::schedule::CLAIM_FRESH;
 
 /// Why a mint is asked for.
@@ -32,20 +34,27 @@ impl Kind {
     }
 }
 
-/// One request that counts against the budget.
+/// Requests that count against the budget and that nobody waits for any more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Attempt {
-    /// Its claim.
-    pub claim: String,
-    /// Who asked.
-    pub uid: String,
-    /// Where the credential lives: fairness is counted by namespace.
-    pub namespace: String,
-    /// Why.
-    pub kind: Kind,
     /// When it counts from: the answer, or the latest time one could have come.
+    #[serde(rename = "t", with = "chrono::serde::ts_milliseconds")]
     pub at: Time,
+    /// How many, where many are counted together.
+    #[serde(rename = "c", default = "one", skip_serializing_if = "is_one")]
+    pub count: u32,
+    /// Namespace of a newcomer: shares are counted by namespace.
+    #[serde(rename = "n", default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Arc<str>>,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+const fn is_one(count: &u32) -> bool {
+    *count == 1
 }
 
 /// A request that is, or may be, under way.
@@ -60,7 +69,15 @@ pub struct Claim {
     pub name: String,
     /// Revision the token will have.
     pub revision: u64,
+    /// Number of the credential's last audit event when it was claimed, in whatever scope.
+    #[serde(default)]
+    pub seq: u64,
+    /// The page that its outcome goes to; none where its scope keeps all in the head. A leader that was frozen and
+    /// its successor contend for that one object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<PageId>,
     /// When it was committed.
+    #[serde(with = "chrono::serde::ts_milliseconds")]
     pub at: Time,
     /// Identity of the process that holds it.
     pub holder: String,
@@ -83,6 +100,9 @@ pub struct Claim {
     /// Runway asked for, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renew_before_ms: Option<i64>,
+    /// When it counts from, where that was put off by a standstill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts_from: Option<Time>,
     /// Set once the answer is in and only its Secrets remain to be written: what was minted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minted: Option<Minted>,
@@ -96,6 +116,16 @@ impl Claim {
             request: &self.request,
             endpoint: &self.endpoint,
             revision: self.revision,
+        }
+    }
+
+    /// The record of a credential of which nothing else is known.
+    #[must_use]
+    pub fn new_record(&self) -> Record {
+        Record {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            ..Record::default()
         }
     }
 
@@ -318,9 +348,6 @@ pub struct Revocation {
     pub endpoint: EndpointRef,
     /// Revision of the token.
     pub revision: u64,
-    /// Tries that failed.
-    #[serde(default)]
-    pub tries: u32,
     /// That it cannot be done has been recorded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub told: bool,

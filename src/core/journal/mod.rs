@@ -7,17 +7,21 @@
 mod debts;
 mod entries;
 mod outlast;
+pub mod pages;
 #[cfg(test)]
 pub mod tests_support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use chrono::TimeDelta;
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
 use crate::api::RateScope;
 use crate::core::Time;
 use crate::core::audit::AuditEvent;
+use crate::core::ids::Uid;
 use crate::core::spec::digest;
 
 pub use entries::{
@@ -25,17 +29,13 @@ pub use entries::{
     Written,
 };
 
-/// The layout this code reads and writes.
-pub const VERSION: u32 = 1;
-/// A journal that takes this many bytes as it is stored lets in no credential it has no record of: a ConfigMap holds
-/// at most 1 MiB, and outcomes, renewals and undelivered audit events must always fit.
-pub const SIZE_LIMIT: usize = 448 * 1024;
 /// What a request counts beyond its window at most.
 pub const MARGIN: TimeDelta = TimeDelta::seconds(5);
-/// Undelivered audit events a scope holds at most,
+/// Undelivered audit events that stop minting in a scope; one with many credentials may hold four for each.
 pub const AUDIT_CAPACITY: usize = 2000;
-/// and the bytes they may take.
-pub const AUDIT_BYTES: usize = 448 * 1024;
+/// Requests that are kept one by one; older ones are counted together, in buckets of the window's
+/// [`ATTEMPTS_KEPT`]th part.
+pub const ATTEMPTS_KEPT: usize = 512;
 /// How long after a loss that is remembered: longer than any window.
 const LOSS_REMEMBERED: TimeDelta = TimeDelta::days(2);
 
@@ -73,47 +73,35 @@ impl Scope {
     }
 }
 
-/// The durable state of one scope.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+/// The durable state of one scope, as decisions see it: how it is spread over objects is [`pages`]' concern.
+/// Cheap to clone: a clone shares all that does not change.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Journal {
-    /// Layout version, [`VERSION`].
-    pub version: u32,
     /// What this journal is of; never changes.
     pub scope: Scope,
     /// The longest window any connection ever counted in, in seconds: how long attempts are kept.
     pub window_seconds: i64,
-    /// Every request that counts, oldest first.
-    #[serde(default)]
+    /// The requests that count and were answered or given up, oldest first. Those under way are `claims`.
     pub attempts: Vec<Attempt>,
-    /// Requests under way, by credential uid.
-    #[serde(default)]
-    pub claims: BTreeMap<String, Claim>,
-    /// What each credential holds, by uid.
-    #[serde(default)]
-    pub credentials: BTreeMap<String, Record>,
-    /// Tokens to revoke.
-    #[serde(default)]
-    pub revocations: Vec<Revocation>,
+    /// Requests under way, by credential.
+    pub claims: OrdMap<Uid, Arc<Claim>>,
+    /// What each credential holds.
+    pub credentials: OrdMap<Uid, Arc<Record>>,
+    /// Tokens to revoke, by credential and token id.
+    pub revocations: OrdMap<(Uid, Arc<str>), Arc<Revocation>>,
+    /// Audit events not yet acknowledged, by credential and number.
+    pub audit: OrdMap<(Uid, u64), Arc<AuditEvent>>,
     /// What the server's 429s taught.
-    #[serde(default)]
     pub throttle: Throttle,
     /// Set when the server refused a key with 401.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unauthorized: Option<Unauthorized>,
     /// The lifetime the last answer gave, in seconds: what a newcomer is expected to need.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub typical_lifetime: Option<i64>,
-    /// Audit events not yet acknowledged, oldest first.
-    #[serde(default)]
-    pub audit: Vec<AuditEvent>,
-    /// When the journal had to be begun anew: what was spent before is not known, and no newcomer is admitted
-    /// for a window.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// When part of the journal was lost: what was spent before is not known, and no newcomer is admitted for a
+    /// window.
     pub lost_at: Option<Time>,
-    /// How many bytes it took when it was last read or written.
-    #[serde(skip)]
-    pub stored: usize,
+    /// Claims that ended since the last commit, and their places in the budget.
+    ended: BTreeMap<Uid, Option<Attempt>>,
 }
 
 /// How an attempt ended that was under way.
@@ -135,89 +123,141 @@ impl Journal {
     #[must_use]
     pub fn new(scope: Scope) -> Self {
         Self {
-            version: VERSION,
             scope,
             window_seconds: 0,
             attempts: Vec::new(),
-            claims: BTreeMap::new(),
-            credentials: BTreeMap::new(),
-            revocations: Vec::new(),
+            claims: OrdMap::new(),
+            credentials: OrdMap::new(),
+            revocations: OrdMap::new(),
+            audit: OrdMap::new(),
             throttle: Throttle::default(),
             unauthorized: None,
             typical_lifetime: None,
-            audit: Vec::new(),
             lost_at: None,
-            stored: 0,
+            ended: BTreeMap::new(),
         }
     }
 
-    /// Whether it has no room for credentials that it has no record of.
-    #[must_use]
-    pub const fn is_full(&self) -> bool {
-        self.stored >= SIZE_LIMIT
-    }
-
-    /// Reads a journal, and refuses what this code did not write.
-    ///
-    /// # Errors
-    /// Says what is wrong with the text; the caller says how to mend it.
-    pub fn parse(text: &str, scope: &Scope) -> Result<Self, String> {
-        let mut journal: Self = serde_json::from_str(text).map_err(|e| format!("it cannot be read: {e}"))?;
-        if journal.version != VERSION {
-            return Err(format!(
-                "it has version {}, and this controller reads version {VERSION}",
-                journal.version
-            ));
-        }
-        if journal.scope != *scope {
-            return Err("it is the journal of another scope".to_owned());
-        }
-        journal.stored = text.len();
-        Ok(journal)
-    }
-
-    /// Drops what no decision needs any more.
+    /// Begins a commit: drops what no decision needs any more, records apart.
     pub fn compact(&mut self, now: Time) {
+        self.ended.clear();
         let window = TimeDelta::seconds(self.window_seconds);
         self.attempts.retain(|a| a.at + window + MARGIN > now);
+        self.count_together(window);
         if self.throttle.blocked_until.is_some_and(|at| at <= now) {
             self.throttle.blocked_until = None;
         }
         if self.lost_at.is_some_and(|at| at + LOSS_REMEMBERED <= now) {
             self.lost_at = None;
         }
-        for record in self.credentials.values_mut() {
-            record.heals.retain(|at| *at + window > now);
-        }
-        let owing: BTreeSet<&str> = self.revocations.iter().map(|r| r.uid.as_str()).collect();
-        let claims = &self.claims;
-        self.credentials
-            .retain(|uid, r| !r.is_spent(now) || owing.contains(uid.as_str()) || claims.contains_key(uid));
     }
 
-    /// Commits to one request: its claim, and its place in the budget.
+    /// Keeps the last [`ATTEMPTS_KEPT`] requests as they are, and counts those before together: each as if it had
+    /// been sent at the end of its bucket.
+    fn count_together(&mut self, window: TimeDelta) {
+        let bucket = (window.num_milliseconds() / 512).max(1);
+        let singles = self.attempts.iter().filter(|a| a.count == 1).count();
+        let mut surplus = singles.saturating_sub(ATTEMPTS_KEPT);
+        if surplus == 0 {
+            return;
+        }
+        let mut counted: Vec<Attempt> = Vec::with_capacity(self.attempts.len());
+        for attempt in self.attempts.drain(..) {
+            let keep = attempt.count == 1 && surplus == 0;
+            surplus = surplus.saturating_sub(usize::from(attempt.count == 1));
+            let end = (attempt.at.timestamp_millis() + bucket - 1).div_euclid(bucket) * bucket;
+            let at = Time::from_timestamp_millis(end).unwrap_or(attempt.at);
+            match counted.last_mut() {
+                _ if keep => counted.push(attempt),
+                Some(last) if last.at == at => last.count += attempt.count,
+                _ => counted.push(Attempt {
+                    at,
+                    namespace: None,
+                    ..attempt
+                }),
+            }
+        }
+        counted.sort_by_key(|a| a.at);
+        self.attempts = counted;
+    }
+
+    /// Drops what no decision needs any more of the record of `uid`, which is about to be written; all of it, where
+    /// nothing remains.
+    pub fn compact_record(&mut self, uid: &str, now: Time) {
+        let window = TimeDelta::seconds(self.window_seconds);
+        let Some(record) = self.credentials.get(uid) else {
+            return;
+        };
+        if record.heals.iter().any(|at| *at + window <= now) {
+            self.edit(uid, |r| r.heals.retain(|at| *at + window > now));
+        }
+        let spent = self.credentials.get(uid).is_some_and(|r| r.is_spent(now));
+        if spent && !self.claims.contains_key(uid) && self.owed_of(uid).next().is_none() {
+            self.credentials.remove(uid);
+        }
+    }
+
+    /// Every request that counts: when from, ascending, and how many. Those under way count from when they must have
+    /// been answered.
+    #[must_use]
+    pub fn sent(&self) -> Vec<(Time, u32)> {
+        let closed = self.attempts.iter().map(|a| (a.at, a.count));
+        let mut sent: Vec<_> = closed
+            .chain(
+                self.claims
+                    .values()
+                    .map(|c| (c.counts_from.unwrap_or(c.answered_by()), 1)),
+            )
+            .collect();
+        sent.sort_unstable();
+        sent
+    }
+
+    /// Namespaces of newcomers' requests after `since`, as far as they are known: one each.
+    pub fn spent_since(&self, since: Time) -> impl Iterator<Item = &str> {
+        let closed = self.attempts.iter().filter(move |a| a.at > since);
+        let open = self.claims.values().filter(|c| c.kind.is_newcomer());
+        closed
+            .filter_map(|a| a.namespace.as_deref())
+            .chain(open.map(|c| c.namespace.as_str()))
+    }
+
+    /// What is owed for `uid`.
+    pub fn owed_of(&self, uid: &str) -> impl Iterator<Item = &Arc<Revocation>> {
+        let uid = Uid::from(uid);
+        let first = (uid.clone(), Arc::from(""));
+        self.revocations
+            .range(first..)
+            .take_while(move |((of, _), _)| *of == uid)
+            .map(|(_, owed)| owed)
+    }
+
+    /// Undelivered events of `uid`, in order.
+    pub fn events_of(&self, uid: &str) -> impl Iterator<Item = &Arc<AuditEvent>> {
+        let uid = Uid::from(uid);
+        self.audit
+            .range((uid.clone(), 0)..=(uid, u64::MAX))
+            .map(|(_, event)| event)
+    }
+
+    /// Changes the record of `uid`, where there is one.
+    pub fn edit<R>(&mut self, uid: &str, change: impl FnOnce(&mut Record) -> R) -> Option<R> {
+        self.credentials
+            .get_mut(uid)
+            .map(|record| change(Arc::make_mut(record)))
+    }
+
+    /// Commits to one request: its claim, which is its place in the budget.
     pub fn claim(&mut self, uid: &str, claim: Claim, window: TimeDelta) {
         self.window_seconds = self.window_seconds.max(window.num_seconds());
-        let record = self.record(uid, &claim.namespace, &claim.name);
-        record.gone = false;
-        if claim.kind == Kind::Heal {
-            record.heals.push(claim.at);
-        }
-        self.attempts.push(Attempt {
-            claim: claim.id.clone(),
-            uid: uid.to_owned(),
-            namespace: claim.namespace.clone(),
-            kind: claim.kind,
-            at: claim.answered_by(),
-        });
-        self.claims.insert(uid.to_owned(), claim);
+        self.claims.insert(uid.into(), Arc::new(claim));
     }
 
     /// Notes what was minted before its Secrets are there, so that it can be revoked whatever happens.
     pub fn minted(&mut self, uid: &str, claim_id: &str, minted: Minted) -> bool {
         match self.claims.get_mut(uid).filter(|c| c.id == claim_id) {
             Some(claim) => {
-                claim.minted = Some(minted);
+                Arc::make_mut(claim).minted = Some(minted);
                 true
             }
             None => false,
@@ -226,63 +266,89 @@ impl Journal {
 
     /// Ends the claim `claim_id` of `uid`. False where somebody else has ended it already.
     pub fn end(&mut self, uid: &str, claim_id: &str, ending: Ending, now: Time) -> bool {
-        if self.claims.get(uid).is_none_or(|c| c.id != claim_id) {
-            return false;
-        }
-        let Some(claim) = self.claims.remove(uid) else {
+        let Some(claim) = self.take_claim(uid, claim_id) else {
             return false;
         };
-        self.count_from(&claim.id, now);
+        let counted = !matches!(ending, Ending::Failed { counted: false, .. });
+        if counted {
+            self.count(uid, &claim, now);
+        }
+        let record = self.record_of_claim(uid, &claim);
+        if counted && claim.kind == Kind::Heal {
+            record.heals.push(claim.at);
+        }
         match ending {
             Ending::Published(live) => {
-                let used_for = ((live.ends_at - live.issued_at).num_milliseconds() + 999).div_euclid(1000);
-                self.typical_lifetime = Some(live.full_lifetime.unwrap_or(used_for).max(1));
-                self.throttle.count = 0;
-                self.unauthorized = None;
-                let record = self.record(uid, &claim.namespace, &claim.name);
                 record.revision = live.revision;
                 record.failure = None;
                 record.expired = false;
                 record.orphans.clear();
-                if let Some(old) = record.live.replace(*live) {
+                let used_for = ((live.ends_at - live.issued_at).num_milliseconds() + 999).div_euclid(1000);
+                let lifetime = live.full_lifetime.unwrap_or(used_for).max(1);
+                let old = record.live.replace(*live);
+                self.typical_lifetime = Some(lifetime);
+                self.throttle.count = 0;
+                self.unauthorized = None;
+                if let Some(old) = old {
                     self.owe(&old.debt(uid), old.ends_at);
                 }
             }
-            Ending::Failed { failure, counted } => {
-                if !counted {
-                    self.refund(uid, &claim);
-                }
+            Ending::Failed { failure, .. } => {
+                record.failure = Some(failure);
                 if let Some(minted) = &claim.minted {
                     self.owe(&claim.debt(uid, &minted.token_ids), now);
                 }
-                self.record(uid, &claim.namespace, &claim.name).failure = Some(failure);
             }
         }
         true
     }
 
-    /// Takes back a claim whose request never left this process.
+    /// Takes back a claim whose request never left this process: it costs neither a slot nor the window's one heal.
     pub fn withdraw(&mut self, uid: &str, claim_id: &str) {
-        if self.claims.get(uid).is_some_and(|c| c.id == claim_id)
-            && let Some(claim) = self.claims.remove(uid)
-        {
-            self.refund(uid, &claim);
-        }
+        self.take_claim(uid, claim_id);
     }
 
-    /// A request that never left costs neither a slot nor the window's one heal.
-    fn refund(&mut self, uid: &str, claim: &Claim) {
-        self.attempts.retain(|a| a.claim != claim.id);
-        if let Some(record) = self.credentials.get_mut(uid) {
-            record.heals.retain(|at| *at != claim.at);
-        }
+    /// Closes the claim of `uid` that nobody sees through; its request stays counted.
+    pub fn give_up(&mut self, uid: &str, now: Time) -> Option<Arc<Claim>> {
+        let id = self.claims.get(uid)?.id.clone();
+        let claim = self.take_claim(uid, &id)?;
+        self.count(uid, &claim, now);
+        self.record_of_claim(uid, &claim);
+        Some(claim)
+    }
+
+    fn take_claim(&mut self, uid: &str, claim_id: &str) -> Option<Arc<Claim>> {
+        self.claims.get(uid).filter(|c| c.id == claim_id)?;
+        self.ended.insert(uid.into(), None);
+        self.claims.remove(uid)
+    }
+
+    /// A request counts from its answer on, or from when one could have come at the latest.
+    fn count(&mut self, uid: &str, claim: &Claim, now: Time) {
+        let attempt = Attempt {
+            at: claim.counts_from.unwrap_or_else(|| claim.answered_by().min(now)),
+            count: 1,
+            namespace: claim.kind.is_newcomer().then(|| claim.namespace.as_str().into()),
+        };
+        self.ended.insert(uid.into(), Some(attempt.clone()));
+        let place = self.attempts.partition_point(|a| a.at <= attempt.at);
+        self.attempts.insert(place, attempt);
+    }
+
+    /// The record that the outcome of `claim` goes to. It counts on where other scopes left off.
+    fn record_of_claim(&mut self, uid: &str, claim: &Claim) -> &mut Record {
+        let record = self.record(uid, &claim.namespace, &claim.name);
+        record.gone = false;
+        record.revision = record.revision.max(claim.revision.saturating_sub(1));
+        record.seq = record.seq.max(claim.seq);
+        record
     }
 
     /// Takes in a live token that only its sealed Secrets tell of: the journal was lost, and with it
     /// the count of the window, so newcomers wait for one.
     pub fn adopt_lost(&mut self, uid: &str, (namespace, name): (&str, &str), live: Live, now: Time) {
         // Under way or recorded after all: the view that missed it was behind.
-        if self.knows(&live.claim) {
+        if self.knows(uid, &live.claim) {
             return;
         }
         let record = self.record(uid, namespace, name);
@@ -293,44 +359,40 @@ impl Journal {
         }
     }
 
-    /// Whether the claim `id` is under way, or its token live.
+    /// Whether the claim `id` of `uid` is under way, or its token live.
     #[must_use]
-    pub fn knows(&self, id: &str) -> bool {
-        let live = self.credentials.values().filter_map(|r| r.live.as_ref());
-        self.claims.values().any(|c| c.id == id) || live.into_iter().any(|l| l.claim == id)
+    pub fn knows(&self, uid: &str, id: &str) -> bool {
+        self.claims.get(uid).is_some_and(|c| c.id == id) || self.live_of(uid).is_some_and(|l| l.claim == id)
+    }
+
+    /// The live token of `uid`.
+    #[must_use]
+    pub fn live_of(&self, uid: &str) -> Option<&Live> {
+        self.credentials.get(uid)?.live.as_ref()
     }
 
     /// Notes tokens that a request whose answer was lost may have made.
     pub fn orphaned(&mut self, uid: &str, candidates: Vec<String>) {
-        let known: BTreeSet<&String> = self
+        let held = self
             .credentials
             .values()
-            .flat_map(|r| r.live.iter().flat_map(|l| &l.token_ids))
-            .chain(self.revocations.iter().map(|r| &r.token_id))
+            .flat_map(|r| r.live.iter().flat_map(|l| &l.token_ids));
+        let known: BTreeSet<&str> = held
+            .map(String::as_str)
+            .chain(self.revocations.values().map(|r| r.token_id.as_str()))
             .collect();
         let fresh: Vec<String> = candidates
             .into_iter()
-            .filter(|id| !known.contains(id))
+            .filter(|id| !known.contains(id.as_str()))
             .take(20)
             .collect();
-        if let Some(record) = self.credentials.get_mut(uid) {
-            record.orphans = fresh;
-        }
+        self.edit(uid, |record| record.orphans = fresh);
     }
 
     /// How much of what a journal may hold of undelivered audit events it does, in percent.
     #[must_use]
     pub fn backlog(&self) -> usize {
-        let bytes: usize = self.audit.iter().map(AuditEvent::weight).sum();
-        (self.audit.len() * 100 / AUDIT_CAPACITY).max(bytes * 100 / AUDIT_BYTES)
-    }
-
-    /// Goes on counting revisions and audit events where another scope's journal left off.
-    pub fn raise(&mut self, uid: &str, (revision, seq): (u64, u64)) {
-        if let Some(record) = self.credentials.get_mut(uid) {
-            record.revision = record.revision.max(revision);
-            record.seq = record.seq.max(seq);
-        }
+        self.audit.len() * 100 / AUDIT_CAPACITY.max(4 * self.credentials.len())
     }
 
     /// The number of failures in a row for the same request, this one included.
@@ -352,23 +414,19 @@ impl Journal {
         event.seq = record.seq;
         event.id = format!("{uid}-{}", event.seq);
         if event.deliver {
-            self.audit.push(event.clone());
+            self.audit.insert((uid.into(), event.seq), Arc::new(event.clone()));
         }
         event
     }
 
     fn record(&mut self, uid: &str, namespace: &str, name: &str) -> &mut Record {
-        self.credentials.entry(uid.to_owned()).or_insert_with(|| Record {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            ..Record::default()
-        })
-    }
-
-    /// An answered request counts from its answer on.
-    fn count_from(&mut self, claim_id: &str, now: Time) {
-        if let Some(attempt) = self.attempts.iter_mut().find(|a| a.claim == claim_id) {
-            attempt.at = attempt.at.min(now);
-        }
+        let record = self.credentials.entry(uid.into()).or_insert_with(|| {
+            Arc::new(Record {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                ..Record::default()
+            })
+        });
+        Arc::make_mut(record)
     }
 }

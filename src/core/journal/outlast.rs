@@ -1,5 +1,7 @@
 //! What a journal says after a pause of the machine.
 
+use std::sync::Arc;
+
 use chrono::TimeDelta;
 
 use super::Journal;
@@ -21,6 +23,16 @@ impl Journal {
             }
         };
         self.attempts.iter_mut().for_each(|a| put_off(&mut a.at));
+        for uid in self.claims.keys().cloned().collect::<Vec<_>>() {
+            if let Some(claim) = self.claims.get_mut(&uid) {
+                let known = claim.counts_from.unwrap_or_else(|| claim.answered_by());
+                let mut from = known;
+                put_off(&mut from);
+                if from != known {
+                    Arc::make_mut(claim).counts_from = Some(from);
+                }
+            }
+        }
         self.lost_at.iter_mut().for_each(put_off);
         if let Some(at) = self.throttle.blocked_until.as_mut().filter(|at| **at > pause.at) {
             *at += pause.lasted;

@@ -38,6 +38,8 @@ pub fn claim(uid: &str, namespace: &str, kind: Kind, at: Time, n: usize) -> Clai
         namespace: namespace.to_owned(),
         name: uid.to_owned(),
         revision: 1,
+        seq: 0,
+        page: None,
         at,
         holder: "me".into(),
         timeout_seconds: 10,
@@ -49,6 +51,7 @@ pub fn claim(uid: &str, namespace: &str, kind: Kind, at: Time, n: usize) -> Clai
         rotate: String::new(),
         secrets: vec![],
         renew_before_ms: None,
+        counts_from: None,
         minted: None,
     }
 }

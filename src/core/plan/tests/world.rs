@@ -144,7 +144,9 @@ impl World {
     }
 
     fn observe(&self, who: usize, journal: &Journal) -> Observed {
-        let record = journal.credentials.get(UID).cloned();
+        let claim = journal.claims.get(UID).map(|c| Claim::clone(c));
+        let record = journal.credentials.get(UID).map(|r| Record::clone(r));
+        let record = record.or_else(|| claim.as_ref().map(Claim::new_record));
         let live = record.as_ref().and_then(|r| r.live.as_ref());
         let state = self.secret.as_ref().map_or(SecretState::Absent, |stored| {
             let known = live.is_some_and(|l| l.claim == stored.live.claim);
@@ -161,7 +163,7 @@ impl World {
         Observed {
             wanted: Ok(self.wanted.clone()),
             secrets: [("a".to_owned(), state)].into(),
-            claim: journal.claims.get(UID).cloned(),
+            claim,
             working: self.flights.iter().any(|f| f.who == who),
             holder: NAMES[who].into(),
             record,
@@ -181,7 +183,7 @@ impl World {
                 // Deletes carry the version that was looked at: it is the current one here.
                 Action::Delete { .. } => self.secret = None,
                 Action::DeleteUnknown { claim, .. } => {
-                    if !self.journal.knows(claim) {
+                    if !self.journal.knows(UID, claim) {
                         self.secret = None;
                     }
                 }
@@ -192,10 +194,7 @@ impl World {
                         .and_then(|r| r.live.as_ref())
                         .map(|l| l.claim.clone());
                     // Recorded first: a view that is behind is found out by that, and deletes nothing.
-                    if self.tell(|j, _| {
-                        let live = j.credentials.get(UID).and_then(|r| r.live.as_ref());
-                        live.map(|l| &l.claim) == seen.as_ref()
-                    }) {
+                    if self.tell(|j, _| j.live_of(UID).map(|l| &l.claim) == seen.as_ref()) {
                         self.secret = None;
                     }
                 }
@@ -204,7 +203,7 @@ impl World {
                 Action::Release { reason } => {
                     let reason = *reason;
                     self.tell(|j, now| {
-                        let due = j.credentials.get(UID).and_then(|r| r.live.as_ref()).map(|l| l.ends_at);
+                        let due = j.live_of(UID).map(|l| l.ends_at);
                         let released = reason != Reason::Expired || due.is_some_and(|at| at <= now);
                         released && j.release(UID, now).is_some()
                     });
@@ -406,13 +405,16 @@ impl World {
         ids.sort();
         ids.dedup();
         assert_eq!(ids.len(), self.posts.len(), "a claim was posted twice");
-        for (at, id) in &self.posts {
-            let counted = self.journal.attempts.iter().any(|a| a.claim == *id);
-            assert!(
-                counted || *at + LIMIT.window <= self.now,
-                "a request that left is not counted"
-            );
-        }
+        let recent = |at: Time| at + LIMIT.window > self.now;
+        let left = self.posts.iter().filter(|(at, _)| recent(*at)).count();
+        let counted: u32 = self
+            .journal
+            .sent()
+            .into_iter()
+            .filter(|(at, _)| recent(*at))
+            .map(|(_, n)| n)
+            .sum();
+        assert!(left <= counted as usize, "a request that left is not counted");
         let record = self.journal.credentials.get(UID);
         let heals = record.map_or(0, |r| {
             r.heals.iter().filter(|at| **at + LIMIT.window > self.now).count()
