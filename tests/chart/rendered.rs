@@ -240,7 +240,7 @@ fn the_controller_may_do_this_and_no_more() {
     assert_eq!(
         rights("Role", "chittyconnect-operator"),
         [
-            "configmaps : get list watch create update patch",
+            "configmaps : get list watch create update patch delete",
             "leases : create",
             "leases chittyconnect-operator: get update",
             "secrets : get list watch create",
