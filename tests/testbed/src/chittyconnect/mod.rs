@@ -204,6 +204,18 @@ impl ChittyConnect {
         self.server.listen(true)
     }
 
+    /// How many credentials were minted so far: cheap, for those who ask often.
+    #[must_use]
+    pub fn minted(&self) -> usize {
+        self.simulator.state().ledger.mints.len()
+    }
+
+    /// The credentials minted after the first `known`, as [`Ledger::mints`] has them.
+    #[must_use]
+    pub fn mints_after(&self, known: usize) -> Vec<Mint> {
+        self.simulator.state().mints_after(known)
+    }
+
     /// What happened so far.
     #[must_use]
     pub fn ledger(&self) -> Ledger {

@@ -266,9 +266,17 @@ impl State {
 
     pub(super) fn snapshot(&self) -> Ledger {
         let mut ledger = self.ledger.clone();
-        for (mint, delivered) in ledger.mints.iter_mut().zip(&self.delivered) {
-            mint.delivered = delivered.load(Ordering::SeqCst);
-        }
+        ledger.mints = self.mints_after(0);
         ledger
+    }
+
+    pub(super) fn mints_after(&self, known: usize) -> Vec<Mint> {
+        let known = self.ledger.mints.iter().zip(&self.delivered).skip(known);
+        known
+            .map(|(mint, delivered)| Mint {
+                delivered: delivered.load(Ordering::SeqCst),
+                ..mint.clone()
+            })
+            .collect()
     }
 }
