@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use chittyconnect_operator::api::RateScope;
 use chittyconnect_operator::cluster::Cluster;
@@ -291,4 +292,41 @@ fn dying_at(client: Client, part: &'static str) -> (Client, Arc<AtomicBool>) {
         })
     };
     (Client::new(service, "default"), dead)
+}
+
+#[tokio::test]
+async fn a_journal_that_was_deleted_while_nobody_ran_is_missed_and_one_that_is_empty_lets_go_of_its_name() {
+    let world = World::without_controller("index").await;
+    let (kept, lost, empty) = (scope("kept"), scope("lost"), scope("empty"));
+    let first = journals(world.client().await).closing_after(Duration::from_millis(200));
+    publish(&first.of(&kept), 0..2).await;
+    publish(&first.of(&lost), 0..2).await;
+    let journal = first.of(&empty);
+    journal
+        .commit(|journal, now| journal.claim("a", claim("a", now), TimeDelta::seconds(60)))
+        .await
+        .unwrap();
+    journal
+        .commit(|journal, _| journal.withdraw("a", "claim-of-a"))
+        .await
+        .unwrap();
+    wait_for("an empty journal to go", || async {
+        (parts(&world, "head").await.len() == 2).then_some(())
+    })
+    .await;
+    let head = parts(&world, "head")
+        .await
+        .into_iter()
+        .find(|m| m.name_any() == lost.journal_name());
+    delete(&world, &head.unwrap()).await;
+
+    let second = journals(world.client().await);
+    let found = second.list().await.unwrap().len();
+    assert_eq!(found, 2, "those that are there, and the one that is missed");
+    assert!(second.of(&lost).view().await.unwrap().lost_at.is_some());
+    assert!(second.of(&kept).view().await.unwrap().lost_at.is_none());
+    assert_eq!(second.of(&kept).view().await.unwrap().credentials.len(), 2);
+    // An empty one is begun anew as if it had never been.
+    publish(&second.of(&empty), 0..1).await;
+    assert_eq!(read(&world, &empty).await, (1, false));
 }

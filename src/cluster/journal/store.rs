@@ -10,7 +10,8 @@ use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams, Preconditions}
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Commit, JournalError, Versions};
+use super::JournalError;
+use super::writer::{Commit, Versions};
 use crate::api::{MANAGED_BY_LABEL, MANAGER};
 use crate::cluster::{Cluster, Error, bounded};
 use crate::core::ids::PageId;
@@ -18,12 +19,12 @@ use crate::core::journal::Scope;
 use crate::core::journal::pages::{Flush, Head, Page, VERSION};
 use crate::core::seal::SealKey;
 
-const DATA_KEY: &str = "journal.json";
+pub(super) const DATA_KEY: &str = "journal.json";
 const COMMIT_ANNOTATION: &str = "connect.chitty.cc/commit";
-const SIGNATURE_ANNOTATION: &str = "connect.chitty.cc/signature";
+pub(super) const SIGNATURE_ANNOTATION: &str = "connect.chitty.cc/signature";
 const TITLE_ANNOTATION: &str = "connect.chitty.cc/budget-of";
-/// What part of a journal an object is: `head` or `page`.
-const PART_LABEL: &str = "connect.chitty.cc/journal";
+/// What part of a journal an object is: `head` or `page`; or `index`.
+pub(super) const PART_LABEL: &str = "connect.chitty.cc/journal";
 /// The name of its head.
 const OF_LABEL: &str = "connect.chitty.cc/journal-of";
 /// Objects in one answer to a list of all journals.
@@ -65,6 +66,15 @@ pub(super) struct Step {
 }
 
 impl Step {
+    pub(super) const fn is_head(&self) -> bool {
+        self.page.is_none()
+    }
+
+    /// Notes which version it replaces, once that is there.
+    pub(super) fn replaces(&mut self, version: &str) {
+        self.over = Some(version.to_owned());
+    }
+
     /// Whether nobody else has written what this step writes. Notes where it has arrived.
     pub(super) fn stands(&mut self, listing: &Listing, commit: &str, versions: &mut Versions) -> bool {
         if self.map.is_none() {
@@ -260,6 +270,26 @@ impl Store {
         }
     }
 
+    /// Creates an empty head, where there is none.
+    ///
+    /// # Errors
+    /// Where it cannot be created, or is there already.
+    pub(super) async fn create_head(&self) -> Result<String, Error> {
+        let head = Head::empty(&self.scope);
+        let map = self.map(&self.name, "head", &head, "");
+        let created = bounded(self.api().create(&PostParams::default(), &map)).await?;
+        Ok(created.metadata.resource_version.unwrap_or_default())
+    }
+
+    /// Deletes the head, as it was at `version`.
+    ///
+    /// # Errors
+    /// Where it is another one, or the API server does not.
+    pub(super) async fn delete_head(&self, version: &str) -> Result<(), Error> {
+        bounded(self.api().delete(&self.name, &at_version(version))).await?;
+        Ok(())
+    }
+
     /// Makes the steps of `commit` that are left.
     ///
     /// # Errors
@@ -311,22 +341,25 @@ impl Store {
         let (Some(page), Some(version)) = (&step.page, &step.over) else {
             return;
         };
-        let guard = DeleteParams {
-            preconditions: Some(Preconditions {
-                resource_version: Some(version.clone()),
-                uid: None,
-            }),
-            ..DeleteParams::default()
-        };
         let name = self.page_name(page);
-        if let Err(error) = bounded(self.api().delete(&name, &guard)).await {
+        if let Err(error) = bounded(self.api().delete(&name, &at_version(version))).await {
             tracing::debug!(page = %name, error = %error.brief(), "failed to delete a page that is not needed any more");
         }
     }
 }
 
+fn at_version(version: &str) -> DeleteParams {
+    DeleteParams {
+        preconditions: Some(Preconditions {
+            resource_version: Some(version.to_owned()),
+            uid: None,
+        }),
+        ..DeleteParams::default()
+    }
+}
+
 /// What a signature is of: a page cannot be put in the place of another.
-fn signed(name: &str, text: &str) -> String {
+pub(super) fn signed(name: &str, text: &str) -> String {
     format!("{name}\n{text}")
 }
 
@@ -334,26 +367,37 @@ fn api(cluster: &Cluster) -> Api<ConfigMap> {
     Api::namespaced(cluster.client.clone(), &cluster.namespace)
 }
 
-/// Lists the parts of all journals, by the names of their heads.
+/// All that there is of journals.
+#[derive(Default)]
+pub(super) struct All {
+    /// Heads and pages, by the names of the heads.
+    pub(super) journals: BTreeMap<String, Vec<ConfigMap>>,
+    /// What names them.
+    pub(super) index: Vec<ConfigMap>,
+}
+
+/// Lists the parts of all journals.
 ///
 /// # Errors
 /// Where they cannot be listed.
-pub(super) async fn list_all(cluster: &Cluster) -> Result<BTreeMap<String, Vec<ConfigMap>>, Error> {
+pub(super) async fn list_all(cluster: &Cluster) -> Result<All, Error> {
     let api = api(cluster);
-    let mut journals: BTreeMap<String, Vec<ConfigMap>> = BTreeMap::new();
+    let mut all = All::default();
     let mut params = ListParams::default().labels(PART_LABEL).limit(LISTED_AT_ONCE);
     loop {
         let list = bounded(api.list(&params)).await?;
         for map in list.items {
-            let of = map.metadata.labels.as_ref().and_then(|labels| labels.get(OF_LABEL));
-            let Some(of) = of.or(map.metadata.name.as_ref()).cloned() else {
+            let label = |key| map.metadata.labels.as_ref().and_then(|labels| labels.get(key));
+            if label(PART_LABEL).is_some_and(|part| part == "index") {
+                all.index.push(map);
                 continue;
-            };
-            journals.entry(of).or_default().push(map);
+            }
+            let of = label(OF_LABEL).or(map.metadata.name.as_ref()).cloned();
+            all.journals.entry(of.unwrap_or_default()).or_default().push(map);
         }
         match list.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),
-            None => return Ok(journals),
+            None => return Ok(all),
         }
     }
 }

@@ -197,6 +197,20 @@ impl Journal {
         }
     }
 
+    /// Whether it knows nothing that could ever matter again.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.attempts.is_empty()
+            && self.claims.is_empty()
+            && self.credentials.is_empty()
+            && self.revocations.is_empty()
+            && self.audit.is_empty()
+            && self.throttle.blocked_until.is_none()
+            && self.throttle.learnt.is_none()
+            && self.unauthorized.is_none()
+            && self.lost_at.is_none()
+    }
+
     /// Every request that counts: when from, ascending, and how many. Those under way count from when they must have
     /// been answered.
     #[must_use]

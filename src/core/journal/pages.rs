@@ -120,6 +120,11 @@ impl Layout {
         };
     }
 
+    /// Has the head written with the next commit, whatever that changes.
+    pub const fn must_write_head(&mut self) {
+        self.head_stale = true;
+    }
+
     /// Whether nothing that is stored counts.
     #[must_use]
     pub const fn is_anew(&self) -> bool {
