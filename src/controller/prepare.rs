@@ -178,6 +178,7 @@ pub(super) fn new_claim(p: &Prepared, identity: &str) -> Claim {
         rotate: p.wanted.rotate.clone(),
         secrets: p.wanted.secrets.iter().map(|s| s.name.clone()).collect(),
         renew_before_ms: p.wanted.renew_before.map(|d| d.num_milliseconds()),
+        max_lifetime_ms: p.wanted.max_lifetime.map(|d| d.num_milliseconds()),
         minted: None,
         id,
     }

@@ -5,11 +5,7 @@ use std::collections::BTreeMap;
 use chrono::TimeDelta;
 
 use crate::core::Time;
-
-/// What a request counts beyond its window at most.
-pub const MARGIN: TimeDelta = TimeDelta::seconds(5);
-/// How many windows a limit learnt from a 429 is remembered.
-const LEARNT_FOR_WINDOWS: i32 = 24;
+use crate::core::journal::{Journal, MARGIN};
 
 /// So many requests in any window of this length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,10 +36,9 @@ impl Limit {
     }
 }
 
-/// The limits in force at `now`: the smallest for each window, by window, and where less was `learnt`
-/// (requests a window, and when that was seen), that.
+/// The limits in force: the smallest for each window, and what the server taught.
 #[must_use]
-pub fn effective(limits: &[Limit], learnt: Option<(u32, Time)>, now: Time) -> Vec<Limit> {
+pub fn effective(limits: &[Limit], journal: &Journal, now: Time) -> Vec<Limit> {
     let mut by_window: BTreeMap<TimeDelta, u32> = BTreeMap::new();
     for l in limits {
         by_window
@@ -54,23 +49,38 @@ pub fn effective(limits: &[Limit], learnt: Option<(u32, Time)>, now: Time) -> Ve
     by_window
         .into_iter()
         .map(|(window, limit)| Limit {
-            limit: match learnt {
-                Some((learnt, at)) if at + window * LEARNT_FOR_WINDOWS > now => limit.min(learnt.max(1)),
-                _ => limit,
+            limit: match journal.throttle.learnt {
+                Some((learnt, at)) => limit.min(tried_upward(learnt, limit, window, now - at)),
+                None => limit,
             },
             window,
         })
         .collect()
 }
 
-/// What a 429 without advice teaches at `now`: the server allowed no more than what it answered before.
-///
-/// `in_force` is what [`effective`] says, `others` are the times of all requests but the refused one.
-/// `None` where that is nothing new.
-#[must_use]
-pub fn learn(in_force: &[Limit], others: impl IntoIterator<Item = Time>, now: Time) -> Option<(u32, Time)> {
-    let tightest = in_force.iter().min()?;
-    let granted = others.into_iter().filter(|at| *at + tightest.window > now).count();
-    let granted = u32::try_from(granted).ok().filter(|n| *n < tightest.limit)?;
-    Some((granted.max(1), now))
+/// What was learnt, and a tenth of what is configured more for each window since: nobody says when a limit
+/// was raised again.
+fn tried_upward(learnt: u32, configured: u32, window: TimeDelta, since: TimeDelta) -> u32 {
+    let windows = since.num_milliseconds() / window.num_milliseconds().max(1);
+    let step = (configured / 10).max(1);
+    let more = u32::try_from(windows.max(0)).unwrap_or(u32::MAX).saturating_mul(step);
+    learnt.max(1).saturating_add(more)
+}
+
+/// What a 429 by the broker's own limit teaches: it allows no more than what it answered before. Never less than
+/// half of what was known to be allowed, since part of what was granted may be forgotten.
+pub fn learn(journal: &mut Journal, limits: &[Limit], refused_claim: &str, now: Time) {
+    let Some(tightest) = effective(limits, journal, now).into_iter().min() else {
+        return;
+    };
+    let granted = journal
+        .attempts
+        .iter()
+        .filter(|a| a.claim != refused_claim && a.at + tightest.window > now)
+        .count();
+    if let Ok(granted) = u32::try_from(granted)
+        && granted < tightest.limit
+    {
+        journal.throttle.learnt = Some((granted.max(tightest.limit / 2).max(1), now));
+    }
 }

@@ -10,6 +10,7 @@
 
 mod conclude;
 mod demand;
+mod follow;
 mod limits;
 mod line;
 mod nanos;
@@ -48,7 +49,8 @@ use series::Series;
 use shares::Shares;
 
 pub use demand::Demand;
-pub use limits::{Limit, MARGIN, effective, learn};
+pub use follow::{Decision, Follower, Terms, is_untouched};
+pub use limits::{Limit, effective, learn};
 pub use series::{Held, Open};
 
 /// How many renewals, and how many newcomers, read their exact place; all others one text.
@@ -67,7 +69,7 @@ pub struct Stops {
     pub newcomers: bool,
     /// Nobody knows yet how long tokens live: one request at a time, until one is answered.
     pub teaching: bool,
-    /// There is no room for another claim of a newcomer.
+    /// The journal has no room for a credential that holds nothing yet.
     pub full: bool,
 }
 
@@ -265,6 +267,16 @@ impl Budget {
         self.queue.rest(uid.as_str(), Some(nanos(until)), &self.shares);
     }
 
+    /// What all are told who wait behind those at the front: newcomers, or renewals.
+    #[must_use]
+    pub fn behind(&self, newcomers: bool) -> Option<&Waiting> {
+        if newcomers {
+            self.last.newcomers.as_ref()
+        } else {
+            self.last.renewals.as_ref()
+        }
+    }
+
     /// How many are in line, those who are set aside included.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -277,8 +289,8 @@ impl Budget {
         self.len() == 0
     }
 
-    /// Says who may mint at `now`, at most `most`. Nothing is noted as sent or open by that: the caller
-    /// does so for what it commits.
+    /// Says who may mint at `now`, at most `most`, and no more than there is room for in a journal. Nothing is
+    /// noted as sent or open by that: the caller does so for what it commits.
     pub fn select(&mut self, now: Time, most: usize, stops: &Stops) -> Selection {
         self.last = Last::default();
         if self.limits.is_empty() {
@@ -325,10 +337,6 @@ impl Budget {
         if let Some(waiting) = self.last.front.get(uid) {
             return Some(waiting.clone());
         }
-        if demand.reason.is_newcomer() {
-            self.last.newcomers.clone()
-        } else {
-            self.last.renewals.clone()
-        }
+        self.behind(demand.reason.is_newcomer()).cloned()
     }
 }

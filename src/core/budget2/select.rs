@@ -17,6 +17,10 @@ use super::slots::Slot;
 use super::text::Why;
 use super::{FRONT, Stops};
 
+/// Claims that may be open at once: each takes room in the journal until its outcome is known. Newcomers leave
+/// some to renewals.
+const MAX_OPEN: usize = 64;
+pub(super) const MAX_OPEN_NEWCOMERS: usize = 48;
 /// Renewals that are looked at before they are due, in one pass.
 const EARLY: usize = 32;
 
@@ -72,10 +76,12 @@ impl Pass<'_> {
         Some(live.map_or(expected, |series| series.period.min(expected)))
     }
 
-    fn is_full(&self, outcome: &mut Outcome) -> bool {
-        let full = outcome.admitted.len() >= self.most;
+    /// Whether no more may be admitted now, where so many claims may be open at once.
+    fn is_full(&self, search: &Search, outcome: &mut Outcome, open: usize) -> bool {
+        let room = open.saturating_sub(search.projection.open_claims()).min(self.most);
+        let full = outcome.admitted.len() >= room;
         if full {
-            outcome.again = Some(self.now);
+            outcome.again = Why::NotYet.until(self.now);
         }
         full
     }
@@ -105,7 +111,7 @@ impl Pass<'_> {
                 let free = search.projection.is_free_now();
                 let may = free && (is_due || left > 0 && self.may_go_early(search, &mut left, uid));
                 if may {
-                    if self.is_full(outcome) {
+                    if self.is_full(search, outcome, MAX_OPEN) {
                         return;
                     }
                     self.admit(search, outcome, uid);
@@ -141,7 +147,6 @@ impl Pass<'_> {
         let stops = self.stops;
         self.blocked()
             .or_else(|| (stops.backlog_percent >= 80).then_some(Why::Backlog))
-            .or_else(|| stops.full.then_some(Why::Full))
             .or_else(|| stops.lost_until.filter(|at| *at > self.now).map(Why::Lost))
     }
 
@@ -172,6 +177,7 @@ impl Pass<'_> {
                 return;
             }
             let why = match search.slot(candidate.uid(), candidate.namespace(), period, holds) {
+                _ if self.stops.full && !holds => Why::Full,
                 Slot::At(at) if at <= nanos(self.now) => {
                     self.admit(search, outcome, candidate.uid());
                     outcome.newcomers += 1;
@@ -202,14 +208,15 @@ impl Pass<'_> {
                 break;
             }
         }
-        outcome.behind = Some(closed.unwrap_or(Why::NoSlot(None)));
+        let hopeless = if self.stops.full { Why::Full } else { Why::NoSlot(None) };
+        outcome.behind = Some(closed.unwrap_or(hopeless));
     }
 
     /// Whether newcomers go on as soon as what was admitted is under way, or the first one is answered.
     fn is_moment(&self, search: &Search, outcome: &mut Outcome) -> bool {
         // The first answer of a scope teaches how long tokens live; until then one newcomer is enough.
         let under_way = search.projection.open_claims() > 0 || !outcome.admitted.is_empty();
-        self.stops.teaching && under_way || self.is_full(outcome)
+        self.stops.teaching && under_way || self.is_full(search, outcome, MAX_OPEN_NEWCOMERS)
     }
 
     /// Whether nobody in line has anything to hope for, as far as that can be told with little work.
@@ -217,7 +224,7 @@ impl Pass<'_> {
         self.queue.groups.len() <= 64
             && self.queue.groups.keys().all(|group| {
                 let period = expected_period(search.projection.typical(), group.renew_before, group.max_lifetime);
-                !group.holds && search.is_hopeless(period)
+                !group.holds && (self.stops.full || search.is_hopeless(period))
             })
     }
 }

@@ -19,7 +19,7 @@ pub(super) enum Why {
     Backlog,
     /// The server asked to be left alone until then.
     Blocked(Time),
-    /// There is no room for another claim.
+    /// The journal has no room for another credential.
     Full,
     /// What was spent before is not known until then.
     Lost(Time),
@@ -40,7 +40,8 @@ impl Why {
     /// When it is over, as far as is known.
     pub(super) fn until(self, now: Time) -> Option<Time> {
         match self {
-            Self::Backlog | Self::Full => Some(now + TimeDelta::seconds(5)),
+            Self::Backlog => Some(now + TimeDelta::seconds(5)),
+            Self::Full => Some(now + TimeDelta::minutes(1)),
             Self::NotYet => Some(now + TimeDelta::seconds(1)),
             Self::Blocked(at) | Self::Lost(at) => Some(at),
             Self::NoSlot(at) => at,
@@ -120,7 +121,7 @@ impl Figures<'_> {
                 clock(until, self.now)
             )),
             Why::Full => Some(format!(
-                "as many requests of {} are under way as its journal has room for; new credentials wait until some are answered",
+                "the journal of {} is full: new credentials wait until others are deleted",
                 self.title
             )),
             Why::Lost(until) => Some(format!(

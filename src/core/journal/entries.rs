@@ -83,6 +83,9 @@ pub struct Claim {
     /// Runway asked for, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renew_before_ms: Option<i64>,
+    /// Longest use of the token asked for, in milliseconds: until it is there, its renewals are planned by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_lifetime_ms: Option<i64>,
     /// Set once the answer is in and only its Secrets remain to be written: what was minted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minted: Option<Minted>,

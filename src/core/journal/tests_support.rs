@@ -49,6 +49,7 @@ pub fn claim(uid: &str, namespace: &str, kind: Kind, at: Time, n: usize) -> Clai
         rotate: String::new(),
         secrets: vec![],
         renew_before_ms: None,
+        max_lifetime_ms: None,
         minted: None,
     }
 }

@@ -11,6 +11,7 @@ use crate::core::testing::{s, t};
 
 mod days;
 mod exact;
+mod follow;
 mod rules;
 mod same;
 mod speed;

@@ -2,6 +2,8 @@
 
 use super::world::World;
 use super::*;
+use crate::core::journal::Journal;
+use crate::core::journal::tests_support::{claim, scope};
 
 #[test]
 fn the_first_answer_of_a_scope_is_awaited_before_a_second_newcomer_is_admitted() {
@@ -110,15 +112,34 @@ fn a_live_token_of_another_scope_that_is_renewed_here_keeps_its_slot_from_newcom
     assert_eq!(names(&admitted(&mut budget, t(1801))), ["new"]);
 }
 
+fn attempts(count: usize, until: i64) -> Journal {
+    let mut journal = Journal::new(scope());
+    for i in 0..count {
+        let uid = format!("u{i}");
+        let at = t(i64::try_from(i).unwrap().min(until));
+        journal.claim(&uid, claim(&uid, "n", MintReason::First, at, i), s(3600));
+    }
+    journal
+}
+
 #[test]
-fn a_limit_seen_to_be_smaller_is_honoured_for_a_day_and_then_tried_again() {
+fn a_limit_seen_to_be_smaller_is_honoured_and_tried_upward_window_by_window() {
     let limits = [hourly(10)];
-    let others = (0..5).map(t);
-    let learnt = learn(&effective(&limits, None, t(6)), others, t(6));
-    assert_eq!(learnt, Some((5, t(6))));
-    assert_eq!(effective(&limits, learnt, t(7)), [hourly(5)]);
-    assert_eq!(effective(&limits, learnt, t(90_000)), [hourly(10)]);
-    assert_eq!(learn(&limits, (0..10).map(t), t(11)), None, "that is what it allows");
+    let mut journal = attempts(6, 5);
+    learn(&mut journal, &limits, "claim-5", t(6));
+    for (at, limit) in [(7, 5), (3700, 6), (90_000, 10)] {
+        assert_eq!(effective(&limits, &journal, t(at)), [hourly(limit)]);
+    }
+}
+
+#[test]
+fn one_early_429_takes_no_more_than_half_of_a_limit() {
+    let limits = [hourly(1000)];
+    let mut journal = attempts(4, 0);
+    learn(&mut journal, &limits, "claim-3", t(1));
+    assert_eq!(effective(&limits, &journal, t(2)), [hourly(500)]);
+    learn(&mut journal, &limits, "claim-3", t(2));
+    assert_eq!(effective(&limits, &journal, t(3)), [hourly(250)]);
 }
 
 #[test]
@@ -128,8 +149,45 @@ fn two_connections_with_one_scope_share_the_smallest_limit_of_each_window() {
         window: s(60),
     };
     assert_eq!(
-        effective(&[hourly(10), hourly(4), minute], None, t(0)),
+        effective(&[hourly(10), hourly(4), minute], &Journal::new(scope()), t(0)),
         [minute, hourly(4)]
+    );
+}
+
+#[test]
+fn of_three_thousand_newcomers_no_more_are_admitted_at_once_than_a_journal_can_claim() {
+    let mut budget = budget(&[Limit {
+        limit: 10_000,
+        window: s(10),
+    }]);
+    for i in 0..3000 {
+        budget.enqueue(newcomer(&format!("u{i:04}"), &namespace(i, 20), t(0)));
+    }
+    let selection = budget.select(t(0), usize::MAX, &Stops::default());
+    assert_eq!(selection.admitted.len(), select::MAX_OPEN_NEWCOMERS);
+    assert!(
+        selection.front.is_empty() && budget.waiting(&"u2999".into()).is_none(),
+        "a moment is nothing to tell of"
+    );
+    for uid in &selection.admitted {
+        budget.dequeue(uid);
+        let open = Open {
+            namespace: "n".into(),
+            at: t(0),
+            renew_before: None,
+            max_lifetime: None,
+        };
+        budget.open(uid, &open);
+    }
+    assert!(admitted(&mut budget, t(0)).is_empty());
+    for uid in ["a", "b"] {
+        budget.hold(&uid.into(), &held("n", t(-3000), t(600)));
+        budget.enqueue(demand(uid, "n", MintReason::Renewal, t(0)));
+    }
+    assert_eq!(
+        names(&admitted(&mut budget, t(0))),
+        ["a", "b"],
+        "renewals have room left"
     );
 }
 

@@ -168,12 +168,16 @@ fn a_lost_journal_and_one_without_room_stop_newcomers_only() {
         full: true,
         ..Stops::default()
     };
-    for (stops, text) in [(&lost, "was lost and rebuilt"), (&full, "are under way")] {
+    for (stops, text) in [(&lost, "was lost and rebuilt"), (&full, "is full")] {
         assert_eq!(names(&budget.select(t(1), 48, stops).admitted), ["b"]);
         let waiting = budget.waiting(&"a".into()).unwrap();
         assert!(waiting.message.contains(text), "{waiting:?}");
     }
     assert_eq!(budget.select(t(50), 48, &lost).admitted.len(), 2);
+    // Who holds something already needs no more room.
+    budget.hold(&"c".into(), &held("n", t(0), t(3600)));
+    budget.enqueue(demand("c", "n", MintReason::Rotate, t(2)));
+    assert_eq!(names(&budget.select(t(3), 48, &full).admitted), ["b", "c"]);
 }
 
 #[test]
