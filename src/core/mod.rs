@@ -5,7 +5,6 @@
 pub mod access;
 pub mod audit;
 pub mod budget;
-pub mod budget2;
 pub mod clock;
 pub mod ids;
 pub mod journal;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 
 use crate::core::Time;
+use crate::core::journal::Live;
 use crate::core::schedule::{latest_safe, runway};
 
 use super::nanos::{length, nanos};
@@ -23,6 +24,19 @@ pub struct Held {
     pub ends_at: Time,
     /// Runway asked for.
     pub renew_before: Option<TimeDelta>,
+}
+
+impl Held {
+    /// What `live` of a credential in `namespace` comes to.
+    #[must_use]
+    pub fn of(namespace: &str, live: &Live) -> Self {
+        Self {
+            namespace: namespace.into(),
+            issued_at: live.issued_at,
+            ends_at: live.ends_at,
+            renew_before: live.renew_before(),
+        }
+    }
 }
 
 /// A request under way: what it brings is not known yet.

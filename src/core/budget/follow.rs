@@ -124,7 +124,7 @@ impl Follower {
             self.budget.open(&uid, &open_of(claim, live.map(|(_, live)| live)));
             return;
         }
-        let own = live.map(|(record, live)| held_of(&record.namespace, live));
+        let own = live.map(|(record, live)| Held::of(&record.namespace, live));
         let own = own.filter(|held| held.ends_at > now);
         let foreign = || self.foreign.get(uid.as_str()).filter(|h| h.ends_at > now).cloned();
         match own.or_else(foreign) {
@@ -168,15 +168,6 @@ impl Follower {
 #[must_use]
 pub fn is_untouched(journal: &Journal, uid: &str, seq: u64) -> bool {
     !journal.claims.contains_key(uid) && journal.credentials.get(uid).map_or(0, |r| r.seq) == seq
-}
-
-fn held_of(namespace: &str, live: &Live) -> Held {
-    Held {
-        namespace: namespace.into(),
-        issued_at: live.issued_at,
-        ends_at: live.ends_at,
-        renew_before: live.renew_before(),
-    }
 }
 
 /// What is known of a request under way; a renewal brings nothing that lives longer than what it replaces.
