@@ -93,10 +93,11 @@ impl<'a> Search<'a> {
         self.undo.push((uid.clone(), before));
     }
 
-    /// Whether `uid`, which holds a token, may renew it now, before it has to.
-    pub(super) fn may_renew(&mut self, uid: &Uid, period: i64) -> bool {
+    /// Whether `uid`, which holds a token, may renew it now, before it has to; or more often than before, and so with
+    /// no more room than newcomers have.
+    pub(super) fn may_renew(&mut self, uid: &Uid, period: i64, renewal: bool) -> bool {
         let mut work = WORK;
-        self.without(uid, |projection| projection.fits_now(period, true, &mut work))
+        self.without(uid, |projection| projection.fits_now(period, renewal, &mut work))
     }
 
     /// Looks at the projection as it is without what is planned for `uid`.

@@ -21,6 +21,8 @@ use super::{FRONT, Stops};
 /// some to renewals.
 const MAX_OPEN: usize = 64;
 pub(super) const MAX_OPEN_NEWCOMERS: usize = 48;
+/// Periods that differ by less, in nanoseconds, are the same: ends are whole seconds.
+const ROUNDING: i64 = 2_000_000_000;
 /// Renewals that are looked at before they are due, in one pass.
 const EARLY: usize = 32;
 
@@ -109,7 +111,8 @@ impl Pass<'_> {
             let mut why = stopped;
             if why.is_none() {
                 let free = search.projection.is_free_now();
-                let may = free && (is_due || left > 0 && self.may_go_early(search, &mut left, uid));
+                let faster = self.is_faster(search.projection, uid);
+                let may = free && (is_due && !faster || left > 0 && self.fits(search, &mut left, uid, !faster));
                 if may {
                     if self.is_full(search, outcome, MAX_OPEN) {
                         return;
@@ -122,7 +125,8 @@ impl Pass<'_> {
                 } else {
                     self.queue.standing(uid.as_str()).latest
                 };
-                why = Some(Why::NoSlot(Some(instant(search.projection.next_free().max(latest)))));
+                let slot = instant(search.projection.next_free().max(latest));
+                why = Some(Why::NoSlot(Some(slot).filter(|_| !free || !is_due)));
             }
             let Some(why) = why else { continue };
             if outcome.renewals.len() < FRONT {
@@ -130,16 +134,23 @@ impl Pass<'_> {
                 continue;
             }
             outcome.other_renewals = Some(why);
-            if stopped.is_some() || left == 0 || !search.projection.is_free_now() {
+            if stopped.is_some() || left == 0 && !is_due || !search.projection.is_free_now() {
                 return;
             }
         }
     }
 
-    fn may_go_early(&self, search: &mut Search, left: &mut usize, uid: &Uid) -> bool {
+    /// Whether a token of `uid` now would be renewed more often than is planned for the one it replaces, since its
+    /// spec says so: what that takes more it asks for like a newcomer.
+    fn is_faster(&self, projection: &Projection, uid: &Uid) -> bool {
+        let asked = self.queue.in_line(uid.as_str()).zip(projection.get(uid.as_str()));
+        asked.is_some_and(|(demand, live)| live.period_of_next(demand) + ROUNDING < live.period)
+    }
+
+    fn fits(&self, search: &mut Search, left: &mut usize, uid: &Uid, renewal: bool) -> bool {
         *left -= 1;
         self.period(search.projection, uid)
-            .is_some_and(|period| search.may_renew(uid, period))
+            .is_some_and(|period| search.may_renew(uid, period, renewal))
     }
 
     /// What keeps all newcomers waiting.

@@ -8,6 +8,7 @@ use crate::core::Time;
 use crate::core::journal::Live;
 use crate::core::schedule::{latest_safe, runway};
 
+use super::demand::Demand;
 use super::nanos::{length, nanos};
 
 /// A lifetime to plan with before `ChittyConnect` has shown one: what it documents.
@@ -82,6 +83,15 @@ impl Series {
             period,
             ends: None,
         }
+    }
+}
+
+impl Series {
+    /// The period of the token that replaces this one, if the server has it live as long: what `demand` asks for.
+    pub(super) fn period_of_next(&self, demand: &Demand) -> i64 {
+        let Some(ends) = self.ends else { return self.period };
+        let lifetime = TimeDelta::nanoseconds(self.period.saturating_add(ends - self.first));
+        expected_period(Some(lifetime), demand.renew_before, demand.max_lifetime)
     }
 }
 

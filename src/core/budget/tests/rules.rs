@@ -340,3 +340,29 @@ fn many_without_hope_whatever_they_ask_delay_nobody_behind_them() {
     });
     assert_eq!(names(&admitted(&mut budget, t(7300))), ["honest"]);
 }
+
+#[test]
+fn a_spec_that_asks_for_shorter_lives_takes_nobody_elses_slots() {
+    let hold_five = |budget: &mut Budget| {
+        for i in 0..5 {
+            let uid = format!("u{i}");
+            budget.hold(&uid.as_str().into(), &held("n", t(i * 100), t(i * 100 + 3600)));
+        }
+        budget.set_sent((0..5).map(|i| (t(i * 100), 1)));
+    };
+    let edited = Demand {
+        max_lifetime: Some(s(900)),
+        ..demand("u0", "n", MintReason::Renewal, t(2400))
+    };
+    let mut crowded = budget(&[hourly(10)]);
+    hold_five(&mut crowded);
+    crowded.enqueue(edited.clone());
+    crowded.enqueue(demand("u1", "n", MintReason::Renewal, t(2500)));
+    assert_eq!(names(&admitted(&mut crowded, t(2500))), ["u1"]);
+    let text = crowded.waiting(&"u0".into()).unwrap().message;
+    assert!(text.contains("no slot frees"), "{text}");
+    let mut roomy = budget(&[hourly(20)]);
+    hold_five(&mut roomy);
+    roomy.enqueue(edited);
+    assert_eq!(names(&admitted(&mut roomy, t(2500))), ["u0"]);
+}
