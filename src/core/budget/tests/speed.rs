@@ -162,3 +162,49 @@ fn twelve_hundred_hopeless_demands_with_rising_periods_do_not_make_a_look_slow()
         assert!(worst < Duration::from_millis(50));
     }
 }
+
+#[test]
+#[ignore = "a measurement"]
+fn a_journal_of_ten_thousand_is_followed_and_checked() {
+    use crate::core::journal::tests_support::{live, scope};
+    use crate::core::journal::{Attempt, Journal};
+    let mut journal = Journal::new(scope());
+    for i in 0..10_000 {
+        let at = t(i64::from(i) / 4);
+        let (uid, id) = (format!("u{i:05}"), format!("c{i}"));
+        journal.adopt_lost(
+            &uid,
+            (&format!("ns{:02}", i % 50), &uid),
+            live(&id, at, at + s(3600)),
+            at,
+        );
+        journal.attempts.push(Attempt {
+            claim: id,
+            uid,
+            namespace: format!("ns{:02}", i % 50),
+            kind: MintReason::First,
+            at,
+        });
+    }
+    (journal.lost_at, journal.typical_lifetime) = (None, Some(3600));
+    let mut follower = Follower::new("svc");
+    for i in 0..20_000 {
+        follower
+            .budget
+            .enqueue(newcomer(&format!("w{i:05}"), &namespace(i, 60), t(0)));
+    }
+    let terms = Terms {
+        limits: vec![hourly(17_000)],
+        newcomers: true,
+    };
+    let (_, first) = timed("from scratch", || {
+        follower.decide(&Arc::new(journal.clone()), &terms, t(2500))
+    });
+    journal.release("u00000", t(2500));
+    journal.attempts.pop();
+    let after = Arc::new(journal);
+    let ((decision, _), next) = timed("one commit later", || follower.decide(&after, &terms, t(2501)));
+    println!("  {} admitted", decision.admitted.len());
+    let (stands, check) = timed("checked", || follower.stands(&decision, &after, t(2501)));
+    assert!(stands && first.max(next).max(check) < Duration::from_millis(200));
+}
