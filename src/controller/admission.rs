@@ -3,56 +3,60 @@
 //! Claim (compare-and-swap) -> POST -> Secrets -> outcome (compare-and-swap) -> status. The claim is
 //! committed only for what was prepared on fresh reads; the POST leaves only while the claim is fresh.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures::StreamExt;
 use tokio::sync::Notify;
 
 use super::context::{Context, Locked, Name};
+use super::wishes::{Wish, Wishes};
 use crate::broker::{Api as BrokerApi, Probe};
 use crate::cluster::journal::ScopeJournal;
 use crate::controller::connections::Usable;
 use crate::core::Time;
-use crate::core::budget::{self, Demand, Guest, Guests, Limit, Usage, Waiting};
-use crate::core::journal::{Claim, Scope};
+use crate::core::budget::{Decision, Follower, Held, Limit, Terms, Usage, Waiting, is_untouched};
+use crate::core::ids::{ObjectName, Uid};
+use crate::core::journal::{Claim, Journal, Scope};
 
 use super::mint::mint;
 use super::prepare::{NotPrepared, Prepared, new_claim, prepare};
 
 /// How often a refused key is tried again.
 pub(super) const PROBE_EVERY: TimeDelta = TimeDelta::minutes(15);
-/// How often whoever waits is told how the line moved.
-const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long a credential rests whose preparation was overtaken.
 const REST: TimeDelta = TimeDelta::milliseconds(300);
+/// How soon more of those who wait are told why.
+const TELL_ON: TimeDelta = TimeDelta::milliseconds(250);
 /// How many mints of a scope are prepared at once.
 const PREPARE: usize = 16;
+/// How often a commit decides anew, before it decides nothing.
+const DECIDE_ANEW: usize = 3;
 
-/// Somebody in line.
-#[derive(Clone)]
-struct Wish {
-    demand: Demand,
-    connection: String,
-    verdict: Option<Waiting>,
-    told: Option<Instant>,
-}
-
-/// The budget task of one scope.
+/// The budget task of one scope. Where both are held, its budget is locked before its wishes.
 pub struct ScopeRunner {
     /// What it is of.
     pub scope: Scope,
     /// Its journal.
     pub journal: ScopeJournal,
-    wishes: Locked<HashMap<String, Wish>>,
-    guests: Locked<Guests>,
-    /// Who is not considered before when: what was prepared for them turned out to have changed.
-    rests: Locked<HashMap<String, Time>>,
+    wishes: Locked<Wishes>,
+    budget: Locked<Follower>,
     usage: Locked<Usage>,
     notify: Notify,
+}
+
+/// A claim that lacks only its commit.
+struct Draft {
+    uid: String,
+    /// What was decided about: it is so no more if anything has happened since.
+    seq: u64,
+    asks: String,
+    gone: bool,
+    claim: Claim,
+    window: TimeDelta,
 }
 
 impl ScopeRunner {
@@ -60,10 +64,9 @@ impl ScopeRunner {
     pub fn start(context: &Arc<Context>, scope: Scope) -> Arc<Self> {
         let runner = Arc::new(Self {
             journal: context.journals.of(&scope),
-            scope,
             wishes: Locked::default(),
-            guests: Locked::default(),
-            rests: Locked::default(),
+            budget: Locked::new(Follower::new(scope.title())),
+            scope,
             usage: Locked::default(),
             notify: Notify::new(),
         });
@@ -81,60 +84,27 @@ impl ScopeRunner {
     }
 
     /// Puts a credential in line, or updates its place.
-    pub fn want(&self, demand: Demand, connection: &str) {
-        let mut wishes = self.wishes.lock();
-        if let Some(wish) = wishes.get_mut(&demand.uid) {
-            let since = wish.demand.since;
-            let same_line = wish.demand.kind.is_newcomer() == demand.kind.is_newcomer();
-            let next = Demand {
-                since: if same_line { since } else { demand.since },
-                ..demand
-            };
-            if wish.demand == next && wish.connection == connection {
-                return;
-            }
-            wish.demand = next;
-            connection.clone_into(&mut wish.connection);
-        } else {
-            wishes.insert(
-                demand.uid.clone(),
-                Wish {
-                    demand,
-                    connection: connection.to_owned(),
-                    verdict: None,
-                    told: None,
-                },
-            );
+    pub fn want(&self, wish: Wish) {
+        if self.wishes.lock().put(wish) {
+            self.notify.notify_one();
         }
-        drop(wishes);
-        self.notify.notify_one();
     }
 
     /// Notes that the token of `uid`, which another scope holds, is renewed here; or that none is.
-    pub fn host(&self, uid: &str, guest: Option<Guest>) {
-        let mut guests = self.guests.lock();
-        match guest {
-            Some(guest) => guests.insert(uid.to_owned(), guest),
-            None => guests.remove(uid),
-        };
+    pub fn reserve(&self, uid: &str, held: Option<(ObjectName, Held)>) {
+        self.wishes.lock().reserve(uid, held);
     }
 
     /// Takes a credential out of the line.
     pub fn forget(&self, uid: &str) {
-        if self.wishes.lock().remove(uid).is_some() {
+        if self.wishes.lock().remove(uid) {
             self.notify.notify_one();
         }
     }
 
     /// Takes a credential out of the line by its name.
     pub fn forget_name(&self, (namespace, name): &Name) {
-        self.guests
-            .lock()
-            .retain(|_, g| g.name.0 != *namespace || g.name.1 != *name);
-        let mut wishes = self.wishes.lock();
-        let before = wishes.len();
-        wishes.retain(|_, w| w.demand.namespace != *namespace || w.demand.name != *name);
-        if wishes.len() != before {
+        if self.wishes.lock().remove_name(namespace, name) {
             self.notify.notify_one();
         }
     }
@@ -142,7 +112,7 @@ impl ScopeRunner {
     /// Why a credential waits, as it was last told.
     #[must_use]
     pub fn verdict(&self, uid: &str) -> Option<Waiting> {
-        self.wishes.lock().get(uid)?.verdict.clone()
+        self.wishes.lock().told(uid)
     }
 
     /// How the budget stood when it was last looked at.
@@ -171,32 +141,26 @@ impl ScopeRunner {
         let Ok(journal) = self.journal.view().await else {
             return Some(now + TimeDelta::seconds(2));
         };
-        let limits = context.connections.limits(&self.scope);
-        if limits.is_empty() {
+        let terms = Terms {
+            limits: context.connections.limits(&self.scope),
+            newcomers: context.warm.load(Ordering::Acquire),
+        };
+        if terms.limits.is_empty() {
             return None;
         }
-        let demands = self.admissible(context, now);
-        let guests = {
-            let mut guests = self.guests.lock();
-            guests.retain(|_, g| g.ends_at > now);
-            guests.clone()
-        };
-        let selection = budget::select(&journal, &guests, &demands, &limits, now);
-        *self.usage.lock() = selection.usage.clone();
-        self.tell(context, &selection.waiting, now);
-        self.reconsider(context, &selection.outdated, now);
+        let (decision, wake) = self.look(context, &journal, &terms, now);
         if !context.leading() {
             return Some(now + TimeDelta::seconds(1));
         }
-        if selection.admitted.is_empty() {
-            let rested = self.rests.lock().values().min().copied();
-            return selection.wake.into_iter().chain(rested).min();
+        if decision.admitted.is_empty() {
+            return wake;
         }
-        let prepared = self.prepare(context, &selection.admitted, &limits).await;
+        let wishes = self.fit(context, &journal, &decision.admitted, now);
+        let prepared = self.prepare(context, wishes, &terms.limits).await;
         if !prepared.is_empty() {
             // Detached: a term that ends between claim and mint must not leave either unattended.
             let (runner, context) = (Arc::clone(self), Arc::clone(context));
-            let claiming = tokio::spawn(async move { runner.claim(&context, prepared, guests, demands, limits).await });
+            let claiming = tokio::spawn(async move { runner.claim(&context, prepared, &terms).await });
             if claiming.await.is_err() {
                 tracing::error!(scope = self.scope.title(), "a claim ended in a panic");
             }
@@ -204,172 +168,90 @@ impl ScopeRunner {
         Some(now)
     }
 
-    /// Who may be considered: nobody with a request under way, no newcomers before all are known
-    /// who wait, and of a refused key's users nobody before it is tried again: then one of those whom
-    /// the budget admits is the probe.
-    fn admissible(&self, context: &Arc<Context>, now: Time) -> Vec<Demand> {
+    /// Tells the budget what has changed, decides, and wakes those for whom their wait is news.
+    fn look(
+        &self,
+        context: &Arc<Context>,
+        journal: &Arc<Journal>,
+        terms: &Terms,
+        now: Time,
+    ) -> (Decision, Option<Time>) {
+        let mut follower = self.budget.lock();
+        let barred = |connection: &str| barred(context, connection, now);
+        self.wishes.lock().update(&mut follower, barred, now);
+        let (decision, selection) = follower.decide(journal, terms, now);
+        *self.usage.lock() = selection.usage;
+        let (news, soon) = self.wishes.lock().tell(&follower.budget, selection.front, now);
+        for name in news {
+            context.trigger(&name.namespace, &name.name);
+        }
+        let more = soon.then(|| now + TELL_ON);
+        (decision, selection.wake.into_iter().chain(more).min())
+    }
+
+    /// What those who are admitted want, where that is what was decided about. All others rest a moment: their
+    /// request is under way, or they are looked at anew.
+    fn fit(&self, context: &Context, journal: &Journal, admitted: &[Uid], now: Time) -> Vec<Wish> {
+        let mut follower = self.budget.lock();
         let wishes = self.wishes.lock();
         let working = context.working.lock();
-        let warm = context.warm.load(Ordering::Acquire);
-        let mut rests = self.rests.lock();
-        rests.retain(|_, until| *until > now);
-        let mut unauthorized = context.unauthorized.lock();
-        let mut demands: Vec<&Wish> = wishes
-            .values()
-            .filter(|w| !working.contains_key(&w.demand.uid) && !rests.contains_key(&w.demand.uid))
-            .filter(|w| warm || !w.demand.kind.is_newcomer())
-            .collect();
-        demands.sort_by_key(|w| (w.demand.since, w.demand.uid.clone()));
-        demands
-            .into_iter()
-            .filter(|w| {
-                let usable = context.connections.get(&w.connection).and_then(|r| r.usable.ok());
-                let Some(usable) = usable else {
-                    return false;
-                };
-                match unauthorized.get_mut(&usable.key_digest) {
-                    None => true,
-                    Some(probe_at) if *probe_at <= now && usable.broker.api() == BrokerApi::Provision => {
-                        // This API can be asked without a mint.
-                        *probe_at = now + PROBE_EVERY;
-                        tokio::spawn(probe(Arc::clone(context), usable, w.connection.clone()));
-                        false
-                    }
-                    Some(probe_at) => *probe_at <= now,
-                }
-            })
-            .map(|w| w.demand.clone())
-            .collect()
-    }
-
-    /// Has those looked at anew whose demand was decided on a view that is behind.
-    fn reconsider(&self, context: &Context, outdated: &[String], now: Time) {
-        let wishes = self.wishes.lock();
-        for uid in outdated {
-            if let Some(wish) = wishes.get(uid) {
-                self.rests.lock().insert(uid.clone(), now + REST);
-                context.trigger(&wish.demand.namespace, &wish.demand.name);
-            }
-        }
-    }
-
-    /// Keeps verdicts, and wakes those whose wait is news: at once the first time, later once a minute.
-    fn tell(&self, context: &Context, waiting: &BTreeMap<String, Waiting>, now: Time) {
-        let mut wishes = self.wishes.lock();
-        for (uid, wish) in wishes.iter_mut() {
-            let Some(verdict) = waiting.get(uid) else {
+        let mut fit = Vec::new();
+        for uid in admitted {
+            let Some(wish) = wishes.get(uid.as_str()) else { continue };
+            if !working.contains_key(uid.as_str()) && is_untouched(journal, uid.as_str(), wish.seq) {
+                fit.push(wish.clone());
                 continue;
-            };
-            let news = wish.verdict.as_ref().is_none_or(|old| {
-                let passed = old.next_slot.is_some_and(|at| at <= now);
-                let due = wish.told.is_none_or(|t| t.elapsed() >= TELL_EVERY);
-                old.reason != verdict.reason || (old != verdict && (passed || due))
-            });
-            if news {
-                wish.verdict = Some(verdict.clone());
-                wish.told = Some(Instant::now());
-                context.trigger(&wish.demand.namespace, &wish.demand.name);
             }
+            follower.budget.set_aside(uid, now + REST);
+            context.trigger(&wish.demand.name.namespace, &wish.demand.name.name);
         }
+        fit
     }
 
-    async fn prepare(&self, context: &Arc<Context>, admitted: &[String], limits: &[Limit]) -> Vec<Prepared> {
+    async fn prepare(&self, context: &Arc<Context>, wishes: Vec<Wish>, limits: &[Limit]) -> Vec<(Wish, Prepared)> {
         let window = limits.iter().map(|l| l.window).max().unwrap_or_default();
-        let wishes: Vec<Wish> = {
-            let all = self.wishes.lock();
-            admitted.iter().filter_map(|uid| all.get(uid).cloned()).collect()
-        };
         futures::stream::iter(wishes)
             .map(|wish| async move {
-                let outcome = prepare(context, &self.scope, &wish.demand, window).await;
+                let outcome = prepare(context, &self.scope, &wish, window).await;
                 (wish, outcome)
             })
             .buffered(PREPARE)
             .filter_map(|(wish, outcome)| async move {
-                let uid = &wish.demand.uid;
                 match outcome {
-                    Ok(prepared) => return Some(prepared),
+                    Ok(prepared) => return Some((wish, prepared)),
                     Err(NotPrepared::Changed) => {
                         // What is watched may be behind what was read: no faster than this.
-                        self.rests.lock().insert(uid.clone(), context.now() + REST);
+                        let mut follower = self.budget.lock();
+                        follower.budget.set_aside(&wish.demand.uid, context.now() + REST);
                     }
                     Err(NotPrepared::Problem(problem, generation)) => {
                         let until = context.now() + TimeDelta::seconds(15);
-                        context
-                            .unprepared
-                            .lock()
-                            .insert(uid.clone(), (problem, until, generation));
+                        let uid = wish.demand.uid.to_string();
+                        self.wishes.lock().remove(&uid);
+                        context.unprepared.lock().insert(uid, (problem, until, generation));
                     }
                 }
-                self.wishes.lock().remove(uid);
-                context.trigger(&wish.demand.namespace, &wish.demand.name);
+                context.trigger(&wish.demand.name.namespace, &wish.demand.name.name);
                 None
             })
             .collect()
             .await
     }
 
-    async fn claim(
-        &self,
-        context: &Arc<Context>,
-        mut prepared: Vec<Prepared>,
-        guests: Guests,
-        demands: Vec<Demand>,
-        limits: Vec<Limit>,
-    ) {
-        let now = context.now();
-        // Who tries a refused key again, and since when that was due.
-        let mut probes: HashMap<String, (String, Time)> = HashMap::new();
-        prepared.retain(|p| match context.unauthorized.lock().get_mut(&p.usable.key_digest) {
-            None => true,
-            // One request tries a refused key again, whatever the scope.
-            Some(probe_at) if *probe_at <= now => {
-                probes.insert(p.owner.uid.clone(), (p.usable.key_digest.clone(), *probe_at));
-                *probe_at = now + PROBE_EVERY;
-                true
-            }
-            Some(_) => false,
-        });
+    async fn claim(self: &Arc<Self>, context: &Arc<Context>, mut prepared: Vec<(Wish, Prepared)>, terms: &Terms) {
+        let probes = choose_probes(context, &mut prepared);
         {
             // Marked first: a claim in the journal that nobody works on would be judged lost.
             let mut working = context.working.lock();
             let mut homes = context.homes.lock();
-            for p in &prepared {
+            for (_, p) in &prepared {
                 working.insert(p.owner.uid.clone(), None);
                 let name: Name = (p.owner.namespace.clone(), p.owner.name.clone());
                 homes.add(&p.owner.uid, name, &self.scope);
             }
         }
-        let templates: Vec<(String, Claim, TimeDelta)> = prepared
-            .iter()
-            .map(|p| (p.owner.uid.clone(), new_claim(p, &context.identity), p.window))
-            .collect();
-        let committed = self
-            .journal
-            .commit(move |journal, now| {
-                let selection = budget::select(journal, &guests, &demands, &limits, now);
-                let mut claims = HashMap::new();
-                for (uid, template, window) in &templates {
-                    if !selection.admitted.contains(uid) || journal.claims.contains_key(uid.as_str()) {
-                        continue;
-                    }
-                    let mut claim = template.clone();
-                    claim.at = now;
-                    journal.claim(uid, claim.clone(), *window);
-                    claims.insert(uid.clone(), claim);
-                }
-                claims
-            })
-            .await;
-        let mut claims = match committed {
-            Ok(claims) => claims,
-            Err(error) => {
-                // Whether it was committed is unknown: unmarked, it is judged like any other claim.
-                tracing::warn!(scope = self.scope.title(), %error, "failed to claim");
-                HashMap::new()
-            }
-        };
-        for p in prepared {
+        let mut claims = self.commit(context, &prepared, terms).await;
+        for (_, p) in prepared {
             let uid = p.owner.uid.clone();
             if let Some(claim) = claims.remove(&uid) {
                 self.wishes.lock().remove(&uid);
@@ -379,15 +261,137 @@ impl ScopeRunner {
                 });
             } else {
                 context.working.lock().remove(&uid);
-                if let Some((key, was_due)) = probes.remove(&uid)
-                    && let Some(probe_at) = context.unauthorized.lock().get_mut(&key)
+                if let Some((key, was_due)) = probes.get(&uid)
+                    && let Some(probe_at) = context.unauthorized.lock().get_mut(key)
                 {
                     // It was not asked after all.
-                    *probe_at = was_due;
+                    *probe_at = *was_due;
                 }
             }
         }
     }
+
+    /// Decides on the newest view, and commits what still holds then; returns the claims.
+    async fn commit(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        prepared: &[(Wish, Prepared)],
+        terms: &Terms,
+    ) -> HashMap<String, Claim> {
+        let Ok(view) = self.journal.view().await else {
+            return HashMap::new();
+        };
+        let (mut decision, _) = self.budget.lock().decide(&view, terms, context.now());
+        let drafts: Vec<Draft> = prepared
+            .iter()
+            .map(|(w, p)| draft(w, p, &view, &context.identity))
+            .collect();
+        let (runner, clock) = (Arc::clone(self), Arc::clone(context));
+        let mut anew = 0;
+        let committed = self.journal.commit(move |journal, now| {
+            if !runner.still_holds(&mut decision, &mut anew, journal, now) {
+                return HashMap::new();
+            }
+            let wishes = runner.wishes.lock();
+            // Deciding took its time, and a claim is fresh for seconds only.
+            let at = clock.now().max(now);
+            let mut claims = HashMap::new();
+            for draft in &drafts {
+                let admitted = decision.admitted.iter().any(|uid| uid.as_str() == draft.uid);
+                let wanted = wishes
+                    .get(&draft.uid)
+                    .is_some_and(|w| w.asks == draft.asks && w.seq == draft.seq);
+                if admitted && wanted && draft.is_current(journal) {
+                    claims.insert(draft.uid.clone(), draft.enter(journal, at));
+                }
+            }
+            claims
+        });
+        committed.await.unwrap_or_else(|error| {
+            // Whether it was committed is unknown: unmarked, it is judged like any other claim.
+            tracing::warn!(scope = self.scope.title(), %error, "failed to claim");
+            HashMap::new()
+        })
+    }
+
+    /// Whether `decision` holds for a commit to `journal`, or was taken anew on it.
+    fn still_holds(&self, decision: &mut Decision, anew: &mut usize, journal: &Journal, now: Time) -> bool {
+        let mut follower = self.budget.lock();
+        if follower.stands(decision, journal, now) {
+            return true;
+        }
+        *anew += 1;
+        if *anew > DECIDE_ANEW {
+            return false;
+        }
+        follower.decide_anew(decision, journal, now);
+        true
+    }
+}
+
+fn draft(wish: &Wish, p: &Prepared, journal: &Journal, identity: &str) -> Draft {
+    let uid = p.owner.uid.clone();
+    Draft {
+        seq: wish.seq,
+        asks: wish.asks.clone(),
+        gone: journal.credentials.get(uid.as_str()).is_some_and(|r| r.gone),
+        claim: new_claim(p, identity),
+        window: p.window,
+        uid,
+    }
+}
+
+impl Draft {
+    /// Whether nothing has happened to the credential since its mint was decided on.
+    fn is_current(&self, journal: &Journal) -> bool {
+        let gone = journal.credentials.get(self.uid.as_str()).is_some_and(|r| r.gone);
+        is_untouched(journal, &self.uid, self.seq) && (self.gone || !gone)
+    }
+
+    fn enter(&self, journal: &mut Journal, at: Time) -> Claim {
+        let claim = Claim {
+            at,
+            ..self.claim.clone()
+        };
+        journal.claim(&self.uid, claim.clone(), self.window);
+        claim
+    }
+}
+
+/// Until when `connection` cannot be asked: its key was refused. Then one of those whom the budget admits tries
+/// again, or where that costs nothing, it is asked whether the key is accepted by now.
+fn barred(context: &Arc<Context>, connection: &str, now: Time) -> Option<Time> {
+    let Some(usable) = context.connections.get(connection).and_then(|r| r.usable.ok()) else {
+        return Some(Time::MAX_UTC);
+    };
+    let mut unauthorized = context.unauthorized.lock();
+    let probe_at = unauthorized.get_mut(&usable.key_digest)?;
+    if *probe_at <= now {
+        if usable.broker.api() != BrokerApi::Provision {
+            return None;
+        }
+        *probe_at = now + PROBE_EVERY;
+        tokio::spawn(probe(Arc::clone(context), Arc::clone(&usable), connection.to_owned()));
+    }
+    Some(*probe_at)
+}
+
+/// Of those who would ask with a refused key one tries it again, whatever the scope, and only when that is due:
+/// the others are taken out. Returns who that is, with the key and since when it was due.
+fn choose_probes(context: &Context, prepared: &mut Vec<(Wish, Prepared)>) -> HashMap<String, (String, Time)> {
+    let now = context.now();
+    let mut probes = HashMap::new();
+    let mut unauthorized = context.unauthorized.lock();
+    prepared.retain(|(_, p)| match unauthorized.get_mut(&p.usable.key_digest) {
+        None => true,
+        Some(probe_at) if *probe_at <= now => {
+            probes.insert(p.owner.uid.clone(), (p.usable.key_digest.clone(), *probe_at));
+            *probe_at = now + PROBE_EVERY;
+            true
+        }
+        Some(_) => false,
+    });
+    probes
 }
 
 /// Asks whether a refused key is accepted by now.

@@ -294,7 +294,7 @@ impl Context {
             .filter(|b| now.is_none_or(|(scope, _)| b != scope));
         if let Some(runner) = left.and_then(|left| self.scopes.lock().get(&left).cloned()) {
             runner.forget(uid);
-            runner.host(uid, None);
+            runner.reserve(uid, None);
         }
     }
 

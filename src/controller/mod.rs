@@ -15,6 +15,7 @@ mod revoke;
 mod sweep;
 mod time;
 mod watches;
+mod wishes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -9,11 +9,11 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt};
 
 use super::context::Context;
+use super::wishes::Wish;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::bounded;
 use crate::cluster::secrets::{Dress, Owner, WriteError};
 use crate::controller::connections::Usable;
-use crate::core::budget::Demand;
 use crate::core::journal::{Claim, EndpointRef, Kind, RequestFacts, Scope};
 use crate::core::spec::{Wanted, wanted};
 use crate::core::{Problem, Time, access, render};
@@ -43,22 +43,27 @@ pub(super) enum NotPrepared {
 pub(super) async fn prepare(
     context: &Arc<Context>,
     scope: &Scope,
-    demand: &Demand,
+    wish: &Wish,
     window: TimeDelta,
 ) -> Result<Prepared, NotPrepared> {
-    let api: Api<EphemeralCredential> = Api::namespaced(context.cluster.client.clone(), &demand.namespace);
+    let owner = Owner {
+        namespace: wish.demand.name.namespace.to_string(),
+        name: wish.demand.name.name.to_string(),
+        uid: wish.demand.uid.to_string(),
+    };
+    let api: Api<EphemeralCredential> = Api::namespaced(context.cluster.client.clone(), &owner.namespace);
     let unreachable = |e: crate::cluster::Error| {
         NotPrepared::Problem(
             Problem::new(Reason::SecretRefused, format!("not asked yet: {}", e.brief())),
             None,
         )
     };
-    let credential = bounded(api.get_opt(&demand.name)).await.map_err(unreachable)?;
+    let credential = bounded(api.get_opt(&owner.name)).await.map_err(unreachable)?;
     let credential = credential
-        .filter(|c| c.uid().as_deref() == Some(&demand.uid) && c.metadata.deletion_timestamp.is_none())
+        .filter(|c| c.uid().as_deref() == Some(&owner.uid) && c.metadata.deletion_timestamp.is_none())
         .ok_or(NotPrepared::Changed)?;
     let namespaces: Api<Namespace> = Api::all(context.cluster.client.clone());
-    let namespace = bounded(namespaces.get_metadata_opt(&demand.namespace))
+    let namespace = bounded(namespaces.get_metadata_opt(&owner.namespace))
         .await
         .map_err(unreachable)?
         .filter(|n| n.metadata.deletion_timestamp.is_none())
@@ -72,12 +77,12 @@ pub(super) async fn prepare(
     let labels = namespace.metadata.labels.unwrap_or_default();
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
-        || wanted.digest() != demand.asks
+        || wanted.digest() != wish.asks
         || resolved.scope(&wanted.service).as_ref() != Some(scope)
         || access::allowed(
             rules,
             &context.cluster.namespace,
-            &demand.namespace,
+            &owner.namespace,
             &labels,
             &credential.spec,
         )
@@ -90,12 +95,7 @@ pub(super) async fn prepare(
         .map_err(|problem| NotPrepared::Problem(problem, credential.metadata.generation))?;
     let endpoint = resolved.endpoint();
     let usable = resolved.usable.map_err(|_| NotPrepared::Changed)?;
-    let owner = Owner {
-        namespace: demand.namespace.clone(),
-        name: demand.name.clone(),
-        uid: demand.uid.clone(),
-    };
-    let records = context.records(&demand.uid).await.map_err(|_| NotPrepared::Changed)?;
+    let records = context.records(&owner.uid).await.map_err(|_| NotPrepared::Changed)?;
     let proven = records.iter().any(|(_, r)| {
         let refused = r.failure.as_ref().is_some_and(|f| f.reason == Reason::SecretRefused);
         !refused && r.live.as_ref().is_some_and(|l| l.layout_hash == wanted.layout_hash)
@@ -112,7 +112,7 @@ pub(super) async fn prepare(
         wanted,
         usable,
         endpoint,
-        kind: demand.kind,
+        kind: wish.demand.reason,
         window,
         floor,
     })
@@ -181,6 +181,7 @@ pub(super) fn new_claim(p: &Prepared, identity: &str) -> Claim {
         secrets: p.wanted.secrets.iter().map(|s| s.name.clone()).collect(),
         renew_before_ms: p.wanted.renew_before.map(|d| d.num_milliseconds()),
         counts_from: None,
+        max_lifetime_ms: p.wanted.max_lifetime.map(|d| d.num_milliseconds()),
         minted: None,
         id,
     }

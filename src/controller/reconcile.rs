@@ -11,13 +11,15 @@ use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::WriteError;
-use crate::core::budget::{Demand, Guest};
+use crate::core::budget::{Demand, Held};
+use crate::core::ids::ObjectName;
 use crate::core::journal::Kind;
 use crate::core::plan::{self, Action};
 use crate::core::status;
 
 use super::act::act;
 use super::observe::{Scene, observe};
+use super::wishes::Wish;
 
 /// Deadlines are looked at again at least this often: a requeue runs on another clock than the wall's.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -155,37 +157,39 @@ fn queue(context: &Arc<Context>, scene: &Scene, demand: Option<Kind>, credential
     let runner = context.runner(scope);
     let Ok(wanted) = &scene.observed.wanted else {
         runner.forget(uid);
-        runner.host(uid, None);
+        runner.reserve(uid, None);
         return;
     };
+    let name = ObjectName::new(name.0, name.1);
     // A key or a URL that an administrator changed moves the token's renewals here; somebody's edit of the
     // request does not.
     let live = scene.observed.record.as_ref().and_then(|r| r.live.as_ref());
     let moved = live.filter(|l| scene.live_home.as_ref() != Some(scope) && wanted.is_served_by(&l.request));
-    runner.host(uid, moved.map(|l| Guest::of(l, name)));
-    let Some(kind) = demand else {
+    runner.reserve(uid, moved.map(|l| (name.clone(), Held::of(&name.namespace, l))));
+    let Some(reason) = demand else {
         runner.forget(uid);
         return;
     };
     // A credential that never had a token waits since it was created, restarts or not.
-    let since = match kind {
+    let since = match reason {
         Kind::First => credential
             .creation_timestamp()
             .and_then(|t| chrono::DateTime::from_timestamp(t.0.as_second(), 0))
             .unwrap_or_else(|| context.now()),
         _ => context.now(),
     };
-    let demand = Demand {
-        uid: scene.owner.uid.clone(),
-        namespace: scene.owner.namespace.clone(),
-        name: scene.owner.name.clone(),
-        kind,
-        since,
+    runner.want(Wish {
+        demand: Demand {
+            uid: uid.as_str().into(),
+            name,
+            reason,
+            since,
+            renew_before: wanted.renew_before,
+            max_lifetime: wanted.max_lifetime,
+            pod_waits: false,
+        },
         asks: wanted.digest(),
         seq: scene.seq,
-        renew_before: wanted.renew_before,
-        max_lifetime: wanted.max_lifetime,
-        pod_waits: false,
-    };
-    runner.want(demand, &wanted.connection);
+        connection: wanted.connection.clone(),
+    });
 }

@@ -1,115 +1,85 @@
 //! Who may mint now, and who waits how long.
 //!
 //! The rule: a mint is admitted only if, with the renewals of every live credential projected at
-//! their latest safe times, no sliding window exceeds the limit. Renewals at their latest safe time
-//! need only a free slot now, which that rule has kept for them. Newcomers share what is left,
-//! namespace by namespace, and one slot is kept for a retry where the limit allows.
+//! their latest safe times, no sliding window that it takes part in exceeds the limit. Renewals at their
+//! latest safe time need only a free slot now, which that rule has kept for them. Newcomers share what is
+//! left, namespace by namespace, and a tenth is kept for retries where the limit allows.
+//!
+//! A [`Budget`] is fed facts (what was sent, what is live, who wants to mint) and keeps all sums that
+//! follow from them, so that a look at it, [`Budget::select`], costs what it admits and not what there is.
 
+mod conclude;
+mod demand;
+mod follow;
+mod limits;
+mod line;
+mod nanos;
 mod projection;
+mod queue;
+mod search;
+mod select;
+mod sent;
+mod series;
+mod shares;
+mod slots;
 #[cfg(test)]
 mod tests;
+mod text;
+mod timeline;
+mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use chrono::TimeDelta;
 
 use crate::api::Reason;
 use crate::core::Time;
-use crate::core::journal::{Journal, Kind, Live, MARGIN};
-use crate::core::schedule::latest_safe;
+use crate::core::ids::Uid;
 
+use conclude::Spending;
+use demand::{Standing, standing_of};
+use nanos::nanos;
 use projection::Projection;
+use queue::Queue;
+use search::Memo;
+use select::Pass;
+use sent::Sent;
+use series::Series;
+use shares::Shares;
 
-/// A lifetime to plan with before `ChittyConnect` has shown one: what it documents.
-const ASSUMED_LIFETIME: TimeDelta = TimeDelta::hours(1);
-/// Bounds the work of one projection.
-const MAX_EVENTS: usize = 20_000;
-/// Bounds how often a pass looks for somebody's next slot, whatever is asked for.
-const MAX_SEARCHES: usize = 32;
-/// Claims that may be open at once: each takes room in the journal until its outcome is known. Newcomers leave
-/// some to renewals.
-const MAX_OPEN: usize = 64;
-const MAX_OPEN_NEWCOMERS: usize = 48;
+pub use demand::Demand;
+pub use follow::{Decision, Follower, Terms, is_untouched};
+pub use limits::{Limit, effective, learn};
+pub use series::{Held, Open};
 
-/// So many requests in any window of this length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Limit {
-    /// Requests.
-    pub limit: u32,
-    /// Length of the sliding window.
-    pub window: TimeDelta,
-}
+/// How many renewals, and how many newcomers, read their exact place; all others one text.
+pub const FRONT: usize = 20;
 
-impl Limit {
-    /// What newcomers may fill: one slot is kept for a retry where the limit allows.
-    fn for_newcomers(self) -> usize {
-        let limit = self.limit as usize;
-        if limit >= 3 { limit - 1 } else { limit }
-    }
-
-    /// How long a request counts: its window and a little more, for the clocks of two leaders, and of
-    /// `ChittyConnect`, may differ by that, and no request is answered the instant it is planned for.
-    fn counts_for(self) -> TimeDelta {
-        self.window + (self.window / 100).min(MARGIN)
-    }
-}
-
-/// Somebody who wants to mint.
+/// What keeps a scope from minting, beside its limits.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Demand {
-    /// The credential.
-    pub uid: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Why.
-    pub kind: Kind,
-    /// Since when.
-    pub since: Time,
-    /// [`Wanted::digest`](crate::core::spec::Wanted::digest) of the spec that this was decided on.
-    pub asks: String,
-    /// Number of the credential's last audit event in this journal when this was decided: where there is
-    /// a later one, something has happened since, and it is to be decided anew.
-    pub seq: u64,
-    /// Runway asked for.
-    pub renew_before: Option<TimeDelta>,
-    /// Longest use of a token.
-    pub max_lifetime: Option<TimeDelta>,
-    /// A Pod waits for the Secret.
-    pub pod_waits: bool,
+pub struct Stops {
+    /// Until when the server asked to be left alone: stops everybody.
+    pub blocked_until: Option<Time>,
+    /// How much of what may wait for audit does, in percent: 80 stop newcomers, 100 renewals too.
+    pub backlog_percent: usize,
+    /// Until when it is not known what was spent: stops newcomers.
+    pub lost_until: Option<Time>,
+    /// Whether newcomers are considered at all: not before all are known who wait.
+    pub newcomers: bool,
+    /// Nobody knows yet how long tokens live: one request at a time, until one is answered.
+    pub teaching: bool,
 }
 
-/// Live tokens that other scopes' journals hold and whose renewals count here, by uid.
-pub type Guests = BTreeMap<String, Guest>;
-
-/// A live token whose credential has moved here: its connection's key or URL changed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Guest {
-    /// Namespace and name of the credential.
-    pub name: (String, String),
-    /// When it was issued.
-    pub issued_at: Time,
-    /// When it ends for us.
-    pub ends_at: Time,
-    /// Runway asked for.
-    pub renew_before: Option<TimeDelta>,
-}
-
-impl Guest {
-    /// The guest that `live`, of the credential `name`, is.
-    #[must_use]
-    pub fn of(live: &Live, name: (String, String)) -> Self {
+impl Default for Stops {
+    fn default() -> Self {
         Self {
-            name,
-            issued_at: live.issued_at,
-            ends_at: live.ends_at,
-            renew_before: live.renew_before(),
+            blocked_until: None,
+            backlog_percent: 0,
+            lost_until: None,
+            newcomers: true,
+            teaching: false,
         }
-    }
-
-    fn latest(&self) -> Time {
-        latest_safe(self.issued_at, self.ends_at, self.renew_before)
     }
 }
 
@@ -118,7 +88,7 @@ impl Guest {
 pub struct Waiting {
     /// `RateLimited` or `AuditBacklog`.
     pub reason: Reason,
-    /// Place in the queue, from 1; 0 for renewals.
+    /// Place among the newcomers, from 1 to [`FRONT`], and one more for all behind; 0 for renewals.
     pub position: usize,
     /// When the next slot frees, as far as that can be told.
     pub next_slot: Option<Time>,
@@ -126,16 +96,15 @@ pub struct Waiting {
     pub message: String,
 }
 
-/// Who may mint now, and what everybody else waits for.
+/// Who may mint now.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Selection {
-    /// Uids to admit, in order.
-    pub admitted: Vec<String>,
-    /// The others.
-    pub waiting: BTreeMap<String, Waiting>,
-    /// Whose demand was decided on a view that is behind: neither admitted nor in line.
-    pub outdated: Vec<String>,
-    /// When to look again.
+    /// Whom to admit, in order.
+    pub admitted: Vec<Uid>,
+    /// The first of the others, whose wait is told exactly: at most [`FRONT`] renewals, then as many
+    /// newcomers in order.
+    pub front: Vec<Uid>,
+    /// When to look again, unless facts change before.
     pub wake: Option<Time>,
     /// How the budget stands.
     pub usage: Usage,
@@ -144,13 +113,13 @@ pub struct Selection {
 /// How a budget stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// The limit in force.
+    /// The limit in force, the tightest where there are several.
     pub limit: u32,
-    /// Requests in the window now.
+    /// Requests in its window now, those just admitted included.
     pub used: u32,
-    /// Kept for renewals, and for a retry.
+    /// Kept for renewals, and for retries.
     pub kept: u32,
-    /// Newcomers waiting.
+    /// Newcomers in line.
     pub waiting: u32,
     /// When the next newcomer can be admitted.
     pub next_slot: Option<Time>,
@@ -158,259 +127,213 @@ pub struct Usage {
     pub blocked_until: Option<Time>,
 }
 
-/// The limits in force: the smallest for each window, and what the server taught.
-#[must_use]
-pub fn effective(limits: &[Limit], journal: &Journal, now: Time) -> Vec<Limit> {
-    let mut by_window: BTreeMap<TimeDelta, u32> = BTreeMap::new();
-    for l in limits {
-        by_window
-            .entry(l.window)
-            .and_modify(|least| *least = (*least).min(l.limit))
-            .or_insert(l.limit);
-    }
-    by_window
-        .into_iter()
-        .map(|(window, limit)| Limit {
-            limit: match journal.throttle.learnt {
-                Some((learnt, at)) => limit.min(tried_upward(learnt, limit, window, now - at)),
-                None => limit,
-            },
-            window,
-        })
-        .collect()
+/// What was found at the last look.
+#[derive(Clone, Debug, Default)]
+struct Last {
+    admitted: HashSet<Uid>,
+    front: HashMap<Uid, Waiting>,
+    newcomers: Option<Waiting>,
+    renewals: Option<Waiting>,
 }
 
-/// What was learnt, and a tenth of what is configured more for each window since: nobody says when a limit
-/// was raised again.
-fn tried_upward(learnt: u32, configured: u32, window: TimeDelta, since: TimeDelta) -> u32 {
-    let windows = since.num_milliseconds() / window.num_milliseconds().max(1);
-    let step = (configured / 10).max(1);
-    let more = u32::try_from(windows.max(0)).unwrap_or(u32::MAX).saturating_mul(step);
-    learnt.max(1).saturating_add(more)
+/// The budget of one scope.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    title: String,
+    limits: Vec<Limit>,
+    projection: Projection,
+    shares: Shares,
+    queue: Queue,
+    memo: Memo,
+    last: Last,
 }
 
-/// What a 429 by the broker's own limit teaches: it allows no more than what it answered before. Never less than
-/// half of what was known to be allowed, since part of what was granted may be forgotten.
-pub fn learn(journal: &mut Journal, limits: &[Limit], now: Time) {
-    let Some(tightest) = effective(limits, journal, now).into_iter().min() else {
-        return;
-    };
-    let sent = journal.sent().into_iter().filter(|(at, _)| *at + tightest.window > now);
-    // The refused one is among them.
-    let granted = sent.map(|(_, count)| count).sum::<u32>().saturating_sub(1);
-    if granted < tightest.limit {
-        journal.throttle.learnt = Some((granted.max(tightest.limit / 2).max(1), now));
-    }
-}
-
-/// Decides for every demand of a scope at once.
-#[must_use]
-pub fn select(journal: &Journal, guests: &Guests, demands: &[Demand], limits: &[Limit], now: Time) -> Selection {
-    let limits = effective(limits, journal, now);
-    let mut plan = Projection::new(journal, guests, &limits, now);
-    let held = |uid: &str| {
-        let own = journal.live_of(uid);
-        own.map(|l| (l.ends_at, live_latest(l)))
-            .or_else(|| guests.get(uid).map(|g| (g.ends_at, g.latest())))
-    };
-    let mut selection = Selection::default();
-    let (demands, outdated): (Vec<&Demand>, Vec<&Demand>) = demands
-        .iter()
-        .partition(|d| journal.credentials.get(d.uid.as_str()).map_or(0, |r| r.seq) == d.seq);
-    selection.outdated = outdated.into_iter().map(|d| d.uid.clone()).collect();
-    let blocked_until = journal.throttle.blocked_until.filter(|at| *at > now);
-    let backlog = journal.backlog();
-
-    let mut renewals: Vec<&Demand> = demands.iter().copied().filter(|d| !d.kind.is_newcomer()).collect();
-    renewals.sort_by_key(|d| (held(&d.uid).map(|(end, _)| end), d.uid.as_str()));
-    for demand in renewals {
-        if journal.claims.len() + selection.admitted.len() >= MAX_OPEN {
-            // A moment, and nothing to tell.
-            break;
+impl Budget {
+    /// The budget of a scope that people call `title`. Nobody is admitted before it has limits.
+    #[must_use]
+    pub fn new(title: &str) -> Self {
+        Self {
+            title: title.to_owned(),
+            limits: Vec::new(),
+            projection: Projection::default(),
+            shares: Shares::default(),
+            queue: Queue::default(),
+            memo: Memo::default(),
+            last: Last::default(),
         }
-        let latest = held(&demand.uid).map(|(_, latest)| latest);
-        let due = latest.is_none_or(|at| at <= now);
-        let verdict = if backlog >= 100 {
-            Err(backlog_full(now))
-        } else if let Some(at) = blocked_until {
-            Err(plan.wait(Reason::RateLimited, 0, Some(at), now, journal))
-        } else if plan.admits(demand, due, now) {
-            Ok(())
+    }
+
+    /// Sets the limits in force, one for each window: see [`effective`].
+    pub fn set_limits(&mut self, limits: &[Limit]) {
+        if self.limits == limits {
+            return;
+        }
+        limits.clone_into(&mut self.limits);
+        self.projection.set_limits(limits);
+        self.shares.set_windows(&self.projection.timelines);
+        for (_, series) in self.projection.iter() {
+            self.shares.add(&series.namespace, series.period);
+        }
+        self.queue.all_shares_changed(&self.shares);
+        self.memo.clear();
+    }
+
+    /// Sets how long tokens live, as the last answer showed: what newcomers are expected to need.
+    pub fn set_typical_lifetime(&mut self, lifetime: Option<TimeDelta>) {
+        if self.projection.typical() != lifetime {
+            for (uid, open) in self.projection.set_typical(lifetime) {
+                self.open(&uid, &open);
+            }
+            self.memo.clear();
+        }
+    }
+
+    /// Sets which requests count: when, ascending, and how many. All of them, unanswered ones too.
+    pub fn set_sent(&mut self, sent: impl IntoIterator<Item = (Time, u32)>) {
+        let sent = Sent::of(sent.into_iter().map(|(at, count)| (nanos(at), count)));
+        if self.projection.set_sent(sent) {
+            self.memo.clear();
+        }
+    }
+
+    /// Sets how many newcomers' requests each namespace sent within the longest window.
+    pub fn set_spent(&mut self, spent: impl IntoIterator<Item = (Arc<str>, u32)>) {
+        for namespace in self.shares.set_spent(spent) {
+            self.queue.share_changed(&namespace, &self.shares);
+        }
+    }
+
+    /// Notes the live token of `uid`, in place of what was noted before. It is forgotten by itself when it
+    /// ends.
+    pub fn hold(&mut self, uid: &Uid, held: &Held) {
+        let series = Series::of_held(held);
+        if self.projection.get(uid.as_str()) != Some(&series) {
+            let before = self.projection.hold(uid, series);
+            self.planned(uid, before);
+        }
+    }
+
+    /// Notes a request of `uid` that is under way, in place of what was noted before.
+    pub fn open(&mut self, uid: &Uid, open: &Open) {
+        let before = self.projection.open(uid, open);
+        self.planned(uid, before);
+    }
+
+    /// Forgets what `uid` holds.
+    pub fn release(&mut self, uid: &Uid) {
+        let before = self.projection.release(uid.as_str());
+        if before.is_some() {
+            self.planned(uid, before);
+        }
+    }
+
+    /// Follows up a change of what is planned for `uid`.
+    fn planned(&mut self, uid: &Uid, before: Option<Series>) {
+        if let Some(old) = before {
+            self.shares.remove(&old.namespace, old.period);
+            self.queue.share_changed(&old.namespace, &self.shares);
+        }
+        if let Some(new) = self.projection.get(uid.as_str()) {
+            self.shares.add(&new.namespace, new.period);
+            self.queue.share_changed(&new.namespace, &self.shares);
+        }
+        let standing = self.standing(uid.as_str());
+        self.queue.set_standing(uid.as_str(), standing, &self.shares);
+        self.memo.clear();
+    }
+
+    fn standing(&self, uid: &str) -> Standing {
+        let series = self.projection.get(uid);
+        series.map_or_else(Standing::default, |s| standing_of(s.first, s.ends))
+    }
+
+    /// Puts somebody in line, or updates what they want: whoever stays a newcomer, or a renewal, has waited
+    /// since they first asked. Says whether anything changed.
+    pub fn enqueue(&mut self, demand: Demand) -> bool {
+        let standing = self.standing(demand.uid.as_str());
+        self.queue.put(demand, standing, &self.shares)
+    }
+
+    /// Takes somebody out of the line. Says whether they were in it.
+    pub fn dequeue(&mut self, uid: &Uid) -> bool {
+        self.queue.take(uid.as_str(), &self.shares)
+    }
+
+    /// Does not consider somebody in line before `until`: they rest, or are being worked on.
+    pub fn set_aside(&mut self, uid: &Uid, until: Time) {
+        self.queue.rest(uid.as_str(), Some(nanos(until)), &self.shares);
+    }
+
+    /// What all are told who wait behind those at the front: newcomers, or renewals.
+    #[must_use]
+    pub fn behind(&self, newcomers: bool) -> Option<&Waiting> {
+        if newcomers {
+            self.last.newcomers.as_ref()
         } else {
-            let slot = plan.next_free(now);
-            let next = if due { slot } else { slot.max(latest) };
-            Err(plan.wait(Reason::RateLimited, 0, next, now, journal))
+            self.last.renewals.as_ref()
+        }
+    }
+
+    /// How many are in line, those who are set aside included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether nobody is in line.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Says who may mint at `now`, at most `most`, and no more than there is room for in a journal. Nothing is
+    /// noted as sent or open by that: the caller does so for what it commits.
+    pub fn select(&mut self, now: Time, most: usize, stops: &Stops) -> Selection {
+        self.last = Last::default();
+        if self.limits.is_empty() {
+            return Selection::default();
+        }
+        self.move_to(now);
+        let pass = Pass {
+            queue: &self.queue,
+            shares: &self.shares,
+            stops,
+            now,
+            most,
         };
-        selection.take(demand, verdict, &mut plan, now);
+        let mut outcome = pass.run(&mut self.projection, &mut self.memo);
+        let spending = Spending::of(&self.projection);
+        self.projection.take_back(std::mem::take(&mut outcome.undo));
+        self.projection.settle();
+        self.conclude(outcome, spending, now, stops)
     }
 
-    let mut line = Line::new(
-        demands.iter().copied().filter(|d| d.kind.is_newcomer()),
-        &slots_by_namespace(journal, now, &limits),
-    );
-    let stopped = blocked_until
-        .map(|at| (Reason::RateLimited, Some(at)))
-        .or_else(|| (backlog >= 80).then_some((Reason::AuditBacklog, None)))
-        .or_else(|| {
-            rebuilt_until(journal, &limits)
-                .filter(|at| *at > now)
-                .map(|at| (Reason::RateLimited, Some(at)))
-        });
-    // The first answer of a scope teaches how long tokens live; until then one newcomer is enough.
-    let teaching = journal.typical_lifetime.is_none();
-    let mut position = 0;
-    let mut hopeless: Option<TimeDelta> = None;
-    let mut unfitting = 0;
-    let mut searches = 0;
-    let mut head_slot = None;
-    while let Some(demand) = line.next() {
-        if journal.claims.len() + selection.admitted.len() >= MAX_OPEN_NEWCOMERS && stopped.is_none() && position == 0 {
-            break;
+    /// Brings everything to `now`.
+    fn move_to(&mut self, now: Time) {
+        let now = nanos(now);
+        let (ended, moved) = self.projection.move_to(now);
+        for (uid, series) in ended {
+            self.planned(&uid, Some(series));
         }
-        let verdict = if let Some((reason, until)) = stopped {
-            position += 1;
-            Err(match reason {
-                Reason::AuditBacklog => backlog_full(now),
-                _ => plan.wait(reason, position, until, now, journal),
-            })
-        } else if teaching && (!journal.claims.is_empty() || !selection.admitted.is_empty()) {
-            // A moment, and nothing to tell.
-            continue;
-        } else if position == 0 && hopeless.is_some_and(|period| plan.period_of(demand) <= period) {
-            unfitting += 1;
-            Err(plan.wait(Reason::RateLimited, 1, None, now, journal))
-        } else if position == 0 && plan.admits(demand, false, now) {
-            Ok(())
-        } else {
-            // Whoever is first in line is not overtaken, unless nothing would ever come of the wait;
-            // those behind share its next slot.
-            if position == 0 {
-                searches += 1;
-                head_slot = if searches > MAX_SEARCHES {
-                    None
-                } else {
-                    plan.next_for_newcomer(demand, now)
-                };
-                if head_slot.is_none() {
-                    let verdict = Err(plan.wait(Reason::RateLimited, 1, None, now, journal));
-                    selection.take(demand, verdict, &mut plan, now);
-                    unfitting += 1;
-                    // Nor is there a slot for whoever needs as many.
-                    hopeless = Some(plan.period_of(demand));
-                    continue;
-                }
-            }
-            position += 1;
-            Err(plan.wait(Reason::RateLimited, position, head_slot, now, journal))
-        };
-        selection.take(demand, verdict, &mut plan, now);
-    }
-    plan.explain_excess(&demands, &mut selection);
-    selection.usage = plan.usage(now, position + unfitting, head_slot, blocked_until);
-    selection
-}
-
-/// Newcomers, one namespace after the other: next is who has a Pod waiting, then whose namespace holds least,
-/// then who waits longest.
-struct Line<'a> {
-    /// Each namespace's own, in order, with the slots it holds.
-    namespaces: BTreeMap<&'a str, (usize, std::vec::IntoIter<&'a Demand>)>,
-    /// The first of each, in order.
-    heads: BTreeMap<Turn<'a>, &'a Demand>,
-}
-
-/// No Pod waits; slots held; since when; namespace and name.
-type Turn<'a> = (bool, usize, Time, &'a str, &'a str);
-
-impl<'a> Line<'a> {
-    fn new(newcomers: impl Iterator<Item = &'a Demand>, held: &BTreeMap<&'a str, usize>) -> Self {
-        let mut by_namespace: BTreeMap<&str, Vec<&Demand>> = BTreeMap::new();
-        for demand in newcomers {
-            by_namespace.entry(&demand.namespace).or_default().push(demand);
+        if moved {
+            self.memo.clear();
         }
-        let mut line = Self {
-            namespaces: BTreeMap::new(),
-            heads: BTreeMap::new(),
-        };
-        for (namespace, mut own) in by_namespace {
-            own.sort_unstable_by_key(|d| (!d.pod_waits, d.since, d.name.as_str()));
-            let slots = held.get(namespace).copied().unwrap_or(0);
-            line.namespaces.insert(namespace, (slots, own.into_iter()));
-            line.advance(namespace);
+        let shortest = self.projection.timelines.iter().map(|t| t.window).min();
+        self.memo.move_to(now, shortest.unwrap_or(0) / 16);
+        self.queue.move_to(now, &self.shares);
+    }
+
+    /// Why `uid`, which is in line, was not admitted at the last look. `None` where it was, or waits but for
+    /// a moment.
+    #[must_use]
+    pub fn waiting(&self, uid: &Uid) -> Option<Waiting> {
+        let demand = self.queue.in_line(uid.as_str())?;
+        if self.last.admitted.contains(uid) {
+            return None;
         }
-        line
-    }
-
-    fn advance(&mut self, namespace: &'a str) {
-        if let Some((slots, own)) = self.namespaces.get_mut(namespace)
-            && let Some(demand) = own.next()
-        {
-            let turn = (!demand.pod_waits, *slots, demand.since, namespace, demand.name.as_str());
-            self.heads.insert(turn, demand);
+        if let Some(waiting) = self.last.front.get(uid) {
+            return Some(waiting.clone());
         }
+        self.behind(demand.reason.is_newcomer()).cloned()
     }
-
-    /// The next in line; its namespace holds one more then, whether it is admitted or waits.
-    fn next(&mut self) -> Option<&'a Demand> {
-        let (_, demand) = self.heads.pop_first()?;
-        if let Some((slots, _)) = self.namespaces.get_mut(demand.namespace.as_str()) {
-            *slots += 1;
-        }
-        self.advance(&demand.namespace);
-        Some(demand)
-    }
-}
-
-impl Selection {
-    fn take(&mut self, demand: &Demand, verdict: Result<(), Waiting>, plan: &mut Projection, now: Time) {
-        match verdict {
-            Ok(()) => {
-                plan.add(demand, now);
-                self.admitted.push(demand.uid.clone());
-            }
-            Err(waiting) => {
-                if let Some(at) = waiting.next_slot.filter(|at| *at > now) {
-                    self.wake = Some(self.wake.map_or(at, |w| w.min(at)));
-                }
-                self.waiting.insert(demand.uid.clone(), waiting);
-            }
-        }
-    }
-}
-
-/// When all that a lost journal forgot has left the window.
-fn rebuilt_until(journal: &Journal, limits: &[Limit]) -> Option<Time> {
-    let longest = limits.iter().map(|l| l.counts_for()).max()?;
-    Some(journal.lost_at? + longest)
-}
-
-fn backlog_full(now: Time) -> Waiting {
-    Waiting {
-        reason: Reason::AuditBacklog,
-        position: 0,
-        next_slot: Some(now + TimeDelta::seconds(5)),
-        message: "too many audit events wait for ChittyChronicle; minting goes on once they are delivered".to_owned(),
-    }
-}
-
-fn live_latest(live: &Live) -> Time {
-    latest_safe(live.issued_at, live.ends_at, live.renew_before())
-}
-
-/// Slots each namespace holds: its live credentials, and the newcomers it had in the window beyond.
-fn slots_by_namespace<'a>(journal: &'a Journal, now: Time, limits: &[Limit]) -> BTreeMap<&'a str, usize> {
-    let window = limits.iter().map(|l| l.window).max().unwrap_or_default();
-    let mut slots: BTreeMap<&str, usize> = BTreeMap::new();
-    for record in journal.credentials.values().filter(|r| r.live.is_some()) {
-        *slots.entry(&record.namespace).or_default() += 1;
-    }
-    let mut spent: BTreeMap<&str, usize> = BTreeMap::new();
-    for namespace in journal.spent_since(now - window) {
-        *spent.entry(namespace).or_default() += 1;
-    }
-    for (namespace, count) in spent {
-        let held = slots.entry(namespace).or_default();
-        *held = (*held).max(count);
-    }
-    slots
 }

@@ -1,383 +1,288 @@
 //! The future of a budget: every live credential renewed at its latest safe times.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::TimeDelta;
 
-use crate::api::Reason;
-use crate::core::journal::{Claim, Journal};
-use crate::core::schedule::runway;
-use crate::core::{Time, clock};
+use crate::core::ids::Uid;
 
-use super::{
-    ASSUMED_LIFETIME, Demand, Guests, Limit, MAX_EVENTS, Selection, Usage, Waiting, live_latest, rebuilt_until,
-};
+use super::limits::Limit;
+use super::nanos::length;
+use super::sent::Sent;
+use super::series::{ASSUMED_LIFETIME, Open, Series};
+use super::timeline::{Run, Timeline};
 
-/// The time from one renewal to the next, if each is made at its latest safe time.
-///
-/// Ends are whole seconds, answers are not: lifetimes that differ by such a fraction are the same, or
-/// renewals that will stay in step would be projected to drift into each other.
-pub(super) fn period(lifetime: TimeDelta, renew_before: Option<TimeDelta>) -> TimeDelta {
-    let lifetime = whole_seconds(lifetime);
-    (lifetime - runway(lifetime, renew_before)).max(TimeDelta::milliseconds(100))
-}
-
-pub(super) fn whole_seconds(lifetime: TimeDelta) -> TimeDelta {
-    TimeDelta::seconds((lifetime.num_milliseconds() + 999).div_euclid(1000))
-}
-
-/// Requests in order, with whether each is only planned.
-type Requests = Vec<(Time, bool)>;
-
-pub(super) struct Projection<'a> {
-    title: &'a str,
-    limits: &'a [Limit],
+/// What was sent, and what the live credentials will send.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Projection {
+    pub(super) timelines: Vec<Timeline>,
+    /// Of everybody who holds or gets a token.
+    pub(super) series: HashMap<Uid, Series>,
+    /// Claims among them: their period changes with the typical lifetime.
+    opens: HashMap<Uid, Open>,
+    /// Series by their first request, but for those that are overdue.
+    by_first: BTreeSet<(i64, Uid)>,
+    /// Series whose first request should have been made: it is planned for now.
+    overdue: BTreeSet<Uid>,
+    by_end: BTreeSet<(i64, Uid)>,
+    /// How many series have each period.
+    periods: BTreeMap<i64, usize>,
+    pub(super) sent: Sent,
+    /// Requests that are tried at [`Self::now`].
+    pub(super) tried: u32,
     typical: Option<TimeDelta>,
-    /// Requests that count, oldest first.
-    sent: Vec<Time>,
-    /// Next latest safe renewal and period of everybody who holds or gets a token, by uid.
-    renewals: BTreeMap<String, (Time, TimeDelta)>,
+    /// The moment up to which everything has been brought.
+    pub(super) now: i64,
+    /// The beginning of the smallest bucket that `now` lies in: what is overdue is planned from there on.
+    anchor: i64,
 }
 
-impl<'a> Projection<'a> {
-    pub(super) fn new(journal: &'a Journal, guests: &Guests, limits: &'a [Limit], now: Time) -> Self {
-        let typical = journal.typical_lifetime.map(TimeDelta::seconds);
-        let sent = journal.sent().into_iter();
-        let sent: Vec<Time> = sent
-            .flat_map(|(at, count)| std::iter::repeat_n(at, count as usize))
-            .collect();
-        let mut renewals = BTreeMap::new();
-        for (uid, guest) in guests.iter().filter(|(_, g)| g.ends_at > now) {
-            let period = period(guest.ends_at - guest.issued_at, guest.renew_before);
-            renewals.insert(uid.clone(), (guest.latest().max(now), period));
-        }
-        for (uid, record) in &journal.credentials {
-            if let Some(live) = record.live.as_ref().filter(|l| l.ends_at > now) {
-                let period = period(live.ends_at - live.issued_at, live.renew_before());
-                renewals.insert(uid.to_string(), (live_latest(live).max(now), period));
+impl Projection {
+    /// Begins anew with these limits.
+    pub(super) fn set_limits(&mut self, limits: &[Limit]) {
+        self.timelines = limits.iter().map(|l| Timeline::new(*l)).collect();
+        for timeline in &mut self.timelines {
+            for (period, count) in &self.periods {
+                let load = timeline.load_of(*period);
+                timeline.load.add(load, i64::try_from(*count).unwrap_or(i64::MAX));
             }
         }
-        for (uid, claim) in &journal.claims {
-            let period = period(typical.unwrap_or(ASSUMED_LIFETIME), claim_renew_before(claim));
-            renewals.insert(uid.to_string(), (claim.at + period, period));
+        self.anchor = self.anchor_of(self.now);
+    }
+
+    fn anchor_of(&self, now: i64) -> i64 {
+        let step = self.timelines.iter().map(|t| t.bucket).min().unwrap_or(1);
+        now - now.rem_euclid(step)
+    }
+
+    /// How long tokens live, as far as that was seen.
+    pub(super) fn typical(&self) -> Option<TimeDelta> {
+        self.typical
+    }
+
+    /// Notes how long tokens live; returns the claims, for what is planned for them changes.
+    pub(super) fn set_typical(&mut self, typical: Option<TimeDelta>) -> HashMap<Uid, Open> {
+        self.typical = typical;
+        self.opens.clone()
+    }
+
+    /// Whether anything has changed.
+    pub(super) fn set_sent(&mut self, sent: Sent) -> bool {
+        let changes = sent.changes_from(&self.sent);
+        for (at, by) in &changes {
+            self.count(*at, *by);
         }
-        Self {
-            title: journal.scope.title(),
-            limits,
-            typical,
-            sent,
-            renewals,
+        self.sent = sent;
+        !changes.is_empty()
+    }
+
+    fn count(&mut self, at: i64, by: i32) {
+        for timeline in &mut self.timelines {
+            timeline.count(at, by);
         }
     }
 
-    pub(super) fn period_of(&self, demand: &Demand) -> TimeDelta {
-        let lifetime = self.typical.unwrap_or(ASSUMED_LIFETIME);
-        let lifetime = demand.max_lifetime.map_or(lifetime, |max| max.min(lifetime));
-        period(lifetime, demand.renew_before)
+    pub(super) fn get(&self, uid: &str) -> Option<&Series> {
+        self.series.get(uid)
     }
 
-    pub(super) fn used(&self, limit: Limit, now: Time) -> usize {
-        self.sent.iter().filter(|at| **at + limit.counts_for() > now).count()
+    /// How many claims are open.
+    pub(super) fn open_claims(&self) -> usize {
+        self.opens.len()
     }
 
-    pub(super) fn free_now(&self, now: Time) -> bool {
-        self.limits.iter().all(|l| self.used(*l, now) < l.limit as usize)
+    /// How many credentials hold or get a token.
+    pub(super) fn len(&self) -> usize {
+        self.series.len()
     }
 
-    /// When a slot is free at all.
-    pub(super) fn next_free(&self, now: Time) -> Option<Time> {
-        self.limits
-            .iter()
-            .filter_map(|l| {
-                let counted = l.counts_for();
-                let used: Vec<Time> = self.sent.iter().copied().filter(|at| *at + counted > now).collect();
-                let limit = l.limit as usize;
-                (used.len() >= limit).then(|| used[used.len() - limit] + counted)
-            })
-            .max()
+    /// When the next live token ends.
+    pub(super) fn next_end(&self) -> Option<i64> {
+        self.by_end.first().map(|(at, _)| *at)
     }
 
-    pub(super) fn admits(&self, demand: &Demand, due: bool, now: Time) -> bool {
-        self.free_now(now) && (due || self.limits.iter().all(|l| self.fits(*l, demand, now, now)))
+    /// All series.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Uid, &Series)> {
+        self.series.iter()
     }
 
-    /// Whether `demand`, minted at `at`, leaves every window within the limit.
-    pub(super) fn fits(&self, limit: Limit, demand: &Demand, at: Time, now: Time) -> bool {
-        if self.fits_in_any_phase(limit, demand, at) {
-            return true;
-        }
-        let until = self.horizon(limit, demand, now);
-        let others = self.events(until, Some(&demand.uid));
-        if others.len() >= MAX_EVENTS {
-            // More than any limit has room for.
-            return false;
-        }
-        let with = self.excess_with(&others, limit, demand, at, until);
-        // What others have come to need (a limit turned out smaller, an end was rounded down) is not
-        // the newcomer's doing; adding to it would be.
-        let standing = if demand.kind.is_newcomer() {
-            excess(&others, limit)
+    /// Notes a claim whose token is not known yet.
+    pub(super) fn open(&mut self, uid: &Uid, open: &Open) -> Option<Series> {
+        let old = self.put(uid, Series::of_open(open, self.typical));
+        self.opens.insert(uid.clone(), open.clone());
+        old
+    }
+
+    /// Notes a live token, in place of what was there.
+    pub(super) fn hold(&mut self, uid: &Uid, series: Series) -> Option<Series> {
+        self.opens.remove(uid.as_str());
+        self.put(uid, series)
+    }
+
+    pub(super) fn release(&mut self, uid: &str) -> Option<Series> {
+        self.opens.remove(uid);
+        self.take(uid)
+    }
+
+    /// Plans `series` for `uid`, in place of what was there.
+    pub(super) fn put(&mut self, uid: &Uid, series: Series) -> Option<Series> {
+        let old = self.take(uid.as_str());
+        if series.first < self.now {
+            self.overdue.insert(uid.clone());
         } else {
-            // A renewal may go early where that makes nothing worse than its latest safe time would.
-            excess(&self.events(until, None), limit)
-        };
-        with <= standing
+            self.by_first.insert((series.first, uid.clone()));
+        }
+        if let Some(end) = series.ends {
+            self.by_end.insert((end, uid.clone()));
+        }
+        *self.periods.entry(series.period).or_default() += 1;
+        let run = self.run(uid.as_str(), &series);
+        for timeline in &mut self.timelines {
+            timeline.load.add(timeline.load_of(series.period), 1);
+            timeline.plan(run, 1);
+        }
+        self.series.insert(uid.clone(), series);
+        old
     }
 
-    pub(super) fn excess_with(
-        &self,
-        others: &[(Time, bool)],
-        limit: Limit,
-        demand: &Demand,
-        at: Time,
-        until: Time,
-    ) -> usize {
-        let period = self.period_of(demand);
-        let mut with = others.to_vec();
-        push_series(&mut with, (at, period), until);
-        // Two sorted runs: the sort merges them.
-        with.sort();
-        excess(&with, limit)
-    }
-
-    /// Enough, whatever the phases of the renewals: what every window can hold at most.
-    pub(super) fn fits_in_any_phase(&self, limit: Limit, demand: &Demand, at: Time) -> bool {
-        let most = |period: TimeDelta| {
-            let window = limit.counts_for().num_milliseconds();
-            let period = period.num_milliseconds().max(1);
-            usize::try_from((window + period - 1) / period).unwrap_or(usize::MAX)
-        };
-        let others: usize = self
-            .renewals
-            .iter()
-            .filter(|(uid, _)| **uid != demand.uid)
-            .map(|(_, (_, period))| most(*period))
-            .sum();
-        self.used(limit, at) + others + most(self.period_of(demand)) < limit.for_newcomers()
-    }
-
-    /// How far is looked ahead: a dozen rounds of the slowest, as far as the renewals of all, `demand`'s too,
-    /// are not too many until then; in two windows they are only where no limit has room for them.
-    pub(super) fn horizon(&self, limit: Limit, demand: &Demand, now: Time) -> Time {
-        const HOUR: i64 = 3_600_000;
-        let periods = || self.renewals.values().map(|(_, p)| *p).chain([self.period_of(demand)]);
-        let longest = periods().max().unwrap_or(ASSUMED_LIFETIME);
-        let wanted = (limit.window + longest) * 12;
-        let an_hour: i64 = periods().map(|p| HOUR / p.num_milliseconds().max(1) + 1).sum();
-        let hours = i64::try_from(MAX_EVENTS / 2).unwrap_or(i64::MAX) / an_hour;
-        let room = TimeDelta::milliseconds(hours.saturating_mul(HOUR).min(i64::MAX / 2));
-        now + wanted.min(room).max(limit.window * 2)
-    }
-
-    /// Everything sent, and the projected renewals of everybody but `without` until then, in order.
-    pub(super) fn events(&self, until: Time, without: Option<&str>) -> Requests {
-        let mut events: Vec<(Time, bool)> = self.sent.iter().map(|at| (*at, false)).collect();
-        for (uid, series) in &self.renewals {
-            if without != Some(uid) {
-                push_series(&mut events, *series, until);
-            }
-            if events.len() > MAX_EVENTS {
-                break;
+    /// Takes out what is planned for `uid`.
+    pub(super) fn take(&mut self, uid: &str) -> Option<Series> {
+        let (uid, series) = self.series.remove_entry(uid)?;
+        let run = self.run(uid.as_str(), &series);
+        for timeline in &mut self.timelines {
+            timeline.load.add(timeline.load_of(series.period), -1);
+            timeline.plan(run, -1);
+        }
+        if let Some(count) = self.periods.get_mut(&series.period) {
+            *count -= 1;
+            if *count == 0 {
+                self.periods.remove(&series.period);
             }
         }
-        events.sort();
-        events
-    }
-
-    /// The first time at which a slot frees that `demand` may take; `None` while the others live.
-    pub(super) fn next_for_newcomer(&self, demand: &Demand, now: Time) -> Option<Time> {
-        let longest = self.renewals.values().map(|(_, p)| *p).max().unwrap_or_default();
-        let per_limit: Vec<(Limit, Time, Requests)> = self
-            .limits
-            .iter()
-            .map(|l| {
-                let until = self.horizon(*l, demand, now);
-                (*l, until, self.events(until, Some(&demand.uid)))
-            })
-            .collect();
-        if per_limit.iter().any(|(_, _, events)| events.len() >= MAX_EVENTS) {
-            return None;
+        self.overdue.remove(uid.as_str());
+        self.by_first.remove(&(series.first, uid.clone()));
+        if let Some(end) = series.ends {
+            self.by_end.remove(&(end, uid));
         }
-        let mut candidates: BTreeSet<Time> = BTreeSet::new();
-        for (l, _, events) in &per_limit {
-            let until = now + l.window * 2 + longest;
-            let frees = events.iter().map(|(event, _)| *event + l.counts_for());
-            candidates.extend(frees.filter(|at| *at > now && *at <= until));
+        Some(series)
+    }
+
+    pub(super) fn run(&self, uid: &str, series: &Series) -> Run {
+        if self.overdue.contains(uid) {
+            return overdue_run(self.anchor, series.period);
         }
-        candidates.into_iter().take(96).find(|at| {
-            per_limit
-                .iter()
-                .all(|(l, until, events)| self.excess_with(events, *l, demand, *at, *until) <= excess(events, *l))
-        })
-    }
-
-    pub(super) fn add(&mut self, demand: &Demand, now: Time) {
-        let period = self.period_of(demand);
-        // Unanswered it counts from its timeout on; that only postpones others.
-        self.sent.push(now);
-        self.renewals.insert(demand.uid.clone(), (now + period, period));
-    }
-
-    pub(super) fn tightest(&self) -> Option<Limit> {
-        self.limits.iter().copied().min()
-    }
-
-    pub(super) fn kept(&self, limit: Limit, now: Time) -> usize {
-        let used = self.used(limit, now);
-        let mut due = Vec::new();
-        for series in self.renewals.values() {
-            push_series(&mut due, *series, now + limit.window);
+        Run {
+            first: series.first,
+            period: series.period,
+            loose: false,
         }
-        let due = due.len();
-        let retry = limit.limit as usize - limit.for_newcomers();
-        (due + retry).min((limit.limit as usize).saturating_sub(used))
     }
 
-    pub(super) fn wait(
-        &self,
-        reason: Reason,
-        position: usize,
-        next_slot: Option<Time>,
-        now: Time,
-        journal: &Journal,
-    ) -> Waiting {
-        let message = if let Some(until) = journal.throttle.blocked_until.filter(|at| *at > now) {
-            format!(
-                "ChittyConnect asked to leave {} alone until {}; it is asked again then",
-                self.title,
-                clock(until, now)
-            )
-        } else if let Some(until) = rebuilt_until(journal, self.limits).filter(|at| *at > now && position > 0) {
-            format!(
-                "the journal of {} was lost and rebuilt; new credentials wait until {}, when all that it forgot has left the window",
-                self.title,
-                clock(until, now)
-            )
-        } else if let Some(limit) = self.tightest() {
-            let mut text = format!(
-                "{} may mint {} times in {}: {} used, {} kept for renewals",
-                self.title,
-                limit.limit,
-                window_text(limit.window),
-                self.used(limit, now),
-                self.kept(limit, now),
-            );
-            match next_slot {
-                Some(at) => text = format!("{text}; next slot {}", clock(at, now)),
-                None => text.push_str("; no slot frees while the live credentials are renewed"),
+    /// Brings everything to `now`: what has ended is dropped and returned, what is overdue is planned for
+    /// now. Says whether anything that is planned has moved.
+    pub(super) fn move_to(&mut self, now: i64) -> (Vec<(Uid, Series)>, bool) {
+        if now < self.now {
+            self.begin_again();
+        }
+        self.now = now;
+        let mut ended = Vec::new();
+        while let Some((_, uid)) = self.by_end.first().filter(|(at, _)| *at <= now).cloned() {
+            ended.extend(self.take(uid.as_str()).map(|series| (uid, series)));
+        }
+        let (was, anchor) = (self.anchor, self.anchor_of(now));
+        let mut moves = Vec::new();
+        if anchor != was {
+            moves.extend(self.overdue.iter().filter_map(|uid| {
+                let period = self.series.get(uid.as_str())?.period;
+                Some((overdue_run(was, period), overdue_run(anchor, period)))
+            }));
+        }
+        self.anchor = anchor;
+        while let Some((_, uid)) = self.by_first.first().filter(|(at, _)| *at < now).cloned() {
+            self.by_first.pop_first();
+            if let Some(series) = self.series.get(uid.as_str()) {
+                moves.push((self.run(uid.as_str(), series), overdue_run(anchor, series.period)));
             }
-            if position > 0 {
-                text = format!("{text}, position {position}");
+            self.overdue.insert(uid);
+        }
+        for timeline in &mut self.timelines {
+            for (old, new) in &moves {
+                timeline.plan(*old, -1);
+                timeline.plan(*new, 1);
             }
-            text
-        } else {
-            String::new()
-        };
-        Waiting {
-            reason,
-            position,
-            next_slot,
-            message,
+        }
+        let changed = !moves.is_empty() || !ended.is_empty();
+        (ended, changed)
+    }
+
+    /// The clock went back: nothing is overdue any more, as far as is known.
+    fn begin_again(&mut self) {
+        for timeline in &mut self.timelines {
+            timeline.forget();
+        }
+        for uid in std::mem::take(&mut self.overdue) {
+            if let Some(series) = self.series.get(uid.as_str()) {
+                self.by_first.insert((series.first, uid));
+            }
         }
     }
 
-    /// Tells everybody who waits when all of them together can never be live.
-    pub(super) fn explain_excess(&self, demands: &[&Demand], selection: &mut Selection) {
-        let Some(limit) = self.tightest() else { return };
-        if selection.waiting.is_empty() {
-            return;
+    /// Sees to it that all timelines are worked out.
+    pub(super) fn look_ahead(&mut self) {
+        let typical = length(self.typical.unwrap_or(ASSUMED_LIFETIME));
+        let longest = self.longest().max(typical);
+        let mut timelines = std::mem::take(&mut self.timelines);
+        for timeline in &mut timelines {
+            let runs = self.series.iter().map(|(uid, s)| self.run(uid.as_str(), s));
+            let sent = self.sent.iter().chain([(self.now, self.tried)]);
+            timeline.look_ahead(self.now, longest, runs, sent);
         }
-        let mut periods: BTreeMap<&str, TimeDelta> =
-            self.renewals.iter().map(|(uid, (_, p))| (uid.as_str(), *p)).collect();
-        for demand in demands {
-            periods.entry(&demand.uid).or_insert_with(|| self.period_of(demand));
-        }
-        // Tenths, so that "1.5 renewals" is exact enough to read and nothing is a float.
-        let window = limit.window.num_milliseconds();
-        let tenths: i64 = periods
-            .values()
-            .map(|p| window * 10 / p.num_milliseconds().max(1))
-            .sum();
-        if tenths <= i64::from(limit.limit) * 10 {
-            return;
-        }
-        let each = tenths / i64::try_from(periods.len()).unwrap_or(1).max(1);
-        let text = format!(
-            "; {} of {} with about {}.{} renewals in {} each need {} of its {}: not all can be live at once",
-            if periods.len() == 1 {
-                "1 credential".to_owned()
-            } else {
-                format!("{} credentials", periods.len())
-            },
-            self.title,
-            each / 10,
-            each % 10,
-            window_text(limit.window),
-            (tenths + 9) / 10,
-            limit.limit
-        );
-        for waiting in selection
-            .waiting
-            .values_mut()
-            .filter(|w| w.reason == Reason::RateLimited && w.position > 0)
-        {
-            waiting.message.push_str(&text);
+        self.timelines = timelines;
+    }
+
+    pub(super) fn longest(&self) -> i64 {
+        self.periods.last_key_value().map_or(0, |(period, _)| *period)
+    }
+
+    /// Plans what admitting `uid` now would lead to; returns what was planned for it before.
+    pub(super) fn try_out(&mut self, uid: &Uid, series: Series) -> Option<Series> {
+        self.tried += 1;
+        self.count(self.now, 1);
+        self.put(uid, series)
+    }
+
+    /// Takes back what [`Self::try_out`] did: who was tried out in order, and what it returned.
+    pub(super) fn take_back(&mut self, tried: Vec<(Uid, Option<Series>)>) {
+        for (uid, before) in tried.into_iter().rev() {
+            self.tried -= 1;
+            self.count(self.now, -1);
+            match before {
+                Some(series) => drop(self.put(&uid, series)),
+                None => drop(self.take(uid.as_str())),
+            }
         }
     }
 
-    pub(super) fn usage(
-        &self,
-        now: Time,
-        waiting: usize,
-        next_slot: Option<Time>,
-        blocked_until: Option<Time>,
-    ) -> Usage {
-        let Some(limit) = self.tightest() else {
-            return Usage::default();
-        };
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Usage {
-            limit: limit.limit,
-            used: count(self.used(limit, now)),
-            kept: count(self.kept(limit, now)),
-            waiting: count(waiting),
-            next_slot,
-            blocked_until,
+    /// Keeps of what was worked out only what would take long to work out anew.
+    pub(super) fn settle(&mut self) {
+        for timeline in &mut self.timelines {
+            timeline.settle();
         }
+    }
+
+    /// Works out all timelines, for tests.
+    #[cfg(test)]
+    pub(super) fn counts(&mut self) -> Vec<Vec<i32>> {
+        self.look_ahead();
+        self.timelines.iter().map(|t| t.counts_from(self.now)).collect()
     }
 }
 
-pub(super) fn claim_renew_before(claim: &Claim) -> Option<TimeDelta> {
-    claim.renew_before_ms.map(TimeDelta::milliseconds)
-}
-
-pub(super) fn push_series(events: &mut Requests, (first, period): (Time, TimeDelta), until: Time) {
-    let mut at = first;
-    while at <= until && events.len() <= MAX_EVENTS {
-        events.push((at, true));
-        at += period;
-    }
-}
-
-/// How many requests are too many: those that follow the ones before them too closely.
-pub(super) fn excess(events: &[(Time, bool)], limit: Limit) -> usize {
-    let cap = limit.for_newcomers();
-    events
-        .windows(cap + 1)
-        // What was sent was sent; only what is planned can be too much.
-        .filter(|w| {
-            let ((first, _), (last, planned)) = (w[0], w[cap]);
-            planned && last - first < limit.counts_for()
-        })
-        .count()
-}
-
-pub(super) fn window_text(window: TimeDelta) -> String {
-    match window.num_seconds() {
-        3600 => "an hour".to_owned(),
-        s if s % 3600 == 0 => format!("{} hours", s / 3600),
-        60 => "a minute".to_owned(),
-        s if s % 60 == 0 => format!("{} minutes", s / 60),
-        s => format!("{s} seconds"),
+/// A series whose first request is planned for some moment from `anchor` to a bucket later.
+fn overdue_run(anchor: i64, period: i64) -> Run {
+    Run {
+        first: anchor,
+        period,
+        loose: true,
     }
 }

@@ -103,6 +103,9 @@ pub struct Claim {
     /// When it counts from, where that was put off by a standstill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counts_from: Option<Time>,
+    /// Longest use of the token asked for, in milliseconds: until it is there, its renewals are planned by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_lifetime_ms: Option<i64>,
     /// Set once the answer is in and only its Secrets remain to be written: what was minted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minted: Option<Minted>,

@@ -227,13 +227,14 @@ impl Journal {
         sent
     }
 
-    /// Namespaces of newcomers' requests after `since`, as far as they are known: one each.
-    pub fn spent_since(&self, since: Time) -> impl Iterator<Item = &str> {
-        let closed = self.attempts.iter().filter(move |a| a.at > since);
+    /// Newcomers' requests, as far as they are not counted together yet: when from, and of which namespace.
+    pub fn newcomers(&self) -> impl Iterator<Item = (Time, &str)> {
+        let closed = self
+            .attempts
+            .iter()
+            .filter_map(|a| Some((a.at, a.namespace.as_deref()?)));
         let open = self.claims.values().filter(|c| c.kind.is_newcomer());
-        closed
-            .filter_map(|a| a.namespace.as_deref())
-            .chain(open.map(|c| c.namespace.as_str()))
+        closed.chain(open.map(|c| (c.answered_by(), c.namespace.as_str())))
     }
 
     /// What is owed for `uid`.

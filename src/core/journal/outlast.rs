@@ -43,7 +43,10 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::budget::{Demand, Guests, Limit, select};
+    use std::sync::Arc;
+
+    use crate::core::budget::{Demand, Follower, Limit, Terms};
+    use crate::core::ids::ObjectName;
     use crate::core::journal::tests_support::{claim, live, scope};
     use crate::core::journal::{Ending, Kind};
     use crate::core::testing::{s, t};
@@ -71,25 +74,25 @@ mod tests {
     }
 
     fn admits(journal: &Journal, kind: Kind, now: Time) -> bool {
-        let demand = Demand {
+        let mut follower = Follower::new("svc");
+        follower.budget.enqueue(Demand {
             uid: "new".into(),
-            namespace: "n".into(),
-            name: "new".into(),
-            kind,
+            name: ObjectName::new("n", "new"),
+            reason: kind,
             since: now,
-            asks: String::new(),
-            seq: 0,
             renew_before: None,
             max_lifetime: None,
             pod_waits: false,
+        });
+        let terms = Terms {
+            limits: vec![Limit {
+                limit: 10,
+                window: s(3600),
+            }],
+            newcomers: true,
         };
-        let limits = [Limit {
-            limit: 10,
-            window: s(3600),
-        }];
-        !select(journal, &Guests::new(), &[demand], &limits, now)
-            .admitted
-            .is_empty()
+        let (decision, _) = follower.decide(&Arc::new(journal.clone()), &terms, now);
+        !decision.admitted.is_empty()
     }
 
     #[test]

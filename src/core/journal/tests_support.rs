@@ -52,6 +52,7 @@ pub fn claim(uid: &str, namespace: &str, kind: Kind, at: Time, n: usize) -> Clai
         secrets: vec![],
         renew_before_ms: None,
         counts_from: None,
+        max_lifetime_ms: None,
         minted: None,
     }
 }

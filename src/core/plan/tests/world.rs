@@ -5,7 +5,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::audit::{AuditEvent, EventType, Subject};
-use crate::core::budget::{self, Demand, Limit};
+use std::sync::Arc;
+
+use crate::core::budget::{Demand, Follower, Limit, Terms, is_untouched};
+use crate::core::ids::ObjectName;
 use crate::core::journal::{Ending, Journal};
 use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at};
 
@@ -71,6 +74,16 @@ struct Stored {
     altered: bool,
 }
 
+/// A demand, and what it was decided on.
+#[derive(Clone, Debug)]
+struct Wish {
+    demand: Demand,
+    asks: String,
+    seq: u64,
+    /// The view.
+    journal: Journal,
+}
+
 #[derive(Clone, Debug)]
 struct Flight {
     who: usize,
@@ -86,7 +99,9 @@ struct World {
     secret: Option<Stored>,
     wanted: Wanted,
     edits: u32,
-    demands: [Option<Demand>; 2],
+    demands: [Option<Wish>; 2],
+    /// Of each controller: it follows the journal as that controller sees it.
+    budgets: [Follower; 2],
     flights: Vec<Flight>,
     posts: Vec<(Time, String)>,
     heals: usize,
@@ -109,6 +124,7 @@ impl World {
             wanted: wanted(),
             edits: 0,
             demands: [None, None],
+            budgets: [Follower::new("svc"), Follower::new("svc")],
             flights: Vec::new(),
             posts: Vec::new(),
             heals: 0,
@@ -227,19 +243,38 @@ impl World {
                 }
             }
         }
-        self.demands[who] = plan.demand.map(|kind| Demand {
-            uid: UID.into(),
-            namespace: "runners-1".into(),
-            name: "a".into(),
-            kind,
-            since: self.now,
+        self.demands[who] = plan.demand.map(|reason| Wish {
+            demand: Demand {
+                uid: UID.into(),
+                name: ObjectName::new("runners-1", "a"),
+                reason,
+                since: self.now,
+                renew_before: None,
+                max_lifetime: None,
+                pod_waits: false,
+            },
             asks: self.wanted.digest(),
             seq: observed.record.as_ref().map_or(0, |r| r.seq),
-            renew_before: None,
-            max_lifetime: None,
-            pod_waits: false,
+            journal,
         });
         plan
+    }
+
+    /// Decides on the view, and once more where the journal is another when that is committed.
+    fn decides(&mut self, who: usize, wish: Wish) -> bool {
+        let (now, budget) = (self.now, &mut self.budgets[who]);
+        let terms = Terms {
+            limits: vec![LIMIT],
+            newcomers: true,
+        };
+        let uid = wish.demand.uid.clone();
+        budget.budget.enqueue(wish.demand);
+        let (mut decision, _) = budget.decide(&Arc::new(wish.journal), &terms, now);
+        if !budget.stands(&decision, &self.journal, now) {
+            budget.decide_anew(&mut decision, &self.journal, now);
+        }
+        budget.budget.dequeue(&uid);
+        decision.admitted == [uid] && is_untouched(&self.journal, UID, wish.seq)
     }
 
     fn admit(&mut self, who: usize) {
@@ -248,15 +283,11 @@ impl World {
         }
         // Decided whenever that was, perhaps on a view that was behind: it is prepared on a fresh read of the
         // spec, and committed to the journal as it is.
-        let Some(demand) = self.demands[who].take_if(|d| d.asks == self.wanted.digest()) else {
+        let Some(wish) = self.demands[who].take_if(|w| w.asks == self.wanted.digest()) else {
             return;
         };
-        let (now, kind) = (self.now, demand.kind);
-        if self.journal.claims.contains_key(UID)
-            || budget::select(&self.journal, &budget::Guests::new(), &[demand], &[LIMIT], now)
-                .admitted
-                .is_empty()
-        {
+        let (now, kind) = (self.now, wish.demand.reason);
+        if !self.decides(who, wish) {
             return;
         }
         let truth = plan(&self.observe(who, &self.journal), now);

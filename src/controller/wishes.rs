@@ -1,0 +1,338 @@
+//! Who waits for a mint of one scope: what they want, and what they were told.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::core::Time;
+use crate::core::budget::{Budget, Demand, Follower, Held, Waiting};
+use crate::core::ids::{ObjectName, Uid};
+
+/// How often whoever waits is told how the line moved.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+/// How many of those behind the front are told at once: each is a write, and there may be thousands.
+const TELL_AT_ONCE: usize = 200;
+
+/// Somebody in line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wish {
+    /// What the budget is asked for.
+    pub demand: Demand,
+    /// [`Wanted::digest`](crate::core::spec::Wanted::digest) of the spec that this was decided on.
+    pub asks: String,
+    /// Number of the credential's last audit event in this journal when this was decided: where there is
+    /// a later one, something has happened since, and it is to be decided anew.
+    pub seq: u64,
+    /// Name of the connection.
+    pub connection: String,
+}
+
+#[derive(Debug)]
+struct Entry {
+    wish: Wish,
+    told: Option<(Waiting, Instant)>,
+    /// As the budget was told.
+    barred: Option<Time>,
+}
+
+/// Those who ask by one connection.
+#[derive(Debug, Default)]
+struct Line {
+    uids: HashSet<Uid>,
+    /// Until when it cannot be asked.
+    barred: Option<Time>,
+}
+
+/// Everybody in line, and what the budget is still to be told of them.
+#[derive(Debug, Default)]
+pub(super) struct Wishes {
+    entries: HashMap<Uid, Entry>,
+    lines: HashMap<String, Line>,
+    /// Tokens of other scopes' journals that are renewed here.
+    reserved: HashMap<Uid, (ObjectName, Held)>,
+    /// Whose wishes or reservations have changed; and whether they left the line in between.
+    changed: HashMap<Uid, bool>,
+    front: Vec<Uid>,
+    /// What those behind the front were told last: renewals, and newcomers.
+    behind: [Option<Waiting>; 2],
+    /// Who may not know that yet.
+    untold: VecDeque<Uid>,
+}
+
+/// What comes of telling somebody.
+enum News {
+    None,
+    /// There is nothing to tell yet, or it was told less than a minute ago.
+    Later,
+    Told(ObjectName),
+}
+
+impl Wishes {
+    pub(super) fn get(&self, uid: &str) -> Option<&Wish> {
+        self.entries.get(uid).map(|e| &e.wish)
+    }
+
+    /// Why somebody waits, as they were told last.
+    pub(super) fn told(&self, uid: &str) -> Option<Waiting> {
+        let (waiting, _) = self.entries.get(uid)?.told.as_ref()?;
+        Some(waiting.clone())
+    }
+
+    /// Puts somebody in line, or updates their place. Says whether anything changed.
+    pub(super) fn put(&mut self, mut wish: Wish) -> bool {
+        let uid = wish.demand.uid.clone();
+        let connection = wish.connection.clone();
+        if let Some(entry) = self.entries.get_mut(&uid) {
+            let old = &entry.wish;
+            if old.demand.reason.is_newcomer() == wish.demand.reason.is_newcomer() {
+                wish.demand.since = old.demand.since;
+            }
+            if *old == wish {
+                return false;
+            }
+            let old = std::mem::replace(&mut entry.wish, wish);
+            self.leave(&uid, &old.connection);
+        } else {
+            let entry = Entry {
+                wish,
+                told: None,
+                barred: None,
+            };
+            self.entries.insert(uid.clone(), entry);
+            self.untold.push_back(uid.clone());
+        }
+        self.lines.entry(connection).or_default().uids.insert(uid.clone());
+        self.changed.entry(uid).or_default();
+        true
+    }
+
+    fn leave(&mut self, uid: &Uid, connection: &str) {
+        if let Some(line) = self.lines.get_mut(connection) {
+            line.uids.remove(uid);
+            if line.uids.is_empty() {
+                self.lines.remove(connection);
+            }
+        }
+    }
+
+    /// Takes somebody out of the line. Says whether they were in it.
+    pub(super) fn remove(&mut self, uid: &str) -> bool {
+        let Some((uid, entry)) = self.entries.remove_entry(uid) else {
+            return false;
+        };
+        self.leave(&uid, &entry.wish.connection);
+        self.changed.insert(uid, true);
+        true
+    }
+
+    /// Notes that a token which another scope holds is renewed here; or that none is.
+    pub(super) fn reserve(&mut self, uid: &str, held: Option<(ObjectName, Held)>) {
+        let uid = Uid::from(uid);
+        if self.reserved.get(&uid) == held.as_ref() {
+            return;
+        }
+        self.changed.entry(uid.clone()).or_default();
+        match held {
+            Some(held) => self.reserved.insert(uid, held),
+            None => self.reserved.remove(&uid),
+        };
+    }
+
+    /// Forgets whoever has this name. Says whether somebody had.
+    pub(super) fn remove_name(&mut self, namespace: &str, name: &str) -> bool {
+        let named = |of: &ObjectName| *of.namespace == *namespace && *of.name == *name;
+        let waiting = self.entries.iter().filter(|(_, e)| named(&e.wish.demand.name));
+        let reserved = self.reserved.iter().filter(|(_, (of, _))| named(of));
+        let uids: Vec<Uid> = waiting
+            .map(|(uid, _)| uid)
+            .chain(reserved.map(|(uid, _)| uid))
+            .cloned()
+            .collect();
+        for uid in &uids {
+            self.remove(uid.as_str());
+            self.reserve(uid.as_str(), None);
+        }
+        !uids.is_empty()
+    }
+
+    /// Tells the budget what has changed. `barred` says until when a connection cannot be asked.
+    pub(super) fn update(&mut self, follower: &mut Follower, barred: impl Fn(&str) -> Option<Time>, now: Time) {
+        for (connection, line) in &mut self.lines {
+            let until = barred(connection);
+            if until != line.barred {
+                line.barred = until;
+                self.changed.extend(line.uids.iter().map(|uid| (uid.clone(), false)));
+            }
+        }
+        self.reserved.retain(|_, (_, held)| held.ends_at > now);
+        for (uid, left) in std::mem::take(&mut self.changed) {
+            follower.reserve(&uid, self.reserved.get(&uid).map(|(_, held)| held.clone()), now);
+            if left {
+                follower.budget.dequeue(&uid);
+            }
+            let Some(entry) = self.entries.get_mut(&uid) else {
+                continue;
+            };
+            follower.budget.enqueue(entry.wish.demand.clone());
+            let until = self.lines.get(&entry.wish.connection).and_then(|line| line.barred);
+            if entry.barred != until {
+                entry.barred = until;
+                self.untold.push_back(uid.clone());
+                follower.budget.set_aside(&uid, until.unwrap_or(now));
+            }
+        }
+    }
+
+    /// Tells those at the front, and some of all others, what the budget says; returns for whom that is news:
+    /// at once the first time, later once a minute. And whether more are to be told soon.
+    pub(super) fn tell(&mut self, budget: &Budget, front: Vec<Uid>, now: Time) -> (Vec<ObjectName>, bool) {
+        for newcomers in [false, true] {
+            let text = budget.behind(newcomers);
+            if text.is_some() && text != self.behind[usize::from(newcomers)].as_ref() {
+                self.behind[usize::from(newcomers)] = text.cloned();
+                self.untold = self.entries.keys().cloned().collect();
+            }
+        }
+        let mut news = Vec::new();
+        for uid in &front {
+            if let News::Told(name) = self.tell_one(budget, uid, now) {
+                news.push(name);
+            }
+        }
+        let before = std::mem::replace(&mut self.front, front);
+        let left = before.into_iter().filter(|uid| !self.front.contains(uid));
+        self.untold.extend(left);
+        let mut soon = self.untold.len() > TELL_AT_ONCE;
+        for _ in 0..self.untold.len().min(TELL_AT_ONCE) {
+            let Some(uid) = self.untold.pop_front() else { break };
+            match self.tell_one(budget, &uid, now) {
+                News::None => {}
+                News::Told(name) => news.push(name),
+                News::Later => {
+                    self.untold.push_back(uid);
+                    soon = true;
+                }
+            }
+        }
+        (news, soon)
+    }
+
+    fn tell_one(&mut self, budget: &Budget, uid: &Uid, now: Time) -> News {
+        let Some(entry) = self.entries.get_mut(uid).filter(|e| e.barred.is_none()) else {
+            return News::None;
+        };
+        let Some(waiting) = budget.waiting(uid) else {
+            // It may well be that they wait but for a moment.
+            return News::Later;
+        };
+        if let Some((old, at)) = &entry.told {
+            let passed = old.next_slot.is_some_and(|at| at <= now);
+            if *old == waiting {
+                return News::None;
+            }
+            if old.reason == waiting.reason && !passed && at.elapsed() < TELL_EVERY {
+                return News::Later;
+            }
+        }
+        entry.told = Some((waiting, Instant::now()));
+        News::Told(entry.wish.demand.name.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::core::budget::{FRONT, Limit, Terms};
+    use crate::core::journal::tests_support::scope;
+    use crate::core::journal::{Journal, Kind};
+    use crate::core::testing::{s, t};
+
+    fn wish(uid: &str, connection: &str) -> Wish {
+        Wish {
+            demand: Demand {
+                uid: uid.into(),
+                name: ObjectName::new("n", uid),
+                reason: Kind::First,
+                since: t(0),
+                renew_before: None,
+                max_lifetime: None,
+                pod_waits: false,
+            },
+            asks: String::new(),
+            seq: 0,
+            connection: connection.to_owned(),
+        }
+    }
+
+    /// Whom a budget of ten an hour admits, and who is at its front.
+    fn decide(follower: &mut Follower, limit: u32, now: Time) -> (Vec<String>, Vec<Uid>) {
+        let mut journal = Journal::new(scope());
+        journal.typical_lifetime = Some(3600);
+        let limit = Limit { limit, window: s(3600) };
+        let terms = Terms {
+            limits: vec![limit],
+            newcomers: true,
+        };
+        let (decision, selection) = follower.decide(&Arc::new(journal), &terms, now);
+        (
+            decision.admitted.iter().map(ToString::to_string).collect(),
+            selection.front,
+        )
+    }
+
+    #[test]
+    fn those_of_a_connection_that_cannot_be_asked_wait_until_it_can() {
+        let (mut wishes, mut follower) = (Wishes::default(), Follower::new("svc"));
+        for uid in ["a", "b"] {
+            assert!(wishes.put(wish(uid, uid)));
+            assert!(!wishes.put(wish(uid, uid)));
+        }
+        let refused = |connection: &str| (connection == "a").then(|| t(900));
+        wishes.update(&mut follower, refused, t(1));
+        assert_eq!(decide(&mut follower, 10, t(1)).0, ["b"]);
+        wishes.put(wish("c", "a"));
+        wishes.put(wish("b", "a"));
+        wishes.update(&mut follower, refused, t(2));
+        assert!(decide(&mut follower, 10, t(2)).0.is_empty());
+        // Another connection, another key: and who left and came back is not barred either.
+        wishes.put(wish("c", "b"));
+        wishes.remove("b");
+        wishes.put(wish("b", "b"));
+        wishes.update(&mut follower, refused, t(3));
+        assert_eq!(decide(&mut follower, 10, t(3)).0, ["b", "c"]);
+        wishes.update(&mut follower, |_| None, t(4));
+        assert_eq!(decide(&mut follower, 10, t(4)).0, ["a", "b", "c"]);
+        assert!(wishes.remove_name("n", "a") && !wishes.remove_name("n", "a"));
+        wishes.update(&mut follower, |_| None, t(5));
+        assert_eq!(decide(&mut follower, 10, t(5)).0, ["b", "c"]);
+    }
+
+    #[test]
+    fn of_thousands_who_wait_only_those_are_told_for_whom_it_is_news_and_few_at_once() {
+        let (mut wishes, mut follower) = (Wishes::default(), Follower::new("svc"));
+        for i in 0..1000 {
+            wishes.put(wish(&format!("u{i:04}"), "c"));
+        }
+        wishes.update(&mut follower, |_| None, t(1));
+        let (admitted, _) = decide(&mut follower, 10, t(1));
+        for uid in &admitted {
+            wishes.remove(uid);
+        }
+        wishes.update(&mut follower, |_| None, t(1));
+        let (mut passes, mut told) = (0, Vec::new());
+        while passes < 20 {
+            // Nobody fits.
+            let (_, front) = decide(&mut follower, 1, t(1));
+            let (news, soon) = wishes.tell(&follower.budget, front, t(1));
+            assert!(news.len() <= TELL_AT_ONCE + FRONT);
+            told.extend(news);
+            passes += 1;
+            if !soon {
+                break;
+            }
+        }
+        assert_eq!((passes, told.len()), (5, 1000 - admitted.len()), "each once");
+        assert!(wishes.told("u0999").is_some_and(|w| w.position == FRONT + 1));
+    }
+}

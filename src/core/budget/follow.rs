@@ -1,0 +1,269 @@
+//! A budget that follows its scope's journal: it is told what differs between two views, and a decision is taken
+//! on a view and holds for the commit only while nothing it depends on has changed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use chrono::TimeDelta;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+
+use super::limits::{Limit, effective};
+use super::{Budget, Held, Open, Selection, Stops};
+use crate::core::Time;
+use crate::core::ids::Uid;
+use crate::core::journal::{Claim, Journal, Live, Record};
+
+/// How long a decision may wait for its commit.
+const DECISION_HOLDS: TimeDelta = TimeDelta::seconds(1);
+
+/// What a decision depends on besides its journal.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The configured limits of all connections that use the scope.
+    pub limits: Vec<Limit>,
+    /// Whether newcomers are considered: not before all are known who wait.
+    pub newcomers: bool,
+}
+
+/// Who was admitted, and when.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// Whom to admit, in order.
+    pub admitted: Vec<Uid>,
+    at: Time,
+    terms: Terms,
+}
+
+/// The budget of one scope, and the view of its journal that it was last told of.
+#[derive(Debug)]
+pub struct Follower {
+    /// What it is told, and asked.
+    pub budget: Budget,
+    seen: Option<Arc<Journal>>,
+    /// Tokens that other scopes' journals hold and whose renewals count here.
+    foreign: HashMap<Uid, Held>,
+    longest: TimeDelta,
+    /// When the first newcomer's request leaves the window that shares are counted in.
+    spent_until: Time,
+}
+
+impl Follower {
+    /// The budget of a scope that people call `title`.
+    #[must_use]
+    pub fn new(title: &str) -> Self {
+        Self {
+            budget: Budget::new(title),
+            seen: None,
+            foreign: HashMap::new(),
+            longest: TimeDelta::zero(),
+            spent_until: Time::MIN_UTC,
+        }
+    }
+
+    /// Counts the renewals of a token that another scope's journal holds and that are made here; or stops to.
+    pub fn reserve(&mut self, uid: &Uid, held: Option<Held>, now: Time) {
+        match held {
+            Some(held) => self.foreign.insert(uid.clone(), held),
+            None => self.foreign.remove(uid),
+        };
+        if let Some(seen) = self.seen.clone() {
+            self.plan(uid.as_str(), &seen, now);
+        }
+    }
+
+    /// Takes in what differs between the view it saw last and `journal`.
+    pub fn follow(&mut self, journal: &Arc<Journal>, limits: &[Limit], now: Time) {
+        self.budget.set_limits(&effective(limits, journal, now));
+        let typical = journal.typical_lifetime.map(TimeDelta::seconds);
+        self.budget.set_typical_lifetime(typical);
+        self.foreign.retain(|_, held| held.ends_at > now);
+        let before = self.seen.replace(Arc::clone(journal));
+        let unseen = before.is_none();
+        let before = before.unwrap_or_else(|| Arc::new(Journal::new(journal.scope.clone())));
+        let longest = limits.iter().map(|l| l.window).max().unwrap_or_default();
+        let is_new = !Arc::ptr_eq(&before, journal) && before.sent() != journal.sent();
+        if unseen || longest != self.longest || now >= self.spent_until || is_new {
+            self.longest = longest;
+            self.count(journal, now);
+        }
+        if Arc::ptr_eq(&before, journal) {
+            return;
+        }
+        for uid in planned_anew(&before, journal) {
+            self.plan(uid, journal, now);
+        }
+        if unseen {
+            for uid in self.foreign.keys().cloned().collect::<Vec<_>>() {
+                self.plan(uid.as_str(), journal, now);
+            }
+        }
+    }
+
+    /// Tells the budget which requests count, and which namespace's newcomers sent them.
+    fn count(&mut self, journal: &Journal, now: Time) {
+        self.budget.set_sent(journal.sent());
+        let mut by_namespace: BTreeMap<&str, u32> = BTreeMap::new();
+        self.spent_until = Time::MAX_UTC;
+        for (at, namespace) in journal.newcomers() {
+            let until = at + self.longest;
+            if until > now {
+                *by_namespace.entry(namespace).or_default() += 1;
+                self.spent_until = self.spent_until.min(until);
+            }
+        }
+        self.budget
+            .set_spent(by_namespace.into_iter().map(|(n, count)| (n.into(), count)));
+    }
+
+    /// Tells the budget what is planned for `uid`: of a claim, of its token here, or of one elsewhere.
+    fn plan(&mut self, uid: &str, journal: &Journal, now: Time) {
+        let uid = Uid::from(uid);
+        let record = journal.credentials.get(uid.as_str());
+        let live = record.and_then(|r| Some((r, r.live.as_ref()?)));
+        if let Some(claim) = journal.claims.get(uid.as_str()) {
+            self.budget.open(&uid, &open_of(claim, live.map(|(_, live)| live)));
+            return;
+        }
+        let own = live.map(|(record, live)| Held::of(&record.namespace, live));
+        let own = own.filter(|held| held.ends_at > now);
+        let foreign = || self.foreign.get(uid.as_str()).filter(|h| h.ends_at > now).cloned();
+        match own.or_else(foreign) {
+            Some(held) => self.budget.hold(&uid, &held),
+            None => self.budget.release(&uid),
+        }
+    }
+
+    /// Decides on the newest view.
+    pub fn decide(&mut self, journal: &Arc<Journal>, terms: &Terms, now: Time) -> (Decision, Selection) {
+        self.follow(journal, &terms.limits, now);
+        let selection = self.budget.select(now, usize::MAX, &stops(journal, terms));
+        let decision = Decision {
+            admitted: selection.admitted.clone(),
+            at: now,
+            terms: terms.clone(),
+        };
+        (decision, selection)
+    }
+
+    /// Whether `decision` holds for a commit to `journal` at `now`: it is not old, and nothing that the budget counts
+    /// is other than in the view it was taken on.
+    #[must_use]
+    pub fn stands(&self, decision: &Decision, journal: &Journal, now: Time) -> bool {
+        let fresh = now - decision.at <= DECISION_HOLDS;
+        fresh
+            && self
+                .seen
+                .as_deref()
+                .is_some_and(|seen| is_same(seen, journal, &decision.terms, now))
+    }
+
+    /// Takes `decision` anew, on the state that is about to be committed.
+    pub fn decide_anew(&mut self, decision: &mut Decision, journal: &Journal, now: Time) {
+        let terms = decision.terms.clone();
+        *decision = self.decide(&Arc::new(journal.clone()), &terms, now).0;
+    }
+}
+
+/// Whether nothing has happened to `uid` since its audit event `seq`, and nothing is under way for it.
+#[must_use]
+pub fn is_untouched(journal: &Journal, uid: &str, seq: u64) -> bool {
+    !journal.claims.contains_key(uid) && journal.credentials.get(uid).map_or(0, |r| r.seq) == seq
+}
+
+/// What is known of a request under way; a renewal brings nothing that lives longer than what it replaces.
+fn open_of(claim: &Claim, live: Option<&Live>) -> Open {
+    let replaced = live.filter(|_| !claim.kind.is_newcomer());
+    let minted = claim.minted.as_ref().map(|m| m.ends_at - m.issued_at);
+    let asked = claim.max_lifetime_ms.map(TimeDelta::milliseconds);
+    Open {
+        namespace: claim.namespace.as_str().into(),
+        at: claim.at,
+        renew_before: claim.renew_before_ms.map(TimeDelta::milliseconds),
+        max_lifetime: [minted, asked, replaced.map(|l| l.ends_at - l.issued_at)]
+            .into_iter()
+            .flatten()
+            .min(),
+    }
+}
+
+fn stops(journal: &Journal, terms: &Terms) -> Stops {
+    let longest = terms.limits.iter().map(|l| l.counts_for()).max().unwrap_or_default();
+    Stops {
+        blocked_until: journal.throttle.blocked_until,
+        backlog_percent: journal.backlog(),
+        // All that a lost journal forgot has left the window then.
+        lost_until: journal.lost_at.map(|at| at + longest),
+        newcomers: terms.newcomers,
+        teaching: journal.typical_lifetime.is_none(),
+    }
+}
+
+/// Whether both come to the same for the budget.
+fn is_same(a: &Journal, b: &Journal, terms: &Terms, now: Time) -> bool {
+    let longest = terms.limits.iter().map(|l| l.counts_for()).max().unwrap_or_default();
+    let stops_of = |journal: &Journal| {
+        let stops = stops(journal, terms);
+        Stops {
+            // What is over stops nobody, whether that was noted already or not.
+            blocked_until: stops.blocked_until.filter(|at| *at > now),
+            lost_until: stops.lost_until.filter(|at| *at > now),
+            backlog_percent: usize::from(stops.backlog_percent >= 80) + usize::from(stops.backlog_percent >= 100),
+            ..stops
+        }
+    };
+    let counted = |journal: &Journal| {
+        let counts = |at: Time| at + longest > now;
+        let sent = journal.sent().into_iter();
+        sent.filter(|(at, _)| counts(*at)).collect::<Vec<_>>()
+    };
+    a.typical_lifetime == b.typical_lifetime
+        && a.throttle.learnt == b.throttle.learnt
+        && stops_of(a) == stops_of(b)
+        && counted(a) == counted(b)
+        && planned_anew(a, b).is_empty()
+}
+
+/// For whom something else is planned `after` than `before`.
+fn planned_anew<'a>(before: &'a Journal, after: &'a Journal) -> BTreeSet<&'a str> {
+    let plan = |r: &Record| r.live.as_ref().map(|l| (l.issued_at, l.ends_at, l.renew_before_ms));
+    let mut changed = BTreeSet::new();
+    differences(
+        &before.credentials,
+        &after.credentials,
+        |a, b| match (a, b) {
+            (Some(a), Some(b)) => plan(a) == plan(b),
+            (one, other) => one.or(other).is_none_or(|r| r.live.is_none()),
+        },
+        &mut changed,
+    );
+    differences(
+        &before.claims,
+        &after.claims,
+        |a, b| match (a, b) {
+            (Some(a), Some(b)) => a.id == b.id && a.minted == b.minted,
+            _ => false,
+        },
+        &mut changed,
+    );
+    changed
+}
+
+/// The keys of two maps whose values are not the `same`.
+fn differences<'a, V: PartialEq>(
+    before: &'a OrdMap<Uid, Arc<V>>,
+    after: &'a OrdMap<Uid, Arc<V>>,
+    same: impl Fn(Option<&V>, Option<&V>) -> bool,
+    keys: &mut BTreeSet<&'a str>,
+) {
+    for change in before.diff(after) {
+        let (key, was, is) = match change {
+            DiffItem::Add(key, is) => (key, None, Some(is)),
+            DiffItem::Remove(key, was) => (key, Some(was), None),
+            DiffItem::Update { old, new } => (new.0, Some(old.1), Some(new.1)),
+        };
+        if !same(was.map(|v| &**v), is.map(|v| &**v)) {
+            keys.insert(key.as_str());
+        }
+    }
+}

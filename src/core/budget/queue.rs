@@ -1,0 +1,237 @@
+//! Who wants to mint, in the order in which they are considered.
+//!
+//! Newcomers stand in lanes: one for those whose Pods wait and one for the others in each namespace. In
+//! a lane those who will ask the same of the budget stand together, so that all of them can be passed
+//! over at once.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::core::ids::Uid;
+
+use super::demand::{Demand, Group, Key, LaneId, Place, Standing};
+use super::shares::Shares;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lane {
+    pub(super) groups: BTreeMap<Group, BTreeSet<Place>>,
+    /// The first of each group.
+    pub(super) heads: BTreeSet<(Place, Group)>,
+    /// How the lane stands in the index.
+    key: Option<Key>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    demand: Demand,
+    standing: Standing,
+    /// Not considered before this, in nanoseconds.
+    rests_until: Option<i64>,
+}
+
+/// Everybody who wants to mint.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Queue {
+    entries: HashMap<Uid, Entry>,
+    pub(super) lanes: HashMap<LaneId, Lane>,
+    /// The first of each lane.
+    pub(super) index: BTreeSet<Key>,
+    /// How many newcomers each group has.
+    pub(super) groups: HashMap<Group, usize>,
+    newcomers: usize,
+    /// Renewals whose latest safe time has come, by end.
+    pub(super) due: BTreeSet<(i64, Uid)>,
+    /// The other renewals, by end
+    pub(super) early: BTreeSet<(i64, Uid)>,
+    /// and by latest safe time.
+    by_latest: BTreeSet<(i64, Uid)>,
+    resting: BTreeSet<(i64, Uid)>,
+}
+
+impl Queue {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Newcomers in line.
+    pub(super) fn newcomers(&self) -> usize {
+        self.newcomers
+    }
+
+    /// What somebody in line wants; `None` for those who rest.
+    pub(super) fn in_line(&self, uid: &str) -> Option<&Demand> {
+        let entry = self.entries.get(uid).filter(|e| e.rests_until.is_none())?;
+        Some(&entry.demand)
+    }
+
+    pub(super) fn standing(&self, uid: &str) -> Standing {
+        self.entries.get(uid).map_or_else(Standing::default, |e| e.standing)
+    }
+
+    /// Puts somebody in line, or updates their place: who stays a newcomer, or a renewal, has waited since
+    /// they first asked. Says whether anything changed.
+    pub(super) fn put(&mut self, mut demand: Demand, standing: Standing, shares: &Shares) -> bool {
+        let mut rests_until = None;
+        if let Some(old) = self.entries.get(demand.uid.as_str()) {
+            if old.demand.reason.is_newcomer() == demand.reason.is_newcomer() {
+                demand.since = old.demand.since;
+            }
+            if old.demand == demand && old.standing == standing {
+                return false;
+            }
+            rests_until = old.rests_until;
+        }
+        self.take(demand.uid.clone().as_str(), shares);
+        let entry = Entry {
+            demand,
+            standing,
+            rests_until,
+        };
+        self.enter(&entry, shares);
+        self.entries.insert(entry.demand.uid.clone(), entry);
+        true
+    }
+
+    /// Takes somebody out of the line. Says whether they were in it.
+    pub(super) fn take(&mut self, uid: &str, shares: &Shares) -> bool {
+        let Some(entry) = self.entries.remove(uid) else {
+            return false;
+        };
+        self.leave(&entry, shares);
+        true
+    }
+
+    /// Does not consider somebody before `until`.
+    pub(super) fn rest(&mut self, uid: &str, until: Option<i64>, shares: &Shares) {
+        if let Some(mut entry) = self.entries.remove(uid) {
+            self.leave(&entry, shares);
+            entry.rests_until = until;
+            self.enter(&entry, shares);
+            self.entries.insert(entry.demand.uid.clone(), entry);
+        }
+    }
+
+    /// Notes what somebody holds now.
+    pub(super) fn set_standing(&mut self, uid: &str, standing: Standing, shares: &Shares) {
+        if let Some(entry) = self.entries.get(uid).filter(|e| e.standing != standing) {
+            let demand = entry.demand.clone();
+            self.put(demand, standing, shares);
+        }
+    }
+
+    /// Lets those go on who have rested, and finds the renewals that have become due.
+    pub(super) fn move_to(&mut self, now: i64, shares: &Shares) {
+        while let Some((_, uid)) = self.resting.first().filter(|(at, _)| *at <= now).cloned() {
+            self.rest(uid.as_str(), None, shares);
+        }
+        while let Some((_, uid)) = self.by_latest.first().filter(|(at, _)| *at <= now).cloned() {
+            self.by_latest.pop_first();
+            let end = self.standing(uid.as_str()).end;
+            self.early.remove(&(end, uid.clone()));
+            self.due.insert((end, uid));
+        }
+    }
+
+    /// When somebody has rested.
+    pub(super) fn next_rested(&self) -> Option<i64> {
+        self.resting.first().map(|(at, _)| *at)
+    }
+
+    /// When another renewal becomes due.
+    pub(super) fn next_due(&self) -> Option<i64> {
+        self.by_latest.first().map(|(at, _)| *at)
+    }
+
+    fn enter(&mut self, entry: &Entry, shares: &Shares) {
+        let (demand, standing) = (&entry.demand, entry.standing);
+        if let Some(until) = entry.rests_until {
+            self.resting.insert((until, demand.uid.clone()));
+        } else if !demand.reason.is_newcomer() {
+            self.early.insert((standing.end, demand.uid.clone()));
+            self.by_latest.insert((standing.latest, demand.uid.clone()));
+        } else {
+            self.newcomers += 1;
+            let (id, place, group) = (demand.lane(), demand.place(), demand.group(standing));
+            *self.groups.entry(group).or_default() += 1;
+            let lane = self.lanes.entry(id.clone()).or_default();
+            let others = lane.groups.entry(group).or_default();
+            if others.first().is_none_or(|first| place < *first) {
+                if let Some(first) = others.first() {
+                    lane.heads.remove(&(first.clone(), group));
+                }
+                lane.heads.insert((place.clone(), group));
+            }
+            others.insert(place);
+            self.index_lane(&id, shares);
+        }
+    }
+
+    fn leave(&mut self, entry: &Entry, shares: &Shares) {
+        let (demand, standing) = (&entry.demand, entry.standing);
+        if let Some(until) = entry.rests_until {
+            self.resting.remove(&(until, demand.uid.clone()));
+        } else if !demand.reason.is_newcomer() {
+            self.early.remove(&(standing.end, demand.uid.clone()));
+            self.due.remove(&(standing.end, demand.uid.clone()));
+            self.by_latest.remove(&(standing.latest, demand.uid.clone()));
+        } else {
+            self.newcomers -= 1;
+            let (id, place, group) = (demand.lane(), demand.place(), demand.group(standing));
+            if let Some(count) = self.groups.get_mut(&group) {
+                *count -= 1;
+                if *count == 0 {
+                    self.groups.remove(&group);
+                }
+            }
+            let Some(lane) = self.lanes.get_mut(&id) else { return };
+            let Some(others) = lane.groups.get_mut(&group) else {
+                return;
+            };
+            others.remove(&place);
+            let next = others.first().cloned();
+            if next.is_none() {
+                lane.groups.remove(&group);
+            }
+            if lane.heads.remove(&(place, group))
+                && let Some(next) = next
+            {
+                lane.heads.insert((next, group));
+            }
+            self.index_lane(&id, shares);
+        }
+    }
+
+    /// Notes where a lane stands, once its first or its share has changed.
+    fn index_lane(&mut self, id: &LaneId, shares: &Shares) {
+        let Some(lane) = self.lanes.get_mut(id) else { return };
+        let share = shares.of(&id.namespace);
+        let key = lane.heads.first().map(|(place, _)| Key::new(id, share, place));
+        if key != lane.key {
+            if let Some(old) = lane.key.take() {
+                self.index.remove(&old);
+            }
+            if let Some(new) = &key {
+                self.index.insert(new.clone());
+            }
+            lane.key = key;
+        }
+        if lane.key.is_none() {
+            self.lanes.remove(id);
+        }
+    }
+
+    /// Notes that the share of a namespace has changed.
+    pub(super) fn share_changed(&mut self, namespace: &Arc<str>, shares: &Shares) {
+        for no_pod in [false, true] {
+            let namespace = Arc::clone(namespace);
+            self.index_lane(&LaneId { no_pod, namespace }, shares);
+        }
+    }
+
+    /// Notes that all shares have changed.
+    pub(super) fn all_shares_changed(&mut self, shares: &Shares) {
+        for id in self.lanes.keys().cloned().collect::<Vec<_>>() {
+            self.index_lane(&id, shares);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! One look at the line: who may mint now, and what everybody else waits for.
+
+use std::collections::HashSet;
+
+use crate::core::Time;
+use crate::core::ids::Uid;
+
+use super::demand::Group;
+use super::line::Line;
+use super::nanos::{instant, nanos};
+use super::projection::Projection;
+use super::queue::Queue;
+use super::search::{Memo, Search};
+use super::series::{Series, expected_period};
+use super::shares::Shares;
+use super::slots::Slot;
+use super::text::Why;
+use super::{FRONT, Stops};
+
+/// Claims that may be open at once: each takes room in the journal until its outcome is known. Newcomers leave
+/// some to renewals.
+const MAX_OPEN: usize = 64;
+pub(super) const MAX_OPEN_NEWCOMERS: usize = 48;
+/// Periods that differ by less, in nanoseconds, are the same: ends are whole seconds.
+const ROUNDING: i64 = 2_000_000_000;
+/// Renewals that are looked at before they are due, in one pass.
+const EARLY: usize = 32;
+
+/// What one look is about.
+pub(super) struct Pass<'a> {
+    pub(super) queue: &'a Queue,
+    pub(super) shares: &'a Shares,
+    pub(super) stops: &'a Stops,
+    pub(super) now: Time,
+    /// How many may be admitted.
+    pub(super) most: usize,
+}
+
+/// What it led to.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) admitted: Vec<Uid>,
+    pub(super) newcomers: usize,
+    /// The renewals that come first, and why they wait,
+    pub(super) renewals: Vec<(Uid, Why)>,
+    /// and why those behind do.
+    pub(super) other_renewals: Option<Why>,
+    /// The newcomers that come first, in order,
+    pub(super) front: Vec<(Uid, Why)>,
+    /// and why those behind wait. `None` where they wait but for a moment, which is nothing to tell of.
+    pub(super) behind: Option<Why>,
+    /// When the first in line gets a slot.
+    pub(super) next_slot: Option<Time>,
+    /// When to go on, where not all were looked at.
+    pub(super) again: Option<Time>,
+    /// What was planned before for those who are tried out.
+    pub(super) undo: Vec<(Uid, Option<Series>)>,
+}
+
+impl Pass<'_> {
+    /// Looks at everybody whose turn comes. Those it admits are tried out in `projection`, until they are
+    /// taken back.
+    pub(super) fn run(&self, projection: &mut Projection, memo: &mut Memo) -> Outcome {
+        let mut search = Search::new(projection, memo, nanos(self.now));
+        let mut outcome = Outcome::default();
+        self.renewals(&mut search, &mut outcome);
+        self.newcomers(&mut search, &mut outcome);
+        outcome.undo = search.undo;
+        outcome
+    }
+
+    /// What somebody in line is expected to need from now on.
+    fn period(&self, projection: &Projection, uid: &Uid) -> Option<i64> {
+        let demand = self.queue.in_line(uid.as_str())?;
+        let expected = expected_period(projection.typical(), demand.renew_before, demand.max_lifetime);
+        let live = projection.get(uid.as_str()).filter(|_| !demand.reason.is_newcomer());
+        // What is renewed lives no longer than before, whatever others do.
+        Some(live.map_or(expected, |series| series.period.min(expected)))
+    }
+
+    /// Whether no more may be admitted now, where so many claims may be open at once.
+    fn is_full(&self, search: &Search, outcome: &mut Outcome, open: usize) -> bool {
+        let room = open.saturating_sub(search.projection.open_claims()).min(self.most);
+        let full = outcome.admitted.len() >= room;
+        if full {
+            outcome.again = Why::NotYet.until(self.now);
+        }
+        full
+    }
+
+    fn admit(&self, search: &mut Search, outcome: &mut Outcome, uid: &Uid) {
+        if let (Some(demand), Some(period)) = (self.queue.in_line(uid.as_str()), self.period(search.projection, uid)) {
+            search.admit(uid, &demand.name.namespace, period);
+            outcome.admitted.push(uid.clone());
+        }
+    }
+
+    fn blocked(&self) -> Option<Why> {
+        let until = self.stops.blocked_until.filter(|at| *at > self.now);
+        until.map(Why::Blocked)
+    }
+
+    /// Those that are due, then those that may go early, both by end.
+    fn renewals(&self, search: &mut Search, outcome: &mut Outcome) {
+        let backlog = (self.stops.backlog_percent >= 100).then_some(Why::Backlog);
+        let stopped = backlog.or_else(|| self.blocked());
+        let mut left = EARLY;
+        let due = self.queue.due.iter().map(|(_, uid)| (true, uid));
+        let early = self.queue.early.iter().map(|(_, uid)| (false, uid));
+        for (is_due, uid) in due.chain(early) {
+            let mut why = stopped;
+            if why.is_none() {
+                let free = search.projection.is_free_now();
+                let faster = self.is_faster(search.projection, uid);
+                let may = free && (is_due && !faster || left > 0 && self.fits(search, &mut left, uid, !faster));
+                if may {
+                    if self.is_full(search, outcome, MAX_OPEN) {
+                        return;
+                    }
+                    self.admit(search, outcome, uid);
+                    continue;
+                }
+                let latest = if is_due {
+                    0
+                } else {
+                    self.queue.standing(uid.as_str()).latest
+                };
+                let slot = instant(search.projection.next_free().max(latest));
+                why = Some(Why::NoSlot(Some(slot).filter(|_| !free || !is_due)));
+            }
+            let Some(why) = why else { continue };
+            if outcome.renewals.len() < FRONT {
+                outcome.renewals.push((uid.clone(), why));
+                continue;
+            }
+            outcome.other_renewals = Some(why);
+            if stopped.is_some() || left == 0 && !is_due || !search.projection.is_free_now() {
+                return;
+            }
+        }
+    }
+
+    /// Whether a token of `uid` now would be renewed more often than is planned for the one it replaces, since its
+    /// spec says so: what that takes more it asks for like a newcomer.
+    fn is_faster(&self, projection: &Projection, uid: &Uid) -> bool {
+        let asked = self.queue.in_line(uid.as_str()).zip(projection.get(uid.as_str()));
+        asked.is_some_and(|(demand, live)| live.period_of_next(demand) + ROUNDING < live.period)
+    }
+
+    fn fits(&self, search: &mut Search, left: &mut usize, uid: &Uid, renewal: bool) -> bool {
+        *left -= 1;
+        self.period(search.projection, uid)
+            .is_some_and(|period| search.may_renew(uid, period, renewal))
+    }
+
+    /// What keeps all newcomers waiting.
+    fn stopped(&self) -> Option<Why> {
+        let stops = self.stops;
+        self.blocked()
+            .or_else(|| (stops.backlog_percent >= 80).then_some(Why::Backlog))
+            .or_else(|| stops.lost_until.filter(|at| *at > self.now).map(Why::Lost))
+    }
+
+    fn newcomers(&self, search: &mut Search, outcome: &mut Outcome) {
+        if !self.stops.newcomers {
+            return;
+        }
+        // Why all wait, once the first in line does.
+        let mut closed = self.stopped();
+        let mut line = Line::new(self.queue, self.shares);
+        let mut settled = HashSet::new();
+        while let Some(candidate) = line.next() {
+            let listed = outcome.front.len() < FRONT;
+            if !listed && (closed.is_some() || search.is_spent()) {
+                break;
+            }
+            let Some(period) = self.period(search.projection, candidate.uid()) else {
+                continue;
+            };
+            let Group { holds, .. } = candidate.group;
+            let rate = if holds { 0 } else { self.shares.rate_of(period) };
+            if let Some(why) = closed {
+                outcome.front.push((candidate.uid().clone(), why));
+                line.placed(&candidate, rate);
+                continue;
+            }
+            if self.is_moment(search, outcome) {
+                return;
+            }
+            let why = match search.slot(candidate.uid(), candidate.namespace(), period, holds) {
+                Slot::At(at) if at <= nanos(self.now) => {
+                    self.admit(search, outcome, candidate.uid());
+                    outcome.newcomers += 1;
+                    line.placed(&candidate, rate);
+                    continue;
+                }
+                Slot::At(at) => {
+                    // Whoever is first in line is not overtaken; those behind share its next slot.
+                    outcome.next_slot = Some(instant(at));
+                    let why = Why::NoSlot(outcome.next_slot);
+                    closed = Some(why);
+                    why
+                }
+                Slot::Never => Why::NoSlot(None),
+                Slot::Unknown => {
+                    outcome.again = Why::NotYet.until(self.now);
+                    Why::NotYet
+                }
+            };
+            if listed {
+                outcome.front.push((candidate.uid().clone(), why));
+            }
+            if closed.is_some() {
+                line.placed(&candidate, rate);
+            } else if listed || holds {
+                line.go_on(&candidate);
+            } else if settled.insert(candidate.group) && self.is_hopeless(search) {
+                break;
+            }
+        }
+        outcome.behind = Some(closed.unwrap_or(Why::NoSlot(None)));
+    }
+
+    /// Whether newcomers go on as soon as what was admitted is under way, or the first one is answered.
+    fn is_moment(&self, search: &Search, outcome: &mut Outcome) -> bool {
+        // The first answer of a scope teaches how long tokens live; until then one newcomer is enough.
+        let under_way = search.projection.open_claims() > 0 || !outcome.admitted.is_empty();
+        self.stops.teaching && under_way || self.is_full(search, outcome, MAX_OPEN_NEWCOMERS)
+    }
+
+    /// Whether nobody in line has anything to hope for, as far as that can be told with little work.
+    fn is_hopeless(&self, search: &Search) -> bool {
+        self.queue.groups.len() <= 64
+            && self.queue.groups.keys().all(|group| {
+                let period = expected_period(search.projection.typical(), group.renew_before, group.max_lifetime);
+                !group.holds && search.is_hopeless(period)
+            })
+    }
+}

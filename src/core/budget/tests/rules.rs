@@ -1,0 +1,368 @@
+//! Single rules of who is admitted.
+
+use super::world::World;
+use super::*;
+use crate::core::journal::Journal;
+use crate::core::journal::tests_support::{claim, scope};
+
+#[test]
+fn the_first_answer_of_a_scope_is_awaited_before_a_second_newcomer_is_admitted() {
+    let mut budget = budget(&[hourly(10)]);
+    budget.set_typical_lifetime(None);
+    budget.enqueue(newcomer("a", "n", t(0)));
+    budget.enqueue(newcomer("b", "n", t(0)));
+    let stops = Stops {
+        teaching: true,
+        ..Stops::default()
+    };
+    let selection = budget.select(t(0), 48, &stops);
+    assert_eq!(names(&selection.admitted), ["a"]);
+    assert!(budget.waiting(&"b".into()).is_none(), "a moment is nothing to tell of");
+    budget.dequeue(&"a".into());
+    let open = Open {
+        namespace: "n".into(),
+        at: t(0),
+        renew_before: None,
+        max_lifetime: None,
+    };
+    budget.open(&"a".into(), &open);
+    assert!(budget.select(t(1), 48, &stops).admitted.is_empty());
+    assert!(budget.waiting(&"b".into()).is_none(), "a moment is nothing to tell of");
+    budget.hold(&"a".into(), &held("n", t(1), t(3601)));
+    assert_eq!(names(&admitted(&mut budget, t(2))), ["b"]);
+}
+
+#[test]
+fn a_due_renewal_takes_the_last_slot_before_any_newcomer() {
+    let mut world = World::new(3, s(3600));
+    world.want(newcomer("old", "n", t(0)), s(3600), t(0));
+    world.step(t(0));
+    world.budget.set_sent([(t(0), 1), (t(1), 1)]);
+    let due = t(2400);
+    world.budget.enqueue(newcomer("new", "m", t(1)));
+    world.budget.enqueue(demand("old", "n", MintReason::Renewal, due));
+    assert_eq!(names(&admitted(&mut world.budget, due)), ["old"]);
+    assert_eq!(world.budget.waiting(&"new".into()).unwrap().position, 1);
+}
+
+#[test]
+fn renewals_go_by_their_ends_and_only_as_early_as_nobody_else_is_harmed() {
+    let mut budget = budget(&[hourly(2)]);
+    budget.hold(&"late".into(), &held("n", t(0), t(3600)));
+    budget.hold(&"first".into(), &held("n", t(-60), t(3540)));
+    budget.set_sent([(t(-60), 1), (t(0), 1)]);
+    for uid in ["late", "first"] {
+        budget.enqueue(demand(uid, "n", MintReason::Renewal, t(2300)));
+    }
+    assert!(admitted(&mut budget, t(2350)).is_empty(), "both slots are used");
+    let mut roomy = budget.clone();
+    roomy.set_limits(&[hourly(4)]);
+    assert_eq!(names(&admitted(&mut roomy, t(2350))), ["first", "late"]);
+    // With a third request in the window, one more has to wait until its turn comes.
+    roomy.set_limits(&[hourly(3)]);
+    assert_eq!(names(&admitted(&mut roomy, t(2390))), ["first"]);
+}
+
+#[test]
+fn the_next_in_line_is_admitted_the_moment_a_slot_frees() {
+    let mut world = World::new(3, s(10));
+    for uid in ["a", "b"] {
+        world.want(newcomer(uid, "n", t(0)), s(3600), t(0));
+        world.step(t(0));
+    }
+    world.budget.enqueue(newcomer("c", "n", t(1)));
+    assert!(admitted(&mut world.budget, t(1)).is_empty());
+    let next = world.budget.waiting(&"c".into()).unwrap().next_slot.unwrap();
+    let free = t(10) + TimeDelta::milliseconds(100);
+    assert!(
+        next >= free && next <= free + s(10) / 256,
+        "within two buckets of a 512th: {next}"
+    );
+    assert_eq!(names(&admitted(&mut world.budget, next)), ["c"]);
+}
+
+#[test]
+fn whoever_can_never_fit_waits_and_holds_nobody_up() {
+    let mut budget = budget(&[hourly(5)]);
+    budget.enqueue(Demand {
+        max_lifetime: Some(s(5)),
+        ..newcomer("a-greedy", "n", t(0))
+    });
+    budget.enqueue(newcomer("b", "m", t(1)));
+    assert_eq!(names(&admitted(&mut budget, t(2))), ["b"]);
+    let waiting = budget.waiting(&"a-greedy".into()).unwrap();
+    assert!(waiting.message.contains("no slot frees"), "{waiting:?}");
+}
+
+#[test]
+fn a_live_token_of_another_scope_that_is_renewed_here_keeps_its_slot_from_newcomers() {
+    let mut budget = budget(&[hourly(2)]);
+    budget.set_typical_lifetime(Some(s(36_000)));
+    budget.enqueue(newcomer("new", "m", t(0)));
+    assert_eq!(names(&admitted(&mut budget, t(0))), ["new"]);
+    for uid in ["moved-a", "moved-b"] {
+        budget.hold(&uid.into(), &held("n", t(-1800), t(1800)));
+    }
+    assert!(admitted(&mut budget, t(0)).is_empty());
+    // They themselves renew, the one that ends first before the other, and newcomers after both.
+    budget.enqueue(demand("moved-a", "n", MintReason::Renewal, t(600)));
+    assert_eq!(names(&admitted(&mut budget, t(600))), ["moved-a"]);
+    // Gone without a renewal, they hold nothing up.
+    budget.dequeue(&"moved-a".into());
+    assert_eq!(names(&admitted(&mut budget, t(1801))), ["new"]);
+}
+
+fn attempts(count: usize, until: i64) -> Journal {
+    let mut journal = Journal::new(scope());
+    for i in 0..count {
+        let uid = format!("u{i}");
+        let at = t(i64::try_from(i).unwrap().min(until));
+        journal.claim(&uid, claim(&uid, "n", MintReason::First, at, i), s(3600));
+    }
+    journal
+}
+
+#[test]
+fn a_limit_seen_to_be_smaller_is_honoured_and_tried_upward_window_by_window() {
+    let limits = [hourly(10)];
+    let mut journal = attempts(6, 5);
+    learn(&mut journal, &limits, t(6));
+    for (at, limit) in [(7, 5), (3700, 6), (90_000, 10)] {
+        assert_eq!(effective(&limits, &journal, t(at)), [hourly(limit)]);
+    }
+}
+
+#[test]
+fn one_early_429_takes_no_more_than_half_of_a_limit() {
+    let limits = [hourly(1000)];
+    let mut journal = attempts(4, 0);
+    learn(&mut journal, &limits, t(1));
+    assert_eq!(effective(&limits, &journal, t(2)), [hourly(500)]);
+    learn(&mut journal, &limits, t(2));
+    assert_eq!(effective(&limits, &journal, t(3)), [hourly(250)]);
+}
+
+#[test]
+fn two_connections_with_one_scope_share_the_smallest_limit_of_each_window() {
+    let minute = Limit {
+        limit: 2,
+        window: s(60),
+    };
+    assert_eq!(
+        effective(&[hourly(10), hourly(4), minute], &Journal::new(scope()), t(0)),
+        [minute, hourly(4)]
+    );
+}
+
+#[test]
+fn of_three_thousand_newcomers_no_more_are_admitted_at_once_than_a_journal_can_claim() {
+    let mut budget = budget(&[Limit {
+        limit: 10_000,
+        window: s(10),
+    }]);
+    for i in 0..3000 {
+        budget.enqueue(newcomer(&format!("u{i:04}"), &namespace(i, 20), t(0)));
+    }
+    let selection = budget.select(t(0), usize::MAX, &Stops::default());
+    assert_eq!(selection.admitted.len(), select::MAX_OPEN_NEWCOMERS);
+    assert!(
+        selection.front.is_empty() && budget.waiting(&"u2999".into()).is_none(),
+        "a moment is nothing to tell of"
+    );
+    for uid in &selection.admitted {
+        budget.dequeue(uid);
+        let open = Open {
+            namespace: "n".into(),
+            at: t(0),
+            renew_before: None,
+            max_lifetime: None,
+        };
+        budget.open(uid, &open);
+    }
+    assert!(admitted(&mut budget, t(0)).is_empty());
+    for uid in ["a", "b"] {
+        budget.hold(&uid.into(), &held("n", t(-3000), t(600)));
+        budget.enqueue(demand(uid, "n", MintReason::Renewal, t(0)));
+    }
+    assert_eq!(
+        names(&admitted(&mut budget, t(0))),
+        ["a", "b"],
+        "renewals have room left"
+    );
+}
+
+#[test]
+fn every_window_of_a_shared_scope_is_kept() {
+    let minute = Limit {
+        limit: 2,
+        window: s(60),
+    };
+    let mut budget = budget(&[minute, hourly(20)]);
+    for i in 0..6 {
+        budget.enqueue(newcomer(&format!("u{i}"), "n", t(0)));
+    }
+    assert_eq!(admitted(&mut budget, t(0)).len(), 2);
+    budget.set_sent([(t(0), 2)]);
+    assert!(admitted(&mut budget, t(30)).is_empty());
+    assert_eq!(admitted(&mut budget, t(62)).len(), 2);
+    budget.set_sent([(t(0), 18)]);
+    let selection = budget.select(t(62), 48, &Stops::default());
+    assert!(selection.admitted.is_empty());
+    let next = selection.usage.next_slot.unwrap();
+    assert!(
+        next >= t(3605) && next <= t(3620),
+        "when the hour has passed, not the minute: {next}"
+    );
+}
+
+#[test]
+fn a_tenth_of_the_limit_is_kept_for_retries_where_it_allows() {
+    let kept = |limit| limit - hourly(limit).for_newcomers();
+    assert_eq!([1, 2, 3, 10, 19, 20, 100].map(kept), [0, 0, 1, 1, 1, 2, 10]);
+}
+
+#[test]
+fn a_namespace_that_needs_many_mints_an_hour_goes_after_one_that_needs_few() {
+    let mut budget = budget(&[hourly(30)]);
+    let greedy = Held {
+        renew_before: Some(s(2400)),
+        ..held("greedy", t(0), t(3600))
+    };
+    budget.hold(&"g".into(), &greedy);
+    for uid in ["m1", "m2"] {
+        budget.hold(&uid.into(), &held("modest", t(0), t(36_000)));
+    }
+    budget.enqueue(newcomer("a", "greedy", t(1)));
+    budget.enqueue(newcomer("b", "modest", t(2)));
+    assert_eq!(names(&budget.select(t(3), 1, &Stops::default()).admitted), ["b"]);
+    // Creating and deleting counts as well as holding.
+    budget.set_spent([("modest".into(), 4)]);
+    assert_eq!(names(&budget.select(t(3), 1, &Stops::default()).admitted), ["a"]);
+    budget.set_spent([]);
+    assert_eq!(names(&budget.select(t(3), 1, &Stops::default()).admitted), ["b"]);
+}
+
+#[test]
+fn waiting_pods_go_first() {
+    let mut budget = budget(&[hourly(10)]);
+    budget.hold(&"h".into(), &held("rich", t(0), t(3600)));
+    budget.enqueue(newcomer("a", "poor", t(1)));
+    budget.enqueue(Demand {
+        pod_waits: true,
+        ..newcomer("b", "rich", t(2))
+    });
+    assert_eq!(names(&admitted(&mut budget, t(3))), ["b", "a"]);
+}
+
+#[test]
+fn whoever_stays_in_line_keeps_the_time_since_when_they_wait() {
+    let mut budget = budget(&[hourly(10)]);
+    assert!(budget.enqueue(newcomer("a", "n", t(5))));
+    assert!(budget.enqueue(newcomer("b", "n", t(6))));
+    assert!(!budget.enqueue(newcomer("a", "n", t(7))), "nothing has changed");
+    assert!(budget.enqueue(demand("a", "n", MintReason::Change, t(8))));
+    assert_eq!(names(&admitted(&mut budget, t(9))), ["a", "b"]);
+    // Who renews was not in that line.
+    budget.enqueue(demand("a", "n", MintReason::Renewal, t(9)));
+    budget.enqueue(newcomer("a", "n", t(10)));
+    assert_eq!(names(&admitted(&mut budget, t(11))), ["b", "a"]);
+    assert!(budget.dequeue(&"a".into()) && !budget.dequeue(&"a".into()));
+    assert_eq!((budget.len(), budget.is_empty()), (1, false));
+}
+
+#[test]
+fn whoever_rests_is_not_considered_and_goes_on_by_itself() {
+    let mut budget = budget(&[hourly(10)]);
+    for uid in ["a", "b"] {
+        budget.enqueue(newcomer(uid, "n", t(0)));
+    }
+    budget.set_aside(&"a".into(), t(10));
+    let selection = budget.select(t(1), 48, &Stops::default());
+    assert_eq!(names(&selection.admitted), ["b"]);
+    assert_eq!(selection.wake, Some(t(10)));
+    budget.enqueue(demand("a", "n", MintReason::Change, t(2)));
+    assert_eq!(names(&admitted(&mut budget, t(9))), ["b"]);
+    assert_eq!(names(&admitted(&mut budget, t(10))), ["a", "b"]);
+}
+
+#[test]
+fn a_rotation_asks_only_for_what_its_credential_does_not_have_already() {
+    // Five are live, and a sixth would need more than newcomers may fill.
+    let mut budget = budget(&[hourly(10)]);
+    for i in 0..5 {
+        budget.hold(
+            &format!("u{i}").as_str().into(),
+            &held("n", t(i * 400), t(i * 400 + 3600)),
+        );
+    }
+    let now = t(2300);
+    budget.set_sent((0..5).map(|i| (t(i * 400), 1)));
+    budget.enqueue(newcomer("new", "n", t(0)));
+    assert!(admitted(&mut budget, now).is_empty());
+    budget.enqueue(demand("u0", "n", MintReason::Rotate, t(1)));
+    assert_eq!(names(&admitted(&mut budget, now)), ["u0"]);
+}
+
+#[test]
+fn a_look_changes_no_facts() {
+    let mut budget = budget(&[hourly(10)]);
+    for i in 0..30 {
+        budget.enqueue(newcomer(&format!("u{i:02}"), &namespace(i, 4), t(0)));
+    }
+    let first = budget.select(t(0), 48, &Stops::default());
+    assert!(first.admitted.len() > 3);
+    assert_eq!(budget.select(t(0), 48, &Stops::default()), first);
+}
+
+#[test]
+fn many_without_hope_whatever_they_ask_delay_nobody_behind_them() {
+    let mut budget = budget(&[hourly(100)]);
+    budget.set_typical_lifetime(Some(s(36_000)));
+    // Every four hours one that is full: a series that drifts finds no way past it, one in step does.
+    for i in 0..90 {
+        let live = Held {
+            renew_before: Some(s(1)),
+            ..held("n", t(i), t(i + 14_400))
+        };
+        budget.hold(&format!("h{i}").as_str().into(), &live);
+    }
+    for i in 0..300 {
+        budget.enqueue(Demand {
+            max_lifetime: Some(s(5_000 + i * 28)),
+            pod_waits: true,
+            ..newcomer(&format!("u{i:03}"), &namespace(usize::try_from(i).unwrap(), 60), t(0))
+        });
+    }
+    budget.enqueue(Demand {
+        max_lifetime: Some(s(14_400)),
+        renew_before: Some(s(1)),
+        ..newcomer("honest", "good", t(1))
+    });
+    assert_eq!(names(&admitted(&mut budget, t(7300))), ["honest"]);
+}
+
+#[test]
+fn a_spec_that_asks_for_shorter_lives_takes_nobody_elses_slots() {
+    let hold_five = |budget: &mut Budget| {
+        for i in 0..5 {
+            let uid = format!("u{i}");
+            budget.hold(&uid.as_str().into(), &held("n", t(i * 100), t(i * 100 + 3600)));
+        }
+        budget.set_sent((0..5).map(|i| (t(i * 100), 1)));
+    };
+    let edited = Demand {
+        max_lifetime: Some(s(900)),
+        ..demand("u0", "n", MintReason::Renewal, t(2400))
+    };
+    let mut crowded = budget(&[hourly(10)]);
+    hold_five(&mut crowded);
+    crowded.enqueue(edited.clone());
+    crowded.enqueue(demand("u1", "n", MintReason::Renewal, t(2500)));
+    assert_eq!(names(&admitted(&mut crowded, t(2500))), ["u1"]);
+    let text = crowded.waiting(&"u0".into()).unwrap().message;
+    assert!(text.contains("no slot frees"), "{text}");
+    let mut roomy = budget(&[hourly(20)]);
+    hold_five(&mut roomy);
+    roomy.enqueue(edited);
+    assert_eq!(names(&admitted(&mut roomy, t(2500))), ["u0"]);
+}

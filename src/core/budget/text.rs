@@ -1,0 +1,180 @@
+//! What those who wait are told.
+
+use chrono::TimeDelta;
+
+use crate::api::Reason;
+use crate::core::{Time, clock};
+
+use super::limits::Limit;
+use super::timeline::PARTS;
+use super::{FRONT, Waiting};
+
+/// Whom to ask how a budget stands.
+const LOOK: &str = "`kubectl describe cconn` tells how the budget stands";
+
+/// Why somebody is not admitted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Why {
+    /// The audit backlog is full.
+    Backlog,
+    /// The server asked to be left alone until then.
+    Blocked(Time),
+    /// What was spent before is not known until then.
+    Lost(Time),
+    /// No slot is free before then, or none at all.
+    NoSlot(Option<Time>),
+    /// Others were looked at first.
+    NotYet,
+}
+
+impl Why {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Backlog => Reason::AuditBacklog,
+            _ => Reason::RateLimited,
+        }
+    }
+
+    /// When it is over, as far as is known.
+    pub(super) fn until(self, now: Time) -> Option<Time> {
+        match self {
+            Self::Backlog => Some(now + TimeDelta::seconds(5)),
+            Self::NotYet => Some(now + TimeDelta::seconds(1)),
+            Self::Blocked(at) | Self::Lost(at) => Some(at),
+            Self::NoSlot(at) => at,
+        }
+    }
+}
+
+/// How a budget stands, as its messages say it.
+pub(super) struct Figures<'a> {
+    pub(super) title: &'a str,
+    /// The tightest limit.
+    pub(super) limit: Limit,
+    pub(super) used: i64,
+    pub(super) kept: i64,
+    /// Credentials that are live or want to be,
+    pub(super) credentials: usize,
+    /// and the requests that all of them need in a window, in parts of one.
+    pub(super) needed: i64,
+    pub(super) now: Time,
+}
+
+impl Figures<'_> {
+    /// What somebody at the front is told; renewals have position 0.
+    pub(super) fn waiting(&self, why: Why, position: usize) -> Waiting {
+        Waiting {
+            reason: why.reason(),
+            position,
+            next_slot: match why {
+                Why::NotYet => None,
+                _ => why.until(self.now),
+            },
+            message: self.stopped(why).unwrap_or_else(|| self.standing(why, position)),
+        }
+    }
+
+    /// What everybody else is told: a text that stays as it is, for each change is a write.
+    pub(super) fn behind(&self, why: Why, renewal: bool) -> Waiting {
+        Waiting {
+            reason: why.reason(),
+            position: if renewal { 0 } else { FRONT + 1 },
+            next_slot: match why {
+                Why::Blocked(at) | Why::Lost(at) => Some(at),
+                _ => None,
+            },
+            message: self.stopped(why).unwrap_or_else(|| {
+                let (others, each) = match renewal {
+                    true => ("other renewals come", ""),
+                    false if self.are_too_many() => ("others wait", ": not all can be live at once"),
+                    false => ("others wait", ""),
+                };
+                format!(
+                    "{}, and at least {FRONT} {others} before this one{each}; {LOOK}",
+                    self.allowance()
+                )
+            }),
+        }
+    }
+
+    fn allowance(&self) -> String {
+        format!(
+            "{} may mint {} times in {}",
+            self.title,
+            self.limit.limit,
+            window_text(self.limit.window)
+        )
+    }
+
+    /// What is told to all alike.
+    fn stopped(&self, why: Why) -> Option<String> {
+        match why {
+            Why::Backlog => Some(
+                "too many audit events wait for ChittyChronicle; minting goes on once they are delivered".to_owned(),
+            ),
+            Why::Blocked(until) => Some(format!(
+                "ChittyConnect asked to leave {} alone until {}; it is asked again then",
+                self.title,
+                clock(until, self.now)
+            )),
+            Why::Lost(until) => Some(format!(
+                "the journal of {} was lost and rebuilt; new credentials wait until {}, when all that it forgot has left the window",
+                self.title,
+                clock(until, self.now)
+            )),
+            Why::NoSlot(_) | Why::NotYet => None,
+        }
+    }
+
+    fn standing(&self, why: Why, position: usize) -> String {
+        let mut text = format!(
+            "{}: {} used, {} kept for renewals",
+            self.allowance(),
+            self.used,
+            self.kept
+        );
+        match why {
+            Why::NoSlot(Some(at)) => text = format!("{text}; next slot {}", clock(at, self.now)),
+            Why::NoSlot(None) => text.push_str("; no slot frees while the live credentials are renewed"),
+            _ => {}
+        }
+        if position > 0 {
+            text = format!("{text}, position {position}{}", self.crowd().unwrap_or_default());
+        }
+        text
+    }
+
+    fn are_too_many(&self) -> bool {
+        self.needed > i64::from(self.limit.limit) * PARTS
+    }
+
+    /// Says that all together can never be live, where that is so.
+    fn crowd(&self) -> Option<String> {
+        if !self.are_too_many() {
+            return None;
+        }
+        let count = i64::try_from(self.credentials).unwrap_or(i64::MAX).max(1);
+        let each = self.needed / count / (PARTS / 10);
+        Some(format!(
+            "; {count} credential{} of {} with about {}.{} renewals in {} each need {} of its {}: not all can be live at once",
+            if count == 1 { "" } else { "s" },
+            self.title,
+            each / 10,
+            each % 10,
+            window_text(self.limit.window),
+            (self.needed + PARTS - 1) / PARTS,
+            self.limit.limit
+        ))
+    }
+}
+
+/// The length of a window, for a person.
+fn window_text(window: TimeDelta) -> String {
+    match window.num_seconds() {
+        3600 => "an hour".to_owned(),
+        s if s % 3600 == 0 => format!("{} hours", s / 3600),
+        60 => "a minute".to_owned(),
+        s if s % 60 == 0 => format!("{} minutes", s / 60),
+        s => format!("{s} seconds"),
+    }
+}
