@@ -19,6 +19,7 @@ use crate::controller::connections::Usable;
 use crate::core::Time;
 use crate::core::budget::{self, Demand, Guest, Guests, Limit, Usage, Waiting};
 use crate::core::journal::{Claim, Scope};
+use crate::core::schedule::spread;
 
 use super::mint::mint;
 use super::prepare::{NotPrepared, Prepared, new_claim, prepare};
@@ -29,6 +30,8 @@ pub(super) const PROBE_EVERY: TimeDelta = TimeDelta::minutes(15);
 const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long a credential rests whose preparation was overtaken.
 const REST: TimeDelta = TimeDelta::milliseconds(300);
+/// How long it rests at least where the API server could not be asked.
+const LATER: TimeDelta = TimeDelta::seconds(1);
 /// How many mints of a scope are prepared at once.
 const PREPARE: usize = 16;
 
@@ -281,6 +284,8 @@ impl ScopeRunner {
         };
         futures::stream::iter(wishes)
             .map(|wish| async move {
+                // Never closed.
+                let _turn = context.preparing.acquire().await;
                 let outcome = prepare(context, &self.scope, &wish.demand, window).await;
                 (wish, outcome)
             })
@@ -292,6 +297,12 @@ impl ScopeRunner {
                     Err(NotPrepared::Changed) => {
                         // What is watched may be behind what was read: no faster than this.
                         self.rests.lock().insert(uid.clone(), context.now() + REST);
+                    }
+                    Err(NotPrepared::Later(error)) => {
+                        tracing::debug!(namespace = %wish.demand.namespace, name = %wish.demand.name, error = %error.brief(), "a mint is prepared a little later");
+                        let until = context.now() + LATER + TimeDelta::milliseconds(spread(uid).into());
+                        self.rests.lock().insert(uid.clone(), until);
+                        return None;
                     }
                     Err(NotPrepared::Problem(problem, generation)) => {
                         let until = context.now() + TimeDelta::seconds(15);

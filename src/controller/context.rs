@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::ScopeRunner;
 use super::connections::Connections;
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::Cluster;
+use crate::cluster::config::MOST_CALLS;
 use crate::cluster::journal::Journals;
 use crate::cluster::lease::Leading;
 use crate::cluster::records::Events;
@@ -62,6 +63,8 @@ pub struct Context {
     pub lined: Locked<HashMap<String, (Scope, Name)>>,
     /// Requests this process has under way, by uid; with what holds their publication up.
     pub working: Arc<Locked<HashMap<String, Option<Problem>>>>,
+    /// Mints are prepared [`PREPARED_AT_ONCE`] at once, in all scopes together.
+    pub preparing: Semaphore,
     /// Why a mint could not be prepared, by uid.
     pub unprepared: Locked<HashMap<String, Unprepared>>,
     /// Secrets as last looked at, by uid and name, with the resource version and the claim that held then.
@@ -97,6 +100,8 @@ pub struct Look {
     pub seen: Seen,
 }
 
+/// Half of what the API server is asked at the same time: what is minted already is published beside it.
+pub const PREPARED_AT_ONCE: usize = MOST_CALLS / 2;
 /// So many restorations in a row, each within this time of the one before; then a rest as long.
 const RESTORES: u32 = 5;
 const RESTORE_MEMORY: Duration = Duration::from_secs(30);

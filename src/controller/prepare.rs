@@ -34,6 +34,8 @@ pub(super) struct Prepared {
 pub(super) enum NotPrepared {
     /// The credential is not what it was: it is looked at anew.
     Changed,
+    /// The API server could not be asked now; the credential keeps its place.
+    Later(crate::cluster::Error),
     /// It cannot be published now.
     Problem(Problem, Option<i64>),
 }
@@ -48,6 +50,9 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, NotPrepared> {
     let api: Api<EphemeralCredential> = Api::namespaced(context.cluster.client.clone(), &demand.namespace);
     let unreachable = |e: crate::cluster::Error| {
+        if e.is_passing() {
+            return NotPrepared::Later(e);
+        }
         NotPrepared::Problem(
             Problem::new(Reason::SecretRefused, format!("not asked yet: {}", e.brief())),
             None,
@@ -140,6 +145,7 @@ pub(super) async fn dry_run(
         {
             Ok(()) => continue,
             Err(WriteError::NotOurs) => return Err(NotPrepared::Changed),
+            Err(WriteError::Api(e)) if e.code() == Some(429) => return Err(NotPrepared::Later(e)),
             Err(WriteError::Api(e)) => Problem::new(
                 Reason::SecretRefused,
                 format!(
