@@ -66,6 +66,15 @@ pub struct Seen {
     pub guard: Option<Preconditions>,
 }
 
+/// What is known of a Secret that is to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    /// The token whose values it gets; none for a dry run.
+    pub live: Option<&'a Live>,
+    /// Nothing of that name was seen.
+    pub absent: bool,
+}
+
 /// How a write ended that came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -127,14 +136,13 @@ impl Cluster {
                 state: SecretState::Absent,
                 guard: None,
             },
-            Some(secret) => Seen {
-                guard: Some(guard(&secret.0)),
-                state: inspect(&secret.0, owner, live, labels, seal),
-            },
+            Some(secret) => seen(&secret.0, owner, live, labels, seal),
         })
     }
 
-    /// Writes a Secret that is ours or absent. `dry_run` asks the API server without storing it.
+    /// Writes a Secret that is ours or absent, and tells how it is now: what a look would find, without one. Of one
+    /// that is `absent` as far as is known nothing is read first; where it is there all the same, the API server says so.
+    /// `live` is the token that `data` was made from; a `dry_run` has none, and asks the API server without storing anything.
     ///
     /// # Errors
     /// Where a Secret of that name is not ours, or the API server does not take it.
@@ -144,8 +152,9 @@ impl Cluster {
         dress: &Dress,
         data: &Data,
         seal: &SealKey,
-        dry_run: bool,
-    ) -> Result<(), WriteError> {
+        write: Write<'_>,
+    ) -> Result<Seen, WriteError> {
+        let dry_run = write.live.is_none();
         let api = self.secrets(&owner.namespace);
         let post = PostParams {
             dry_run,
@@ -153,8 +162,12 @@ impl Cluster {
         };
         let desired = Wiped(desired(owner, dress, data));
         // A Secret cannot change its type, and somebody may be faster: look, write, look again.
-        for _ in 0..3 {
-            let existing = bounded(api.get_opt(&dress.name)).await?.map(Wiped);
+        for attempt in 0..4 {
+            let existing = if write.absent && attempt == 0 {
+                None
+            } else {
+                bounded(api.get_opt(&dress.name)).await?.map(Wiped)
+            };
             // A webhook sees what is replaced, too.
             let speaks = dry_run && existing.is_none();
             let outcome = match existing {
@@ -165,7 +178,7 @@ impl Cluster {
                     }
                     if existing.0.type_.as_deref() != Some(dress.type_.as_str()) {
                         if dry_run {
-                            return Ok(());
+                            return Ok(seen(&existing.0, owner, None, None, seal));
                         }
                         self.delete_secret(&owner.namespace, &dress.name, Some(guard(&existing.0)))
                             .await?;
@@ -177,8 +190,7 @@ impl Cluster {
             };
             match outcome {
                 Ok(written) => {
-                    drop(Wiped(written));
-                    return Ok(());
+                    return Ok(seen(&Wiped(written).0, owner, write.live, Some(&dress.labels), seal));
                 }
                 Err(e) if e.is_conflict() => {}
                 Err(e) if speaks => return Err(e.into()),
@@ -251,6 +263,19 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+}
+
+fn seen(
+    secret: &Secret,
+    owner: &Owner,
+    live: Option<&Live>,
+    labels: Option<&BTreeMap<String, String>>,
+    seal: &SealKey,
+) -> Seen {
+    Seen {
+        guard: Some(guard(secret)),
+        state: inspect(secret, owner, live, labels, seal),
     }
 }
 

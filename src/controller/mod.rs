@@ -12,6 +12,7 @@ mod prepare;
 mod publish;
 mod reconcile;
 mod revoke;
+mod shared;
 mod sweep;
 mod time;
 mod watches;
@@ -126,6 +127,8 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             unprepared: Locked::default(),
             preparing: Semaphore::new(context::PREPARED_AT_ONCE),
             looked_at: Locked::default(),
+            unlisted: Locked::default(),
+            fresh_namespaces: shared::Shared::default(),
             restored: Locked::default(),
             unauthorized: Locked::default(),
             triggers,

@@ -11,7 +11,7 @@ use kube::{Api, ResourceExt};
 use super::context::Context;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::bounded;
-use crate::cluster::secrets::{Dress, Owner, WriteError};
+use crate::cluster::secrets::{Dress, Owner, Write, WriteError};
 use crate::controller::connections::Usable;
 use crate::core::budget::Demand;
 use crate::core::journal::{Claim, EndpointRef, Kind, RequestFacts, Scope};
@@ -63,10 +63,16 @@ pub(super) async fn prepare(
         .filter(|c| c.uid().as_deref() == Some(&demand.uid) && c.metadata.deletion_timestamp.is_none())
         .ok_or(NotPrepared::Changed)?;
     let namespaces: Api<Namespace> = Api::all(context.cluster.client.clone());
-    let namespace = bounded(namespaces.get_metadata_opt(&demand.namespace))
+    let read = async {
+        let found = bounded(namespaces.get_metadata_opt(&demand.namespace)).await?;
+        Ok(found.map(|n| n.metadata))
+    };
+    let namespace = context
+        .fresh_namespaces
+        .get(&demand.namespace, read)
         .await
         .map_err(unreachable)?
-        .filter(|n| n.metadata.deletion_timestamp.is_none())
+        .filter(|n| n.deletion_timestamp.is_none())
         .ok_or(NotPrepared::Changed)?;
 
     let resolved = context
@@ -74,7 +80,7 @@ pub(super) async fn prepare(
         .get(&credential.spec.connection)
         .ok_or(NotPrepared::Changed)?;
     let wanted = wanted(&credential, Some(resolved.connection.spec.api)).map_err(|_| NotPrepared::Changed)?;
-    let labels = namespace.metadata.labels.unwrap_or_default();
+    let labels = namespace.labels.unwrap_or_default();
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
         || wanted.digest() != demand.asks
@@ -138,13 +144,22 @@ pub(super) async fn dry_run(
             expires_at: String::new(),
         };
         let data = render::placeholder(secret.type_, &secret.layout);
+        let at = (owner.namespace.clone(), secret.name.clone());
+        let write = Write {
+            live: None,
+            absent: context.is_absent(&at),
+        };
         let problem = match context
             .cluster
-            .write_secret(owner, &dress, &data, &context.seal, true)
+            .write_secret(owner, &dress, &data, &context.seal, write)
             .await
         {
-            Ok(()) => continue,
-            Err(WriteError::NotOurs) => return Err(NotPrepared::Changed),
+            Ok(_) => continue,
+            Err(WriteError::NotOurs) => {
+                // The next look finds out whose.
+                context.unlisted.lock().insert(at);
+                return Err(NotPrepared::Changed);
+            }
             Err(WriteError::Api(e)) if e.code() == Some(429) => return Err(NotPrepared::Later(e)),
             Err(WriteError::Api(e)) => Problem::new(
                 Reason::SecretRefused,
