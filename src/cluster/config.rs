@@ -1,7 +1,14 @@
 //! How to reach the API server.
 
-use kube::Config;
+use kube::client::ClientBuilder;
 use kube::config::KubeConfigOptions;
+use kube::{Client, Config};
+use tower::limit::ConcurrencyLimitLayer;
+
+/// Calls to the API server that wait for its answer at the same time; a watch waits only until it begins. Its
+/// priority and fairness queues refuse a service account that has some hundreds in flight (429), and every refused
+/// call is a wait.
+pub const MOST_CALLS: usize = 64;
 
 /// How to reach it from the usual places: a kubeconfig, else the Pod's service account. `context` names
 /// one of the kubeconfig.
@@ -22,4 +29,13 @@ pub async fn config(context: Option<&str>) -> anyhow::Result<Config> {
     // Its retries repeat POSTs and wait for minutes; ours are decided where the deadline is known.
     config.default_retry = false;
     Ok(config)
+}
+
+/// A client that has no more than [`MOST_CALLS`] calls in flight; the others wait in the order they came.
+///
+/// # Errors
+/// Where `config` cannot be used.
+pub fn client(config: Config) -> anyhow::Result<Client> {
+    let limited = ClientBuilder::try_from(config)?.with_layer(&ConcurrencyLimitLayer::new(MOST_CALLS));
+    Ok(limited.build())
 }

@@ -54,6 +54,16 @@ impl Error {
         self.code() == Some(409)
     }
 
+    /// The API server has too much to do, or cannot be reached: nothing is wrong with what was asked, and asking again
+    /// soon may do.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Kube(kube::Error::Api(status)) => matches!(status.code, 429 | 503 | 504),
+            Self::Kube(_) | Self::Timeout => true,
+        }
+    }
+
     /// The API server understood and said no: asking again changes nothing.
     #[must_use]
     pub fn is_refusal(&self) -> bool {

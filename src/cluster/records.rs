@@ -1,7 +1,9 @@
 //! What users read: status and Events.
 
-use kube::api::{Patch, PatchParams};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 
@@ -56,21 +58,22 @@ impl Cluster {
     }
 }
 
-/// Publishes Events.
+/// Publishes Events: each is one call, and nothing is kept of it.
 #[derive(Clone)]
-pub struct Events(Recorder);
+pub struct Events {
+    cluster: Cluster,
+    instance: String,
+}
 
 impl Events {
     /// Events that name `instance` as their source.
     #[must_use]
     pub fn new(cluster: &Cluster, instance: &str) -> Self {
-        Self(Recorder::new(
-            cluster.client.clone(),
-            Reporter {
-                controller: MANAGER.to_owned(),
-                instance: Some(instance.to_owned()),
-            },
-        ))
+        Self {
+            cluster: cluster.clone(),
+            // What the API server takes at most.
+            instance: instance.chars().take(128).collect(),
+        }
     }
 
     /// Publishes one, if that can be done: an Event that fails is logged and fails nothing else.
@@ -82,19 +85,47 @@ impl Events {
         action: &str,
         note: &str,
     ) {
-        let event = Event {
-            type_: if warning { EventType::Warning } else { EventType::Normal },
-            reason: reason.as_str().to_owned(),
-            note: Some(truncate(note, 1000)),
-            action: action.to_owned(),
-            secondary: None,
-        };
         let about = about.object_ref(&());
-        let call = self.0.publish(&event, &about);
-        match tokio::time::timeout(super::CALL_TIMEOUT, call).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "failed to publish an Event"),
-            Err(_) => tracing::debug!("failed to publish an Event in time"),
+        let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let api: Api<Event> = Api::namespaced(self.cluster.client.clone(), &namespace);
+        let now = Timestamp::from_microsecond(self.cluster.now().timestamp_micros()).unwrap_or_default();
+        let event = Event {
+            metadata: ObjectMeta {
+                name: Some(event_name(about.name.as_deref().unwrap_or_default(), rand::random())),
+                namespace: Some(namespace),
+                ..ObjectMeta::default()
+            },
+            action: Some(action.to_owned()),
+            event_time: Some(MicroTime(now)),
+            note: Some(truncate(note, 1000)),
+            reason: Some(reason.as_str().to_owned()),
+            regarding: Some(about),
+            reporting_controller: Some(MANAGER.to_owned()),
+            reporting_instance: Some(self.instance.clone()),
+            type_: Some(if warning { "Warning" } else { "Normal" }.to_owned()),
+            ..Event::default()
+        };
+        if let Err(error) = bounded(api.create(&PostParams::default(), &event)).await {
+            tracing::debug!(%error, "failed to publish an Event");
         }
+    }
+}
+
+/// A name for an Event about the object called `about`: unlike any other's, and no longer than names may be.
+fn event_name(about: &str, unique: u64) -> String {
+    let about: String = about.chars().take(230).collect();
+    let about = about.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+    format!("{about}.{unique:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_an_event_is_a_valid_one_however_long_that_of_its_object_is() {
+        assert_eq!(event_name("a", 10), "a.000000000000000a");
+        let name = event_name(&format!("{}.{}", "a".repeat(229), "b".repeat(20)), u64::MAX);
+        assert_eq!(name, format!("{}.ffffffffffffffff", "a".repeat(229)));
     }
 }

@@ -64,6 +64,29 @@ pub struct Seen {
     pub state: SecretState,
     /// Uid and resource version, where it exists.
     pub guard: Option<Preconditions>,
+    /// Its data keys that are ours, where it is.
+    pub keys: Vec<String>,
+}
+
+impl Seen {
+    /// Of a Secret that is not there.
+    #[must_use]
+    pub const fn absent() -> Self {
+        Self {
+            state: SecretState::Absent,
+            guard: None,
+            keys: Vec::new(),
+        }
+    }
+}
+
+/// What is known of a Secret that is to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    /// The token whose values it gets; none for a dry run.
+    pub live: Option<&'a Live>,
+    /// Nothing of that name was seen.
+    pub absent: bool,
 }
 
 /// How a write ended that came to nothing.
@@ -123,18 +146,14 @@ impl Cluster {
     ) -> Result<Seen, Error> {
         let secret = bounded(self.secrets(&owner.namespace).get_opt(name)).await?.map(Wiped);
         Ok(match secret {
-            None => Seen {
-                state: SecretState::Absent,
-                guard: None,
-            },
-            Some(secret) => Seen {
-                guard: Some(guard(&secret.0)),
-                state: inspect(&secret.0, owner, live, labels, seal),
-            },
+            None => Seen::absent(),
+            Some(secret) => seen(&secret.0, owner, live, labels, seal),
         })
     }
 
-    /// Writes a Secret that is ours or absent. `dry_run` asks the API server without storing it.
+    /// Writes a Secret that is ours or absent, and tells how it is now: what a look would find, without one. Of one
+    /// that is `absent` as far as is known nothing is read first; where it is there all the same, the API server says so.
+    /// `live` is the token that `data` was made from; a `dry_run` has none, and asks the API server without storing anything.
     ///
     /// # Errors
     /// Where a Secret of that name is not ours, or the API server does not take it.
@@ -144,8 +163,9 @@ impl Cluster {
         dress: &Dress,
         data: &Data,
         seal: &SealKey,
-        dry_run: bool,
-    ) -> Result<(), WriteError> {
+        write: Write<'_>,
+    ) -> Result<Seen, WriteError> {
+        let dry_run = write.live.is_none();
         let api = self.secrets(&owner.namespace);
         let post = PostParams {
             dry_run,
@@ -153,8 +173,12 @@ impl Cluster {
         };
         let desired = Wiped(desired(owner, dress, data));
         // A Secret cannot change its type, and somebody may be faster: look, write, look again.
-        for _ in 0..3 {
-            let existing = bounded(api.get_opt(&dress.name)).await?.map(Wiped);
+        for attempt in 0..4 {
+            let existing = if write.absent && attempt == 0 {
+                None
+            } else {
+                bounded(api.get_opt(&dress.name)).await?.map(Wiped)
+            };
             // A webhook sees what is replaced, too.
             let speaks = dry_run && existing.is_none();
             let outcome = match existing {
@@ -165,7 +189,7 @@ impl Cluster {
                     }
                     if existing.0.type_.as_deref() != Some(dress.type_.as_str()) {
                         if dry_run {
-                            return Ok(());
+                            return Ok(seen(&existing.0, owner, None, None, seal));
                         }
                         self.delete_secret(&owner.namespace, &dress.name, Some(guard(&existing.0)))
                             .await?;
@@ -177,8 +201,7 @@ impl Cluster {
             };
             match outcome {
                 Ok(written) => {
-                    drop(Wiped(written));
-                    return Ok(());
+                    return Ok(seen(&Wiped(written).0, owner, write.live, Some(&dress.labels), seal));
                 }
                 Err(e) if e.is_conflict() => {}
                 Err(e) if speaks => return Err(e.into()),
@@ -254,6 +277,21 @@ impl Cluster {
     }
 }
 
+fn seen(
+    secret: &Secret,
+    owner: &Owner,
+    live: Option<&Live>,
+    labels: Option<&BTreeMap<String, String>>,
+    seal: &SealKey,
+) -> Seen {
+    let (state, keys) = inspect(secret, owner, live, labels, seal);
+    Seen {
+        guard: Some(guard(secret)),
+        state,
+        keys,
+    }
+}
+
 fn guard(secret: &Secret) -> Preconditions {
     Preconditions {
         uid: secret.metadata.uid.clone(),
@@ -288,15 +326,16 @@ fn inspect(
     live: Option<&Live>,
     labels: Option<&BTreeMap<String, String>>,
     key: &SealKey,
-) -> SecretState {
+) -> (SecretState, Vec<String>) {
     if !is_ours(secret, owner, key) {
-        return match owner_of(secret) {
+        let state = match owner_of(secret) {
             Some(other) if other.name == owner.name => SecretState::Leftover,
             _ => SecretState::Foreign,
         };
+        return (state, Vec::new());
     }
     if secret.metadata.deletion_timestamp.is_some() {
-        return SecretState::Terminating { held: is_held(secret) };
+        return (SecretState::Terminating { held: is_held(secret) }, Vec::new());
     }
     let name = secret.metadata.name.as_deref().unwrap_or_default();
     let empty = BTreeMap::new();
@@ -309,9 +348,13 @@ fn inspect(
         s.written()
             .is_some_and(|w| print(&s.live.claim, &w.keys) == w.fingerprint)
     });
+    // The seal says which keys are ours; without one, that of the live token, all must be.
+    let said = seal.as_ref().filter(|s| live.is_some_and(|l| l.claim == s.live.claim));
+    let keys = said.and_then(Seal::written).map(|written| written.keys.clone());
+    let keys = keys.unwrap_or_else(|| data.keys().cloned().collect());
     let content = match live.and_then(|l| l.secrets.get(name).map(|w| (l, w))) {
-        Some((live, written)) if print(&live.claim, &written.keys) == written.fingerprint => {
-            if data.len() > written.keys.len() {
+        Some((live, written)) if print(&live.claim, &keys) == written.fingerprint => {
+            if data.len() > keys.len() {
                 Content::Extra
             } else {
                 Content::Intact
@@ -319,11 +362,12 @@ fn inspect(
         }
         _ => Content::Altered,
     };
-    SecretState::Ours {
+    let state = SecretState::Ours {
         dressed: is_dressed(secret, owner, live, seal.as_ref(), labels),
         seal: seal.map(Box::new),
         content,
-    }
+    };
+    (state, keys)
 }
 
 fn is_dressed(

@@ -186,13 +186,17 @@ pub(super) async fn restore(context: &Arc<Context>, scene: &Scene, secret: &str)
         return Ok(());
     };
     let template = wanted.secrets.iter().find(|s| s.name == secret);
-    let (Some(template), Some(written)) = (template, live.secrets.get(secret)) else {
+    let (Some(template), Some(seen)) = (template, scene.seen.get(secret)) else {
         return Ok(());
     };
-    let dress = dress(context, &scene.owner, template, live);
+    let mut live = live.clone();
+    if let Some(written) = live.secrets.get_mut(secret) {
+        written.keys.clone_from(&seen.keys);
+    }
+    let dress = dress(context, &scene.owner, template, &live);
     match context
         .cluster
-        .restore_secret(&scene.owner, &dress, &written.keys, &context.seal)
+        .restore_secret(&scene.owner, &dress, &seen.keys, &context.seal)
         .await
     {
         // Changed since: the next look decides.

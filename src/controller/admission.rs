@@ -21,6 +21,7 @@ use crate::core::Time;
 use crate::core::budget::{Decision, Follower, Held, Limit, Terms, Usage, Waiting, is_untouched};
 use crate::core::ids::{ObjectName, Uid};
 use crate::core::journal::{Claim, Journal, Scope};
+use crate::core::schedule::spread;
 
 use super::mint::mint;
 use super::prepare::{NotPrepared, Prepared, new_claim, prepare};
@@ -31,6 +32,8 @@ pub(super) const PROBE_EVERY: TimeDelta = TimeDelta::minutes(15);
 const REST: TimeDelta = TimeDelta::milliseconds(300);
 /// How soon more of those who wait are told why.
 const TELL_ON: TimeDelta = TimeDelta::milliseconds(250);
+/// How long it rests at least where the API server could not be asked.
+const LATER: TimeDelta = TimeDelta::seconds(1);
 /// How many mints of a scope are prepared at once.
 const PREPARE: usize = 16;
 /// How often a commit decides anew, before it decides nothing.
@@ -212,6 +215,8 @@ impl ScopeRunner {
         let window = limits.iter().map(|l| l.window).max().unwrap_or_default();
         futures::stream::iter(wishes)
             .map(|wish| async move {
+                // Never closed.
+                let _turn = context.preparing.acquire().await;
                 let outcome = prepare(context, &self.scope, &wish, window).await;
                 (wish, outcome)
             })
@@ -223,6 +228,13 @@ impl ScopeRunner {
                         // What is watched may be behind what was read: no faster than this.
                         let mut follower = self.budget.lock();
                         follower.budget.set_aside(&wish.demand.uid, context.now() + REST);
+                    }
+                    Err(NotPrepared::Later(error)) => {
+                        let (uid, name) = (&wish.demand.uid, &wish.demand.name);
+                        tracing::debug!(%name, error = %error.brief(), "a mint is prepared a little later");
+                        let until = context.now() + LATER + TimeDelta::milliseconds(spread(uid.as_str()).into());
+                        self.budget.lock().budget.set_aside(uid, until);
+                        return None;
                     }
                     Err(NotPrepared::Problem(problem, generation)) => {
                         let until = context.now() + TimeDelta::seconds(15);

@@ -6,21 +6,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::ScopeRunner;
 use super::connections::Connections;
+use super::shared::Shared;
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::Cluster;
+use crate::cluster::config::MOST_CALLS;
 use crate::cluster::journal::Journals;
 use crate::cluster::lease::Leading;
 use crate::cluster::records::Events;
 use crate::cluster::secrets::Seen;
 use crate::core::audit::AuditEvent;
-use crate::core::journal::{Journal, Scope};
+use crate::core::journal::{Journal, Live, Scope};
 use crate::core::seal::SealKey;
 use crate::core::{Problem, Time};
 use crate::ops::metrics::Metrics;
@@ -62,10 +65,16 @@ pub struct Context {
     pub lined: Locked<HashMap<String, (Scope, Name)>>,
     /// Requests this process has under way, by uid; with what holds their publication up.
     pub working: Arc<Locked<HashMap<String, Option<Problem>>>>,
+    /// Mints are prepared [`PREPARED_AT_ONCE`] at once, in all scopes together.
+    pub preparing: Semaphore,
     /// Why a mint could not be prepared, by uid.
     pub unprepared: Locked<HashMap<String, Unprepared>>,
     /// Secrets as last looked at, by uid and name, with the resource version and the claim that held then.
     pub looked_at: Locked<HashMap<String, BTreeMap<String, Look>>>,
+    /// Secrets that no watch tells of and that are there all the same: somebody else's, or without our label.
+    pub unlisted: Locked<HashSet<Name>>,
+    /// Namespaces as last read.
+    pub fresh_namespaces: Shared<Option<ObjectMeta>>,
     /// When each Secret of a credential was last restored, and how often in a row.
     pub restored: Locked<HashMap<Name, (Instant, u32)>>,
     /// When a key that was refused may be tried again, by its digest.
@@ -95,8 +104,58 @@ pub struct Look {
     pub against: String,
     /// The result.
     pub seen: Seen,
+    /// When it was written, if that is where this comes from: the watch may not have told of it yet.
+    pub written: Option<Instant>,
 }
 
+impl Look {
+    /// The result of a look, or of a write, that compared the Secret with `live` and `labels`.
+    #[must_use]
+    pub fn new(
+        seen: Seen,
+        live: Option<&Live>,
+        labels: Option<&BTreeMap<String, String>>,
+        written: Option<Instant>,
+    ) -> Self {
+        let version = seen.guard.as_ref().and_then(|g| g.resource_version.clone());
+        Self {
+            resource_version: version.unwrap_or_default(),
+            against: Self::against(live, labels),
+            seen,
+            written,
+        }
+    }
+
+    /// What a look at a Secret depends on besides the Secret.
+    #[must_use]
+    pub fn against(live: Option<&Live>, labels: Option<&BTreeMap<String, String>>) -> String {
+        format!("{} {labels:?}", live.map_or("", |l| l.claim.as_str()))
+    }
+
+    /// Whether it holds still, where the watch tells of this version of the Secret, or of none. What was just written
+    /// is taken for what is there while the watch may be behind.
+    #[must_use]
+    pub fn holds(&self, listed: Option<&String>, against: &str) -> bool {
+        self.against == against && (listed == Some(&self.resource_version) || self.is_ahead_of(listed))
+    }
+
+    fn is_ahead_of(&self, listed: Option<&String>) -> bool {
+        let version = |text: &str| text.parse::<u64>().ok();
+        let later = match listed {
+            None => true,
+            // Versions of one kind of object are numbers that grow.
+            Some(listed) => version(&self.resource_version)
+                .zip(version(listed))
+                .is_some_and(|(ours, theirs)| ours > theirs),
+        };
+        later && self.written.is_some_and(|at| at.elapsed() < WATCH_BEHIND)
+    }
+}
+
+/// Half of what the API server is asked at the same time: what is minted already is published beside it.
+pub const PREPARED_AT_ONCE: usize = MOST_CALLS / 2;
+/// How far the watch of Secrets may be behind a write whose answer is taken for what is there.
+pub const WATCH_BEHIND: Duration = Duration::from_secs(3);
 /// So many restorations in a row, each within this time of the one before; then a rest as long.
 const RESTORES: u32 = 5;
 const RESTORE_MEMORY: Duration = Duration::from_secs(30);
@@ -135,6 +194,18 @@ impl SecretIndex {
     /// Notes that every Secret was listed.
     pub const fn mark_synced(&mut self) {
         self.synced = true;
+    }
+
+    /// Whether a managed Secret of that name is there, whoever owns it.
+    #[must_use]
+    pub fn has(&self, at: &Name) -> bool {
+        self.owners.contains_key(at)
+    }
+
+    /// The uid of a managed Secret's owner.
+    #[must_use]
+    pub fn owner(&self, at: &Name) -> Option<String> {
+        self.owners.get(at).map(|(uid, _)| uid.clone())
     }
 
     /// The Secrets of a credential.
@@ -342,6 +413,12 @@ impl Context {
         }
     }
 
+    /// Whether nothing of that name is there, as far as the watch tells and nobody found otherwise.
+    pub fn is_absent(&self, at: &Name) -> bool {
+        let secrets = self.secrets.lock();
+        secrets.synced() && !secrets.has(at) && !self.unlisted.lock().contains(at)
+    }
+
     /// Whether a Secret may be restored now. Somebody who undoes it each time (a mutating webhook, another
     /// controller) must not make two of us spin.
     pub fn may_restore(&self, at: &Name) -> bool {
@@ -376,5 +453,40 @@ impl Context {
     /// Now.
     pub fn now(&self) -> Time {
         self.cluster.now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(version: &str, written: Option<Instant>) -> Look {
+        Look {
+            resource_version: version.to_owned(),
+            against: "claim".to_owned(),
+            seen: Seen::absent(),
+            written,
+        }
+    }
+
+    fn holds(look: &Look, listed: Option<&str>) -> bool {
+        look.holds(listed.map(str::to_owned).as_ref(), "claim")
+    }
+
+    #[test]
+    fn a_look_holds_for_the_version_that_the_watch_tells_of() {
+        assert!(holds(&look("9", None), Some("9")));
+        assert!(!holds(&look("9", None), Some("8")));
+        assert!(!holds(&look("9", None), None));
+        assert!(!look("9", None).holds(Some(&"9".to_owned()), "another claim"));
+    }
+
+    #[test]
+    fn what_was_just_written_holds_until_the_watch_tells_of_something_later() {
+        let now = look("10", Some(Instant::now()));
+        assert!(holds(&now, None) && holds(&now, Some("9")) && holds(&now, Some("10")));
+        assert!(!holds(&now, Some("11")) && !holds(&now, Some("not a number")));
+        let long_ago = Instant::now().checked_sub(WATCH_BEHIND);
+        assert!(!holds(&look("10", long_ago), None) || long_ago.is_none());
     }
 }

@@ -12,6 +12,7 @@ mod prepare;
 mod publish;
 mod reconcile;
 mod revoke;
+mod shared;
 mod sweep;
 mod time;
 mod watches;
@@ -30,12 +31,13 @@ use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::utils::PredicateConfig;
 use kube::runtime::{Controller, Predicate, WatchStreamExt, predicates, watcher};
-use kube::{Api, Client, Config, ResourceExt};
-use tokio::sync::{Notify, mpsc};
+use kube::{Api, Config, ResourceExt};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::Cluster;
+use crate::cluster::config::client;
 use crate::cluster::journal::{Found, JournalError, Journals};
 use crate::cluster::lease::Election;
 use crate::cluster::records::Events;
@@ -71,7 +73,7 @@ pub struct Settings {
 /// # Errors
 /// Where it cannot start: the namespace or the seal key, an address that is taken.
 pub async fn run(config: Config, settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let cluster = Cluster::new(Client::try_from(config.clone())?, settings.namespace.clone());
+    let cluster = Cluster::new(client(config.clone())?, settings.namespace.clone());
     let metrics = Metrics::new();
     let health = Health::default();
     crate::ops::health::serve(settings.health_addr, health.clone(), stop.clone()).await?;
@@ -124,7 +126,10 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             lined: Locked::default(),
             working: Arc::clone(&working),
             unprepared: Locked::default(),
+            preparing: Semaphore::new(context::PREPARED_AT_ONCE),
             looked_at: Locked::default(),
+            unlisted: Locked::default(),
+            fresh_namespaces: shared::Shared::default(),
             restored: Locked::default(),
             unauthorized: Locked::default(),
             triggers,

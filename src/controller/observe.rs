@@ -13,17 +13,22 @@ use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::{Owner, Seen};
 use crate::core::journal::{Claim, Live, Record, Scope};
-use crate::core::plan::{Connection, Observed};
+use crate::core::plan::{Connection, Observed, SecretState};
 use crate::core::spec::{self, Wanted};
-use crate::core::{Problem, access, clock};
+use crate::core::{Problem, Time, access, clock};
 
 use super::reconcile::ReconcileError;
+
+/// A request whose outcome is not told by then is told of itself.
+const TOLD_WITHIN: TimeDelta = TimeDelta::seconds(1);
 
 /// What was observed, and what acting on it needs besides.
 pub(super) struct Scene {
     pub(super) observed: Observed,
     pub(super) owner: Owner,
     pub(super) seen: BTreeMap<String, Seen>,
+    /// The watch has yet to tell of a Secret that was just written.
+    pub(super) unconfirmed: bool,
     /// The scope the current spec counts in.
     pub(super) scope: Option<Scope>,
     /// The scope with the record that holds the claim, or else the live token.
@@ -49,6 +54,7 @@ pub(super) async fn observe(
     let Some(namespace) = context.namespaces.get(&ObjectRef::new(&owner.namespace)) else {
         return Ok(None);
     };
+    let leaving = credential.metadata.deletion_timestamp.is_some() || namespace.metadata.deletion_timestamp.is_some();
     let resolved = context.connections.get(&credential.spec.connection);
     let wanted = spec::wanted(credential, resolved.as_ref().map(|r| r.connection.spec.api));
     let scope = resolved.as_ref().and_then(|r| r.scope(&credential.spec.service));
@@ -90,8 +96,14 @@ pub(super) async fn observe(
         }
         Err(error) => return Err(error.into()),
     };
-    let seen = look(context, &owner, wanted.as_ref().ok(), record.as_ref()).await?;
     let working = context.working.lock().get(&owner.uid).cloned();
+    if !leaving
+        && let (Some(claim), Some(None)) = (&claim, &working)
+        && told_soon(claim, record.as_ref(), context.now())
+    {
+        return Ok(None);
+    }
+    let (seen, unconfirmed) = look(context, &owner, wanted.as_ref().ok(), record.as_ref(), claim.as_ref()).await?;
     let waiting = scope.as_ref().and_then(|s| context.runner(s).verdict(&owner.uid));
     let unprepared = {
         let mut all = context.unprepared.lock();
@@ -106,8 +118,7 @@ pub(super) async fn observe(
     };
     let observed = Observed {
         uid: owner.uid.clone(),
-        terminating: credential.metadata.deletion_timestamp.is_some()
-            || namespace.metadata.deletion_timestamp.is_some(),
+        terminating: leaving,
         suspended: credential.spec.suspend,
         wanted,
         permitted,
@@ -127,6 +138,7 @@ pub(super) async fn observe(
         observed,
         owner,
         seen,
+        unconfirmed,
         scope,
         home,
         live_home,
@@ -256,13 +268,22 @@ async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scope>) -> Resu
     })
 }
 
-/// Looks at every Secret that matters; again only where it changed since.
+/// A request was sent a moment ago, and its outcome will be told: until then there is nothing to decide.
+fn told_soon(claim: &Claim, record: Option<&Record>, now: Time) -> bool {
+    let ends = record.and_then(|r| r.live.as_ref()).map(|l| l.ends_at);
+    claim.at + TOLD_WITHIN > now && ends.is_none_or(|at| at > now + TOLD_WITHIN)
+}
+
+/// Looks at every Secret that matters; again only where it changed since. One that neither the watch nor the journal
+/// tells of is absent: whoever has that name all the same is found by the dry run. Says also whether the watch has yet
+/// to tell of what was just written.
 pub(super) async fn look(
     context: &Arc<Context>,
     owner: &Owner,
     wanted: Option<&Wanted>,
     record: Option<&Record>,
-) -> Result<BTreeMap<String, Seen>, Error> {
+    claim: Option<&Claim>,
+) -> Result<(BTreeMap<String, Seen>, bool), Error> {
     let live = record.and_then(|r| r.live.as_ref());
     let listed = context.secrets.lock().of(&owner.uid);
     let mut names: Vec<&String> = listed.keys().collect();
@@ -277,22 +298,32 @@ pub(super) async fn look(
         let labels = wanted
             .and_then(|w| w.secrets.iter().find(|s| s.name == *name))
             .map(|s| &s.labels);
-        let against = format!("{} {labels:?}", live.map_or("", |l| l.claim.as_str()));
+        let at = (owner.namespace.clone(), name.clone());
+        let written =
+            live.is_some_and(|l| l.secrets.contains_key(name)) || claim.is_some_and(|c| c.secrets.contains(name));
         let look = match looks.remove(name) {
-            Some(look) if listed.get(name) == Some(&look.resource_version) && look.against == against => look,
+            Some(mut look) if look.holds(listed.get(name), &Look::against(live, labels)) => {
+                if listed.get(name) == Some(&look.resource_version) {
+                    look.written = None;
+                }
+                look
+            }
+            _ if !written && context.is_absent(&at) => {
+                seen.insert(name.clone(), Seen::absent());
+                continue;
+            }
             _ => {
                 let seen = context.cluster.look(owner, name, live, labels, &context.seal).await?;
-                let version = seen.guard.as_ref().and_then(|g| g.resource_version.clone());
-                Look {
-                    resource_version: version.unwrap_or_default(),
-                    against,
-                    seen,
+                if seen.state == SecretState::Absent || listed.contains_key(name) {
+                    context.unlisted.lock().remove(&at);
                 }
+                Look::new(seen, live, labels, None)
             }
         };
         seen.insert(name.clone(), look.seen.clone());
         kept.insert(name.clone(), look);
     }
+    let unconfirmed = kept.values().any(|look| look.written.is_some());
     context.looked_at.lock().insert(owner.uid.clone(), kept);
-    Ok(seen)
+    Ok((seen, unconfirmed))
 }

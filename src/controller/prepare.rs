@@ -12,7 +12,7 @@ use super::context::Context;
 use super::wishes::Wish;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::bounded;
-use crate::cluster::secrets::{Dress, Owner, WriteError};
+use crate::cluster::secrets::{Dress, Owner, Write, WriteError};
 use crate::controller::connections::Usable;
 use crate::core::journal::{Claim, EndpointRef, Kind, RequestFacts, Scope};
 use crate::core::spec::{Wanted, wanted};
@@ -34,6 +34,8 @@ pub(super) struct Prepared {
 pub(super) enum NotPrepared {
     /// The credential is not what it was: it is looked at anew.
     Changed,
+    /// The API server could not be asked now; the credential keeps its place.
+    Later(crate::cluster::Error),
     /// It cannot be published now.
     Problem(Problem, Option<i64>),
 }
@@ -53,6 +55,9 @@ pub(super) async fn prepare(
     };
     let api: Api<EphemeralCredential> = Api::namespaced(context.cluster.client.clone(), &owner.namespace);
     let unreachable = |e: crate::cluster::Error| {
+        if e.is_passing() {
+            return NotPrepared::Later(e);
+        }
         NotPrepared::Problem(
             Problem::new(Reason::SecretRefused, format!("not asked yet: {}", e.brief())),
             None,
@@ -63,10 +68,16 @@ pub(super) async fn prepare(
         .filter(|c| c.uid().as_deref() == Some(&owner.uid) && c.metadata.deletion_timestamp.is_none())
         .ok_or(NotPrepared::Changed)?;
     let namespaces: Api<Namespace> = Api::all(context.cluster.client.clone());
-    let namespace = bounded(namespaces.get_metadata_opt(&owner.namespace))
+    let read = async {
+        let found = bounded(namespaces.get_metadata_opt(&owner.namespace)).await?;
+        Ok(found.map(|n| n.metadata))
+    };
+    let namespace = context
+        .fresh_namespaces
+        .get(&owner.namespace, read)
         .await
         .map_err(unreachable)?
-        .filter(|n| n.metadata.deletion_timestamp.is_none())
+        .filter(|n| n.deletion_timestamp.is_none())
         .ok_or(NotPrepared::Changed)?;
 
     let resolved = context
@@ -74,7 +85,7 @@ pub(super) async fn prepare(
         .get(&credential.spec.connection)
         .ok_or(NotPrepared::Changed)?;
     let wanted = wanted(&credential, Some(resolved.connection.spec.api)).map_err(|_| NotPrepared::Changed)?;
-    let labels = namespace.metadata.labels.unwrap_or_default();
+    let labels = namespace.labels.unwrap_or_default();
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
         || wanted.digest() != wish.asks
@@ -133,13 +144,23 @@ pub(super) async fn dry_run(
             expires_at: String::new(),
         };
         let data = render::placeholder(secret.type_, &secret.layout);
+        let at = (owner.namespace.clone(), secret.name.clone());
+        let write = Write {
+            live: None,
+            absent: context.is_absent(&at),
+        };
         let problem = match context
             .cluster
-            .write_secret(owner, &dress, &data, &context.seal, true)
+            .write_secret(owner, &dress, &data, &context.seal, write)
             .await
         {
-            Ok(()) => continue,
-            Err(WriteError::NotOurs) => return Err(NotPrepared::Changed),
+            Ok(_) => continue,
+            Err(WriteError::NotOurs) => {
+                // The next look finds out whose.
+                context.unlisted.lock().insert(at);
+                return Err(NotPrepared::Changed);
+            }
+            Err(WriteError::Api(e)) if e.code() == Some(429) => return Err(NotPrepared::Later(e)),
             Err(WriteError::Api(e)) => Problem::new(
                 Reason::SecretRefused,
                 format!(

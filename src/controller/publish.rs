@@ -1,17 +1,17 @@
 //! From an answer to Secrets: retried until the token ends, and never minted again instead.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 
-use super::context::Context;
+use super::context::{Context, Look};
 use crate::api::{EphemeralCredential, Reason};
 use crate::broker::Answer;
 use crate::cluster::journal::ScopeJournal;
-use crate::cluster::secrets::{Dress, Owner, WriteError, rfc3339};
+use crate::cluster::secrets::{Dress, Owner, Write, WriteError, rfc3339};
 use crate::cluster::{Error, bounded};
 use crate::core::journal::{Claim, Live, Minted, Written};
 use crate::core::render::{Data, MOST_RENDERED, fingerprint, placeholder, render, size};
@@ -128,7 +128,7 @@ pub async fn publish(
         ends_at,
         token_ids: answer.token_ids.clone(),
     };
-    match write_all(context, journal, owner, claim, &minted, ready.collect()).await {
+    match write_all(context, journal, owner, claim, &minted, &live, ready.collect()).await {
         Ok(()) => Published::Yes(Box::new(live)),
         Err(stopped) => stopped,
     }
@@ -152,6 +152,7 @@ async fn write_all(
     owner: &Owner,
     claim: &Claim,
     minted: &Minted,
+    live: &Live,
     secrets: Vec<Ready<'_>>,
 ) -> Result<(), Published> {
     let mut wait = Duration::from_millis(250);
@@ -171,11 +172,21 @@ async fn write_all(
                     Some(true) | None => return Err(Published::Dropped),
                 }
             }
+            let at = (owner.namespace.clone(), secret.dress.name.clone());
+            let known = Write {
+                live: Some(live),
+                absent: context.is_absent(&at),
+            };
             let write = context
                 .cluster
-                .write_secret(owner, &secret.dress, &secret.data, &context.seal, false);
+                .write_secret(owner, &secret.dress, &secret.data, &context.seal, known);
             let problem = match write.await {
-                Ok(()) => break,
+                Ok(seen) => {
+                    let look = Look::new(seen, Some(live), Some(&secret.dress.labels), Some(Instant::now()));
+                    let mut looks = context.looked_at.lock();
+                    looks.entry(owner.uid.clone()).or_default().insert(at.1, look);
+                    break;
+                }
                 Err(WriteError::NotOurs) => Problem::new(
                     Reason::SecretConflict,
                     format!(
@@ -223,9 +234,13 @@ async fn why(context: &Context, owner: &Owner, secret: &Ready<'_>, error: &Error
         return error.brief();
     }
     let harmless = placeholder(secret.wanted.type_, &secret.wanted.layout);
+    let dry = Write {
+        live: None,
+        absent: false,
+    };
     let asked = context
         .cluster
-        .write_secret(owner, &secret.dress, &harmless, &context.seal, true);
+        .write_secret(owner, &secret.dress, &harmless, &context.seal, dry);
     match asked.await {
         Err(WriteError::Api(said)) if said.code() == error.code() => said.brief(),
         _ => error.brief(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kube::ResourceExt;
 use kube::runtime::controller::Action as Requeue;
 
-use super::context::{Context, Name};
+use super::context::{Context, Name, WATCH_BEHIND};
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
@@ -105,6 +105,9 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
     if plan.actions.iter().any(|a| matches!(a, Action::Restore { .. })) {
         // A restoration that was put off is due when the rest is over.
         wait = wait.min(Duration::from_secs(30));
+    }
+    if scene.unconfirmed {
+        wait = wait.min(WATCH_BEHIND);
     }
     // Due already, and yet nothing was done: not again at once.
     let least = if wait.is_zero() {

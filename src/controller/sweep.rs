@@ -88,6 +88,8 @@ impl Context {
                 runner.forget_name(name);
             }
             self.lined.lock().retain(|_, (_, of)| of != name);
+            // Whatever else has such a mark in that namespace is found once more.
+            self.unlisted.lock().retain(|(namespace, _)| *namespace != name.0);
             self.looked_at.lock().retain(|uid, _| self.homes.lock().has(uid));
         }
     }

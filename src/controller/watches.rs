@@ -260,7 +260,15 @@ fn insert(context: &Context, secret: &PartialObjectMeta<Secret>) {
 }
 
 fn remove(context: &Context, at: &Name) {
-    let touched = context.secrets.lock().remove(at);
+    let (owner, touched) = {
+        let mut secrets = context.secrets.lock();
+        (secrets.owner(at), secrets.remove(at))
+    };
+    if let Some(uid) = owner
+        && let Some(looks) = context.looked_at.lock().get_mut(&uid)
+    {
+        looks.remove(&at.1);
+    }
     for name in touched {
         context.trigger(&at.0, &name);
     }

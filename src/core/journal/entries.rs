@@ -300,13 +300,23 @@ impl Live {
     pub fn renew_before(&self) -> Option<TimeDelta> {
         self.renew_before_ms.map(TimeDelta::milliseconds)
     }
+
+    /// As a record holds it: without what its Secrets tell themselves.
+    #[must_use]
+    pub(super) fn for_record(mut self) -> Self {
+        for written in self.secrets.values_mut() {
+            written.keys = Vec::new();
+        }
+        self
+    }
 }
 
 /// What was written to one Secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Written {
-    /// Its data keys.
+    /// Its data keys: the seal on the Secret tells them, the journal does not, for their names may be long.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
     /// Digest of claim, keys and values.
     pub fingerprint: String,

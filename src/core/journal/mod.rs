@@ -300,7 +300,7 @@ impl Journal {
                 record.orphans.clear();
                 let used_for = ((live.ends_at - live.issued_at).num_milliseconds() + 999).div_euclid(1000);
                 let lifetime = live.full_lifetime.unwrap_or(used_for).max(1);
-                let old = record.live.replace(*live);
+                let old = record.live.replace(live.for_record());
                 self.typical_lifetime = Some(lifetime);
                 self.throttle.count = 0;
                 self.unauthorized = None;
@@ -369,7 +369,7 @@ impl Journal {
         let record = self.record(uid, namespace, name);
         if record.live.is_none() {
             record.revision = record.revision.max(live.revision);
-            record.live = Some(live);
+            record.live = Some(live.for_record());
             self.lost_at.get_or_insert(now);
         }
     }
