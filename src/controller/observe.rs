@@ -212,7 +212,7 @@ async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scope>) -> Resu
     let mut seq = 0;
     for home in homes {
         let journal = context.runner(&home).journal.view().await?;
-        let claim = journal.claims.get(uid).map(|claim| Claim::clone(claim));
+        let claim = journal.pending(uid).map(|claim| Claim::clone(claim));
         let record = journal.credentials.get(uid).map(|record| Record::clone(record));
         // Before its first outcome, all that is known of a credential is its claim.
         let Some(record) = record.or_else(|| claim.as_ref().map(Claim::new_record)) else {

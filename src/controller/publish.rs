@@ -207,7 +207,7 @@ async fn write_all(
                 // The ids first: whatever becomes of this process, they can be revoked.
                 let (uid, id, minted) = (owner.uid.clone(), claim.id.clone(), minted.clone());
                 noted = journal
-                    .commit(move |j, _| j.minted(&uid, &id, minted.clone()))
+                    .commit(move |j, now| j.minted(&uid, &id, &minted, now))
                     .await
                     .is_ok();
             }
@@ -284,7 +284,7 @@ async fn is_gone(context: &Context, owner: &Owner) -> bool {
 async fn is_closed(journal: &ScopeJournal, owner: &Owner, claim: &Claim) -> Option<bool> {
     let (uid, id) = (owner.uid.clone(), claim.id.clone());
     journal
-        .fresh(move |j| j.claims.get(uid.as_str()).is_none_or(|c| c.id != id))
+        .fresh(move |j| j.pending(&uid).is_none_or(|c| c.id != id))
         .await
         .ok()
 }

@@ -155,7 +155,7 @@ impl Context {
             return;
         };
         let live = journal.live_of(uid);
-        let claim = journal.claims.get(uid);
+        let claim = journal.pending(uid);
         let mut names: BTreeSet<String> = live.iter().flat_map(|l| l.secrets.keys().cloned()).collect();
         names.extend(claim.iter().flat_map(|c| c.secrets.iter().cloned()));
         let owner = Owner {
@@ -222,7 +222,7 @@ enum Released {
 }
 
 fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time) -> Released {
-    if let Some(claim) = journal.claims.get(uid)
+    if let Some(claim) = journal.pending(uid)
         && claim.holder != me
         && claim.answered_by() + CLAIM_GRACE > now
     {

@@ -125,7 +125,9 @@ impl Follower {
             self.budget.open(&uid, &open_of(claim, live.map(|(_, live)| live)));
             return;
         }
-        let own = live.map(|(record, live)| Held::of(&record.namespace, live));
+        // A token that waits for its Secrets takes over from the one in them.
+        let own = record.and_then(|r| Held::unpublished(r.unpublished.as_ref()?));
+        let own = own.or_else(|| live.map(|(record, live)| Held::of(&record.namespace, live)));
         let own = own.filter(|held| held.ends_at > now);
         let foreign = || self.foreign.get(uid.as_str()).filter(|h| h.ends_at > now).cloned();
         match own.or_else(foreign) {
@@ -168,19 +170,18 @@ impl Follower {
 /// Whether nothing has happened to `uid` since its audit event `seq`, and nothing is under way for it.
 #[must_use]
 pub fn is_untouched(journal: &Journal, uid: &str, seq: u64) -> bool {
-    !journal.claims.contains_key(uid) && journal.credentials.get(uid).map_or(0, |r| r.seq) == seq
+    journal.pending(uid).is_none() && journal.credentials.get(uid).map_or(0, |r| r.seq) == seq
 }
 
 /// What is known of a request under way; a renewal brings nothing that lives longer than what it replaces.
 fn open_of(claim: &Claim, live: Option<&Live>) -> Open {
     let replaced = live.filter(|_| !claim.kind.is_newcomer());
-    let minted = claim.minted.as_ref().map(|m| m.ends_at - m.issued_at);
     let asked = claim.max_lifetime_ms.map(TimeDelta::milliseconds);
     Open {
         namespace: claim.namespace.as_str().into(),
         at: claim.at,
         renew_before: claim.renew_before_ms.map(TimeDelta::milliseconds),
-        max_lifetime: [minted, asked, replaced.map(|l| l.ends_at - l.issued_at)]
+        max_lifetime: [asked, replaced.map(|l| l.ends_at - l.issued_at)]
             .into_iter()
             .flatten()
             .min(),
@@ -226,14 +227,17 @@ fn is_same(a: &Journal, b: &Journal, terms: &Terms, now: Time) -> bool {
 
 /// For whom something else is planned `after` than `before`.
 fn planned_anew<'a>(before: &'a Journal, after: &'a Journal) -> BTreeSet<&'a str> {
-    let plan = |r: &Record| r.live.as_ref().map(|l| (l.issued_at, l.ends_at, l.renew_before_ms));
+    let live = |r: &Record| r.live.as_ref().map(|l| (l.issued_at, l.ends_at, l.renew_before_ms));
+    let plan = |r: &Record| (live(r), r.unpublished.as_ref().map(|c| c.id.clone()));
     let mut changed = BTreeSet::new();
     differences(
         &before.credentials,
         &after.credentials,
         |a, b| match (a, b) {
             (Some(a), Some(b)) => plan(a) == plan(b),
-            (one, other) => one.or(other).is_none_or(|r| r.live.is_none()),
+            (one, other) => one
+                .or(other)
+                .is_none_or(|r| r.live.is_none() && r.unpublished.is_none()),
         },
         &mut changed,
     );
@@ -241,7 +245,7 @@ fn planned_anew<'a>(before: &'a Journal, after: &'a Journal) -> BTreeSet<&'a str
         &before.claims,
         &after.claims,
         |a, b| match (a, b) {
-            (Some(a), Some(b)) => a.id == b.id && a.minted == b.minted,
+            (Some(a), Some(b)) => a.id == b.id,
             _ => false,
         },
         &mut changed,

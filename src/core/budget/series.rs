@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 
 use crate::core::Time;
-use crate::core::journal::Live;
+use crate::core::journal::{Claim, Live};
 use crate::core::schedule::{latest_safe, runway};
 
 use super::demand::Demand;
@@ -37,6 +37,17 @@ impl Held {
             ends_at: live.ends_at,
             renew_before: live.renew_before(),
         }
+    }
+
+    /// What the claim of a token that waits for its Secrets comes to.
+    pub(super) fn unpublished(claim: &Claim) -> Option<Self> {
+        let minted = claim.minted.as_ref()?;
+        Some(Self {
+            namespace: claim.namespace.as_str().into(),
+            issued_at: minted.issued_at,
+            ends_at: minted.ends_at,
+            renew_before: claim.renew_before_ms.map(TimeDelta::milliseconds),
+        })
     }
 }
 

@@ -33,7 +33,7 @@ impl Journal {
         if let Some(end) = self.live_of(uid).map(|l| l.ends_at) {
             self.release(uid, end);
         }
-        if self.claims.contains_key(uid) {
+        if self.pending(uid).is_some() {
             return false;
         }
         self.mark_gone(uid);

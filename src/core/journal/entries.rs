@@ -200,6 +200,9 @@ pub struct Record {
     pub revision: u64,
     /// Number of the last audit event: the milliseconds of its time, or one more than the last.
     pub seq: u64,
+    /// A claim whose token was made and waits for its Secrets: it takes up none of the places for open claims.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpublished: Option<Arc<Claim>>,
     /// The token in its Secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<Live>,
@@ -239,6 +242,7 @@ impl Record {
             .is_none_or(|f| f.retry_at.is_some_and(|at| at + FAILURE_REMEMBERED <= now));
         over && self.revision == 0
             && self.live.is_none()
+            && self.unpublished.is_none()
             && self.heals.is_empty()
             && self.orphans.is_empty()
             && !self.gone

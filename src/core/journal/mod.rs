@@ -192,7 +192,7 @@ impl Journal {
             self.edit(uid, |r| r.heals.retain(|at| *at + window > now));
         }
         let spent = self.credentials.get(uid).is_some_and(|r| r.is_spent(now));
-        if spent && !self.claims.contains_key(uid) && self.owed_of(uid).next().is_none() {
+        if spent && self.pending(uid).is_none() && self.owed_of(uid).next().is_none() {
             self.credentials.remove(uid);
         }
     }
@@ -268,30 +268,41 @@ impl Journal {
         self.claims.insert(uid.into(), Arc::new(claim));
     }
 
-    /// Notes what was minted before its Secrets are there, so that it can be revoked whatever happens.
-    pub fn minted(&mut self, uid: &str, claim_id: &str, minted: Minted) -> bool {
-        match self.claims.get_mut(uid).filter(|c| c.id == claim_id) {
-            Some(claim) => {
-                Arc::make_mut(claim).minted = Some(minted);
-                true
-            }
-            None => false,
+    /// The claim of `uid` whose request is under way, or whose token waits for its Secrets.
+    #[must_use]
+    pub fn pending(&self, uid: &str) -> Option<&Arc<Claim>> {
+        let unpublished = || self.credentials.get(uid)?.unpublished.as_ref();
+        self.claims.get(uid).or_else(unpublished)
+    }
+
+    /// Notes what was minted before its Secrets are there, so that it can be revoked whatever happens. False where
+    /// somebody has closed the claim.
+    pub fn minted(&mut self, uid: &str, claim_id: &str, minted: &Minted, now: Time) -> bool {
+        let Some((claim, counted)) = self.take_claim(uid, claim_id) else {
+            return false;
+        };
+        if !counted {
+            self.count(uid, &claim, now);
         }
+        let claim = Arc::new(Claim {
+            minted: Some(minted.clone()),
+            page: None,
+            ..Arc::unwrap_or_clone(claim)
+        });
+        let record = self.record_of_claim(uid, &claim);
+        record.unpublished = Some(claim);
+        true
     }
 
     /// Ends the claim `claim_id` of `uid`. False where somebody else has ended it already.
     pub fn end(&mut self, uid: &str, claim_id: &str, ending: Ending, now: Time) -> bool {
-        let Some(claim) = self.take_claim(uid, claim_id) else {
+        let Some((claim, counted)) = self.take_claim(uid, claim_id) else {
             return false;
         };
-        let counted = !matches!(ending, Ending::Failed { counted: false, .. });
-        if counted {
+        if !counted && !matches!(ending, Ending::Failed { counted: false, .. }) {
             self.count(uid, &claim, now);
         }
         let record = self.record_of_claim(uid, &claim);
-        if counted && claim.kind == Kind::Heal {
-            record.heals.push(claim.at);
-        }
         match ending {
             Ending::Published(live) => {
                 record.revision = live.revision;
@@ -320,26 +331,39 @@ impl Journal {
 
     /// Takes back a claim whose request never left this process: it costs neither a slot nor the window's one heal.
     pub fn withdraw(&mut self, uid: &str, claim_id: &str) {
-        self.take_claim(uid, claim_id);
+        if self.claims.get(uid).is_some_and(|c| c.id == claim_id) {
+            self.take_claim(uid, claim_id);
+        }
     }
 
     /// Closes the claim of `uid` that nobody sees through; its request stays counted.
     pub fn give_up(&mut self, uid: &str, now: Time) -> Option<Arc<Claim>> {
-        let id = self.claims.get(uid)?.id.clone();
-        let claim = self.take_claim(uid, &id)?;
-        self.count(uid, &claim, now);
+        let id = self.pending(uid)?.id.clone();
+        let (claim, counted) = self.take_claim(uid, &id)?;
+        if !counted {
+            self.count(uid, &claim, now);
+        }
         self.record_of_claim(uid, &claim);
         Some(claim)
     }
 
-    fn take_claim(&mut self, uid: &str, claim_id: &str) -> Option<Arc<Claim>> {
-        self.claims.get(uid).filter(|c| c.id == claim_id)?;
-        self.ended.insert(uid.into(), None);
-        self.claims.remove(uid)
+    /// Takes out a claim; says also whether its request was counted already.
+    fn take_claim(&mut self, uid: &str, claim_id: &str) -> Option<(Arc<Claim>, bool)> {
+        if self.claims.get(uid).is_some_and(|c| c.id == claim_id) {
+            self.ended.insert(uid.into(), None);
+            return Some((self.claims.remove(uid)?, false));
+        }
+        let unpublished = self.credentials.get(uid)?.unpublished.as_ref();
+        unpublished.filter(|c| c.id == claim_id)?;
+        let claim = self.edit(uid, |record| record.unpublished.take())??;
+        Some((claim, true))
     }
 
     /// A request counts from its answer on, or from when one could have come at the latest.
     fn count(&mut self, uid: &str, claim: &Claim, now: Time) {
+        if claim.kind == Kind::Heal {
+            self.record_of_claim(uid, claim).heals.push(claim.at);
+        }
         let attempt = Attempt {
             at: claim.counts_from.unwrap_or_else(|| claim.answered_by().min(now)),
             count: 1,
@@ -377,7 +401,7 @@ impl Journal {
     /// Whether the claim `id` of `uid` is under way, or its token live.
     #[must_use]
     pub fn knows(&self, uid: &str, id: &str) -> bool {
-        self.claims.get(uid).is_some_and(|c| c.id == id) || self.live_of(uid).is_some_and(|l| l.claim == id)
+        self.pending(uid).is_some_and(|c| c.id == id) || self.live_of(uid).is_some_and(|l| l.claim == id)
     }
 
     /// The live token of `uid`.

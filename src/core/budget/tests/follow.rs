@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::budget::select::MAX_OPEN_NEWCOMERS;
 use crate::core::clock::Pause;
 use crate::core::journal::tests_support::{claim, live, scope};
 use crate::core::journal::{Ending, Failure, Journal};
@@ -245,5 +246,40 @@ fn a_request_under_way_is_planned_by_what_its_spec_asks_for() {
     journal.claim("x", short, s(3600));
     follower.decide_anew(&mut decision, &journal, t(10));
     // Six renewals an hour, of seven that newcomers may fill.
+    assert!(decision.admitted.is_empty(), "{decision:?}");
+}
+
+#[test]
+fn tokens_that_wait_for_their_secrets_keep_nobody_from_minting_and_stay_planned_for() {
+    let mut follower = follower();
+    let (mut journal, mut decision) = decided(&mut follower);
+    let terms = Terms {
+        limits: vec![hourly(10_000)],
+        newcomers: true,
+    };
+    for i in 0..MAX_OPEN_NEWCOMERS {
+        let uid = format!("held-{i}");
+        journal.claim(&uid, claim(&uid, "n", MintReason::First, t(10), i), s(3600));
+    }
+    assert!(
+        follower
+            .decide(&Arc::new(journal.clone()), &terms, t(10))
+            .0
+            .admitted
+            .is_empty()
+    );
+    let minted = crate::core::journal::Minted {
+        issued_at: t(10),
+        ends_at: t(3610),
+        token_ids: vec![],
+    };
+    for i in 0..MAX_OPEN_NEWCOMERS {
+        assert!(journal.minted(&format!("held-{i}"), &format!("claim-{i}"), &minted, t(10)));
+    }
+    let (next, selection) = follower.decide(&Arc::new(journal.clone()), &terms, t(10));
+    assert_eq!(next.admitted.len(), 10);
+    assert!(selection.usage.used as usize >= MAX_OPEN_NEWCOMERS);
+    // Where there is room for few only, those who hold a token nobody can see yet come first.
+    follower.decide_anew(&mut decision, &journal, t(10));
     assert!(decision.admitted.is_empty(), "{decision:?}");
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::api::Reason;
 use crate::core::audit::{EventType, Subject};
 use crate::core::journal::tests_support::{claim, live, scope};
-use crate::core::journal::{Claim, Ending, Failure, Kind};
+use crate::core::journal::{Claim, Ending, Failure, Kind, Minted};
 use crate::core::testing::{s, t};
 
 /// The objects of one journal, as an API server would keep them.
@@ -89,6 +89,7 @@ fn part(journal: &Journal, uid: &str) -> Part {
             r.live.as_ref().map(|l| &l.claim),
             r.failure.is_some(),
             r.gone,
+            r.unpublished.as_ref().map(|c| &c.id),
         )
     });
     Part {
@@ -137,6 +138,7 @@ fn is_between(found: &Part, states: &[Part]) -> bool {
 #[derive(Clone, Debug)]
 enum Op {
     Claim(usize),
+    Mint(usize),
     Publish(usize),
     Fail(usize),
     Withdraw(usize),
@@ -151,6 +153,7 @@ impl Op {
     fn who(&self) -> usize {
         match self {
             Self::Claim(who)
+            | Self::Mint(who)
             | Self::Publish(who)
             | Self::Fail(who)
             | Self::Withdraw(who)
@@ -167,6 +170,7 @@ fn op(most: usize) -> impl Strategy<Value = Op> {
     let who = 0..most;
     prop_oneof![
         4 => who.clone().prop_map(Op::Claim),
+        1 => who.clone().prop_map(Op::Mint),
         4 => who.clone().prop_map(Op::Publish),
         1 => who.clone().prop_map(Op::Fail),
         1 => who.clone().prop_map(Op::Withdraw),
@@ -220,13 +224,23 @@ fn event(journal: &mut Journal, uid: &str, now: Time) {
 fn apply(journal: &mut Journal, op: &Op, number: usize, now: Time) {
     match op {
         Op::Claim(who) => {
-            if !journal.claims.contains_key(uid(*who).as_str()) {
+            if journal.pending(&uid(*who)).is_none() {
                 let mut claim = claim(&uid(*who), "n", Kind::First, now, number);
                 claim.revision = journal
                     .credentials
                     .get(uid(*who).as_str())
                     .map_or(1, |r| r.revision + 1);
                 journal.claim(&uid(*who), claim, s(3600));
+            }
+        }
+        Op::Mint(who) => {
+            if let Some(claim) = journal.claims.get(uid(*who).as_str()).cloned() {
+                let minted = Minted {
+                    issued_at: now,
+                    ends_at: now + s(3600),
+                    token_ids: vec![format!("token-of-{}", claim.id)],
+                };
+                assert!(journal.minted(&uid(*who), &claim.id, &minted, now));
             }
         }
         Op::Publish(who) => end(journal, &uid(*who), now, |claim| outcome(claim, now)),
@@ -268,7 +282,7 @@ fn apply(journal: &mut Journal, op: &Op, number: usize, now: Time) {
 }
 
 fn end(journal: &mut Journal, uid: &str, now: Time, ending: impl Fn(&Claim) -> Ending) {
-    if let Some(claim) = journal.claims.get(uid).cloned() {
+    if let Some(claim) = journal.pending(uid).cloned() {
         assert!(journal.end(uid, &claim.id, ending(&claim), now));
         event(journal, uid, now);
     }
