@@ -71,10 +71,8 @@ impl ScopeRunner {
             notify: Notify::new(),
         });
         let (task, context) = (Arc::clone(&runner), Arc::clone(context));
-        tokio::spawn(async move {
-            let stop = context.stop.clone();
-            stop.run_until_cancelled(task.run(&context)).await;
-        });
+        let supervisor = Arc::clone(&context);
+        supervisor.spawn("budget", async move { task.run(&context).await });
         runner
     }
 
@@ -174,7 +172,7 @@ impl ScopeRunner {
         let Ok(journal) = self.journal.view().await else {
             return Some(now + TimeDelta::seconds(2));
         };
-        let limits = context.connections.limits(&self.scope);
+        let limits = context.caches.connections.limits(&self.scope);
         if limits.is_empty() {
             return None;
         }
@@ -226,7 +224,11 @@ impl ScopeRunner {
         demands
             .into_iter()
             .filter(|w| {
-                let usable = context.connections.get(&w.connection).and_then(|r| r.usable.ok());
+                let usable = context
+                    .caches
+                    .connections
+                    .get(&w.connection)
+                    .and_then(|r| r.usable.ok());
                 let Some(usable) = usable else {
                     return false;
                 };
