@@ -80,7 +80,7 @@ pub(super) async fn act(
                 return Ok(false);
             }
             restore(context, scene, secret).await?;
-            context.looked_at.lock().remove(&owner.uid);
+            context.caches.looked_at.lock().remove(&owner.uid);
             Ok(true)
         }
         Action::Release { reason } => {
@@ -126,7 +126,7 @@ async fn remove(context: &Context, scene: &Scene, secret: &str) -> Result<(), Re
     let guard = scene.seen.get(secret).and_then(|s| s.guard.clone());
     let cluster = &context.cluster;
     cluster.delete_secret(&scene.owner.namespace, secret, guard).await?;
-    context.looked_at.lock().remove(&scene.owner.uid);
+    context.caches.looked_at.lock().remove(&scene.owner.uid);
     Ok(())
 }
 

@@ -74,10 +74,8 @@ impl ScopeRunner {
             notify: Notify::new(),
         });
         let (task, context) = (Arc::clone(&runner), Arc::clone(context));
-        tokio::spawn(async move {
-            let stop = context.stop.clone();
-            stop.run_until_cancelled(task.run(&context)).await;
-        });
+        let supervisor = Arc::clone(&context);
+        supervisor.spawn("budget", async move { task.run(&context).await });
         runner
     }
 
@@ -145,7 +143,7 @@ impl ScopeRunner {
             return Some(now + TimeDelta::seconds(2));
         };
         let terms = Terms {
-            limits: context.connections.limits(&self.scope),
+            limits: context.caches.connections.limits(&self.scope),
             newcomers: context.warm.load(Ordering::Acquire),
         };
         if terms.limits.is_empty() {
@@ -373,7 +371,7 @@ impl Draft {
 /// Until when `connection` cannot be asked: its key was refused. Then one of those whom the budget admits tries
 /// again, or where that costs nothing, it is asked whether the key is accepted by now.
 fn barred(context: &Arc<Context>, connection: &str, now: Time) -> Option<Time> {
-    let Some(usable) = context.connections.get(connection).and_then(|r| r.usable.ok()) else {
+    let Some(usable) = context.caches.connections.get(connection).and_then(|r| r.usable.ok()) else {
         return Some(Time::MAX_UTC);
     };
     let mut unauthorized = context.unauthorized.lock();

@@ -125,6 +125,7 @@ pub(super) async fn give_up(
         })
         .await?;
     let usable = context
+        .caches
         .connections
         .get(&credential.spec.connection)
         .and_then(|r| r.usable.ok());

@@ -5,17 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::PartialObjectMeta;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::ScopeRunner;
-use super::connections::Connections;
+use super::caches::Caches;
 use super::shared::Shared;
-use crate::api::{ChittyConnection, EphemeralCredential};
+use super::supervisor::Supervisor;
+use crate::api::EphemeralCredential;
 use crate::cluster::Cluster;
 use crate::cluster::config::MOST_CALLS;
 use crate::cluster::journal::Journals;
@@ -47,16 +46,8 @@ pub struct Context {
     pub seal: SealKey,
     /// The journals.
     pub journals: Journals,
-    /// The connections.
-    pub connections: Connections,
-    /// The credentials.
-    pub credentials: Store<EphemeralCredential>,
-    /// The connections as they were written.
-    pub connection_store: Store<ChittyConnection>,
-    /// The namespaces.
-    pub namespaces: Store<PartialObjectMeta<Namespace>>,
-    /// The managed Secrets.
-    pub secrets: Locked<SecretIndex>,
+    /// What the watches tell.
+    pub caches: Arc<Caches>,
     /// Where each credential's records are.
     pub homes: Locked<Homes>,
     /// The scopes with a budget task.
@@ -69,10 +60,6 @@ pub struct Context {
     pub preparing: Semaphore,
     /// Why a mint could not be prepared, by uid.
     pub unprepared: Locked<HashMap<String, Unprepared>>,
-    /// Secrets as last looked at, by uid and name, with the resource version and the claim that held then.
-    pub looked_at: Locked<HashMap<String, BTreeMap<String, Look>>>,
-    /// Secrets that no watch tells of and that are there all the same: somebody else's, or without our label.
-    pub unlisted: Locked<HashSet<Name>>,
     /// Namespaces as last read.
     pub fresh_namespaces: Shared<Option<ObjectMeta>>,
     /// When each Secret of a credential was last restored, and how often in a row.
@@ -91,8 +78,10 @@ pub struct Context {
     pub unseen: Locked<Option<HashSet<Name>>>,
     /// Whether all of those were: only then is it known who waits.
     pub warm: AtomicBool,
-    /// Fires when the process is to stop.
+    /// Fires when the term is over.
     pub stop: CancellationToken,
+    /// Ends the process where a task panics.
+    pub supervisor: Supervisor,
 }
 
 /// A Secret as it was looked at.
@@ -319,6 +308,11 @@ impl Homes {
 }
 
 impl Context {
+    /// Runs `task` until it ends or the term is over.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.supervisor.spawn(name, &self.stop, task);
+    }
+
     /// Wakes the reconciler for a credential.
     pub fn trigger(&self, namespace: &str, name: &str) {
         // The receiver goes only when the process does.
@@ -327,7 +321,7 @@ impl Context {
 
     /// Wakes the reconciler for every credential that `which` picks.
     pub fn trigger_where(&self, which: impl Fn(&EphemeralCredential) -> bool) {
-        for credential in self.credentials.state() {
+        for credential in self.caches.credentials.state() {
             if which(&credential) {
                 let _ = self.triggers.send(ObjectRef::from_obj(&*credential));
             }
@@ -411,12 +405,6 @@ impl Context {
         for runner in self.scopes.lock().values() {
             runner.wake();
         }
-    }
-
-    /// Whether nothing of that name is there, as far as the watch tells and nobody found otherwise.
-    pub fn is_absent(&self, at: &Name) -> bool {
-        let secrets = self.secrets.lock();
-        secrets.synced() && !secrets.has(at) && !self.unlisted.lock().contains(at)
     }
 
     /// Whether a Secret may be restored now. Somebody who undoes it each time (a mutating webhook, another

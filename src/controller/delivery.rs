@@ -36,10 +36,11 @@ pub async fn deliver_for_ever(context: Arc<Context>) {
         for runner in runners {
             if running.insert(runner.scope.clone()) {
                 let context = Arc::clone(&context);
-                tokio::spawn(async move {
-                    let stop = context.stop.clone();
-                    stop.run_until_cancelled(Delivery::new(context, runner).run()).await;
-                });
+                let supervisor = Arc::clone(&context);
+                supervisor.spawn(
+                    "audit delivery",
+                    async move { Delivery::new(context, runner).run().await },
+                );
             }
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -188,7 +189,7 @@ impl Delivery {
 
     /// Where an event goes: to its connection's `ChittyChronicle`, else to that of another one of the scope.
     fn destination(&self, event: &AuditEvent) -> Destination {
-        let connections = &self.context.connections;
+        let connections = &self.context.caches.connections;
         let of = |r: &super::connections::Resolved| r.usable.as_ref().ok().and_then(|u| u.chronicle.clone());
         let own = connections.get(&event.request.connection);
         let scope = &self.runner.scope;

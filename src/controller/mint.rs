@@ -169,6 +169,7 @@ pub(super) async fn fail(
     let claimed = claim.clone();
     let deliver = p.usable.chronicle.is_some();
     let limits = context
+        .caches
         .connections
         .get(&p.wanted.connection)
         .map(|r| vec![r.limit])

@@ -2,6 +2,8 @@
 
 mod act;
 mod admission;
+mod caches;
+mod changes;
 mod claims;
 pub mod connections;
 pub mod context;
@@ -13,6 +15,7 @@ mod publish;
 mod reconcile;
 mod revoke;
 mod shared;
+mod supervisor;
 mod sweep;
 mod time;
 mod watches;
@@ -23,19 +26,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::Namespace;
-use kube::core::PartialObjectMeta;
+use futures::StreamExt;
+use kube::runtime::Controller;
 use kube::runtime::controller::{Action as Requeue, Config as ControllerConfig, Error as ControllerError};
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{self, ObjectRef};
-use kube::runtime::utils::PredicateConfig;
-use kube::runtime::{Controller, Predicate, WatchStreamExt, predicates, watcher};
-use kube::{Api, Config, ResourceExt};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use kube::runtime::reflector::ObjectRef;
+use kube::{Config, ResourceExt};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{ChittyConnection, EphemeralCredential};
+use crate::api::EphemeralCredential;
 use crate::cluster::Cluster;
 use crate::cluster::config::client;
 use crate::cluster::journal::{Found, JournalError, Journals};
@@ -46,7 +45,9 @@ use crate::core::schedule::spread;
 use crate::core::seal::SealKey;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
+use caches::Caches;
 use context::{Context, Locked};
+use supervisor::Supervisor;
 
 /// How long a stopping process finishes what it minted.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
@@ -87,12 +88,21 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
     if stop.run_until_cancelled(cluster.set_clock()).await.is_none() {
         return Ok(());
     }
+    // A task that panics ends all that follows.
+    let stop = stop.child_token();
+    let supervisor = Supervisor::new(stop.clone());
     let term = Arc::new(time::Term::default());
-    tokio::spawn(run_until(&stop, time::keep(cluster.clone(), Arc::clone(&term))));
+    supervisor.spawn("clock", &stop, time::keep(cluster.clone(), Arc::clone(&term)));
     health.waiting_for("the seal key");
     let Some(seal) = stop.run_until_cancelled(await_seal_key(&cluster)).await else {
         return Ok(());
     };
+    health.waiting_for("credentials, connections, namespaces and Secrets to be read");
+    let (caches, writers) = Caches::new(cluster.clone(), seal.clone());
+    watches::start(&caches, writers, &term, &supervisor, &stop);
+    if stop.run_until_cancelled(watches::await_synced(&caches)).await.is_none() {
+        return supervisor.outcome();
+    }
     let events = Events::new(&cluster, &settings.identity);
     let election = Election::new(config, &cluster, &settings.identity)?;
     // Requests in flight outlive a term: the next must not take them for lost.
@@ -107,28 +117,19 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
         metrics.leads(true);
         let over = stop.child_token();
         let (triggers, triggered) = mpsc::unbounded_channel();
-        let (credentials, credential_writer) = reflector::store();
-        let (connection_store, connection_writer) = reflector::store();
-        let (namespaces, namespace_writer) = reflector::store();
         let context = Arc::new(Context {
             journals: Journals::new(cluster.clone(), seal.clone()),
             events: events.clone(),
             cluster: cluster.clone(),
             identity: settings.identity.clone(),
             seal: seal.clone(),
-            connections: connections::Connections::default(),
-            credentials,
-            connection_store,
-            namespaces,
-            secrets: Locked::default(),
+            caches: Arc::clone(&caches),
             homes: Locked::default(),
             scopes: Locked::default(),
             lined: Locked::default(),
             working: Arc::clone(&working),
             unprepared: Locked::default(),
             preparing: Semaphore::new(context::PREPARED_AT_ONCE),
-            looked_at: Locked::default(),
-            unlisted: Locked::default(),
             fresh_namespaces: shared::Shared::default(),
             restored: Locked::default(),
             unauthorized: Locked::default(),
@@ -138,17 +139,12 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             unseen: Locked::default(),
             warm: AtomicBool::new(false),
             stop: over.clone(),
+            supervisor: supervisor.clone(),
         });
         *term.lock() = Some(Arc::clone(&context));
-        let streams = Streams {
-            connections: connection_writer,
-            namespaces: namespace_writer,
-            credentials: credential_writer,
-            triggered,
-        };
         let work = tokio::spawn(serve(
             Arc::clone(&context),
-            streams,
+            triggered,
             settings.concurrency,
             health.clone(),
         ));
@@ -165,7 +161,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
     while !working.lock().is_empty() && tokio::time::Instant::now() < patience {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Ok(())
+    supervisor.outcome()
 }
 
 /// Waits for the seal key: for its namespace to be there, and for the right to read and create it.
@@ -186,29 +182,26 @@ async fn await_seal_key(cluster: &Cluster) -> SealKey {
     }
 }
 
-/// What one term of leadership is fed by.
-struct Streams {
-    connections: Writer<ChittyConnection>,
-    namespaces: Writer<PartialObjectMeta<Namespace>>,
-    credentials: Writer<EphemeralCredential>,
-    triggered: mpsc::UnboundedReceiver<ObjectRef<EphemeralCredential>>,
-}
-
 /// Does all there is to do until the term is over.
-async fn serve(context: Arc<Context>, streams: Streams, concurrency: u16, health: Health) {
+async fn serve(
+    context: Arc<Context>,
+    triggered: mpsc::UnboundedReceiver<ObjectRef<EphemeralCredential>>,
+    concurrency: u16,
+    health: Health,
+) {
     let stop = context.stop.clone();
-    health.waiting_for("connections, namespaces and Secrets to be read");
-    watches::start(&context, streams.connections, streams.namespaces);
+    health.waiting_for("the journals to be read");
     context.open_journals(&stop).await;
     if stop.is_cancelled() {
         return;
     }
-    watches::await_synced(&context, &stop).await;
-    tokio::spawn(run_until(&stop, Arc::clone(&context).sweep_for_ever()));
-    tokio::spawn(run_until(&stop, delivery::deliver_for_ever(Arc::clone(&context))));
-    tokio::spawn(run_until(&stop, revoke::revoke_for_ever(Arc::clone(&context))));
-    tokio::spawn(run_until(&stop, watches::report_for_ever(Arc::clone(&context))));
-    drive(context, streams.credentials, streams.triggered, concurrency, health).await;
+    health.ready();
+    context.spawn("sweep", Arc::clone(&context).sweep_for_ever());
+    context.spawn("audit delivery", delivery::deliver_for_ever(Arc::clone(&context)));
+    context.spawn("revocation", revoke::revoke_for_ever(Arc::clone(&context)));
+    context.spawn("status of connections", watches::report_for_ever(Arc::clone(&context)));
+    context.spawn("first looks", Arc::clone(&context).look_at_all());
+    drive(context, triggered, concurrency).await;
 }
 
 fn run_until(
@@ -221,60 +214,19 @@ fn run_until(
     }
 }
 
-/// The reconcile loop.
+/// The reconcile loop. The watches belong to the process: what they tell comes by `triggered`.
 async fn drive(
     context: Arc<Context>,
-    writer: Writer<EphemeralCredential>,
     triggered: mpsc::UnboundedReceiver<ObjectRef<EphemeralCredential>>,
     concurrency: u16,
-    health: Health,
 ) {
-    let api: Api<EphemeralCredential> = Api::all(context.cluster.client.clone());
-    // The store wakes only one of those who wait for it, and that one is the Controller.
-    let synced = Arc::new(Notify::new());
-    let on_synced = Arc::clone(&synced);
-    // Our own status writes are no news; a new rotate annotation is.
-    let changes = watches::tolerant(watcher::watcher(
-        Api::<kube::core::DeserializeGuard<EphemeralCredential>>::all(api.into_client()),
-        watcher::Config::default(),
-    ))
-    .default_backoff()
-    .reflect(writer)
-    .inspect_ok(move |event| {
-        if matches!(event, watcher::Event::InitDone) {
-            synced.notify_one();
-        }
-    })
-    .touched_objects()
-    .predicate_filter(
-        predicates::generation
-            .combine(predicates::annotations)
-            .combine(watches::deletion),
-        PredicateConfig::default(),
-    );
-    let store = context.credentials.clone();
-    let on_sync = Arc::clone(&context);
-    tokio::spawn(async move {
-        on_synced.notified().await;
-        let all = on_sync.credentials.state();
-        health.ready();
-        if all.is_empty() {
-            on_sync.warmed();
-            return;
-        }
-        let names = all.iter().map(|c| (c.namespace().unwrap_or_default(), c.name_any()));
-        *on_sync.unseen.lock() = Some(names.collect());
-        on_sync.trigger_where(|_| true);
-        // A credential that can never be looked at must not keep newcomers out for ever.
-        tokio::time::sleep(Duration::from_secs(30)).await;
-        on_sync.warmed();
-    });
+    let store = context.caches.credentials.clone();
     let triggered = futures::stream::unfold(
         triggered,
         |mut rx| async move { rx.recv().await.map(|item| (item, rx)) },
     );
     let stop = context.stop.clone();
-    Controller::for_stream(changes, store)
+    Controller::for_stream(futures::stream::pending(), store)
         .with_config(ControllerConfig::default().concurrency(concurrency))
         .reconcile_on(triggered)
         .graceful_shutdown_on(async move { stop.cancelled().await })
@@ -317,6 +269,21 @@ fn retry(credential: Arc<EphemeralCredential>, _: &reconcile::ReconcileError, _:
 }
 
 impl Context {
+    /// Looks at every credential there is; newcomers are let in when all were looked at.
+    async fn look_at_all(self: Arc<Self>) {
+        let all = self.caches.credentials.state();
+        if all.is_empty() {
+            self.warmed();
+            return;
+        }
+        let names = all.iter().map(|c| (c.namespace().unwrap_or_default(), c.name_any()));
+        *self.unseen.lock() = Some(names.collect());
+        self.trigger_where(|_| true);
+        // A credential that can never be looked at must not keep newcomers out for ever.
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        self.warmed();
+    }
+
     /// Opens every journal that is there, and learns from it who has records where and which keys
     /// are refused.
     async fn open_journals(self: &Arc<Self>, stop: &CancellationToken) {

@@ -51,17 +51,12 @@ pub(super) async fn observe(
         name: credential.name_any(),
         uid: credential.uid().unwrap_or_default(),
     };
-    let Some(namespace) = context.namespaces.get(&ObjectRef::new(&owner.namespace)) else {
+    let Some(namespace) = context.caches.namespaces.get(&ObjectRef::new(&owner.namespace)) else {
         return Ok(None);
     };
     let leaving = credential.metadata.deletion_timestamp.is_some() || namespace.metadata.deletion_timestamp.is_some();
-    let resolved = context.connections.get(&credential.spec.connection);
+    let resolved = context.caches.connections.get(&credential.spec.connection);
     let wanted = spec::wanted(credential, resolved.as_ref().map(|r| r.connection.spec.api));
-    let scope = resolved.as_ref().and_then(|r| r.scope(&credential.spec.service));
-    if let Some(scope) = &scope {
-        // Opened now, so that it is there when a mint is wanted.
-        context.runner(scope);
-    }
     let permitted = resolved.as_ref().map_or(Ok(()), |r| {
         let empty = BTreeMap::new();
         let labels = namespace.metadata.labels.as_ref().unwrap_or(&empty);
@@ -74,6 +69,15 @@ pub(super) async fn observe(
             &credential.spec,
         )
     });
+    // Who may not ask opens no budget.
+    let scope = resolved
+        .as_ref()
+        .filter(|_| permitted.is_ok())
+        .and_then(|r| r.scope(&credential.spec.service));
+    if let Some(scope) = &scope {
+        // Opened now, so that it is there when a mint is wanted.
+        context.runner(scope);
+    }
     // Who may not ask makes nobody read templates.
     let wanted = match (wanted, resolved.is_some() && permitted.is_ok()) {
         (Ok(wanted), true) => wanted.check_templates().map(|()| wanted),
@@ -285,14 +289,14 @@ pub(super) async fn look(
     claim: Option<&Claim>,
 ) -> Result<(BTreeMap<String, Seen>, bool), Error> {
     let live = record.and_then(|r| r.live.as_ref());
-    let listed = context.secrets.lock().of(&owner.uid);
+    let listed = context.caches.secrets.lock().of(&owner.uid);
     let mut names: Vec<&String> = listed.keys().collect();
     names.extend(wanted.iter().flat_map(|w| w.secrets.iter().map(|s| &s.name)));
     names.extend(live.iter().flat_map(|l| l.secrets.keys()));
     names.sort();
     names.dedup();
     let mut seen = BTreeMap::new();
-    let mut looks = context.looked_at.lock().remove(&owner.uid).unwrap_or_default();
+    let mut looks = context.caches.looked_at.lock().remove(&owner.uid).unwrap_or_default();
     let mut kept = BTreeMap::new();
     for name in names {
         let labels = wanted
@@ -308,14 +312,14 @@ pub(super) async fn look(
                 }
                 look
             }
-            _ if !written && context.is_absent(&at) => {
+            _ if !written && context.caches.is_absent(&at) => {
                 seen.insert(name.clone(), Seen::absent());
                 continue;
             }
             _ => {
                 let seen = context.cluster.look(owner, name, live, labels, &context.seal).await?;
                 if seen.state == SecretState::Absent || listed.contains_key(name) {
-                    context.unlisted.lock().remove(&at);
+                    context.caches.unlisted.lock().remove(&at);
                 }
                 Look::new(seen, live, labels, None)
             }
@@ -324,6 +328,6 @@ pub(super) async fn look(
         kept.insert(name.clone(), look);
     }
     let unconfirmed = kept.values().any(|look| look.written.is_some());
-    context.looked_at.lock().insert(owner.uid.clone(), kept);
+    context.caches.looked_at.lock().insert(owner.uid.clone(), kept);
     Ok((seen, unconfirmed))
 }

@@ -81,6 +81,7 @@ pub(super) async fn prepare(
         .ok_or(NotPrepared::Changed)?;
 
     let resolved = context
+        .caches
         .connections
         .get(&credential.spec.connection)
         .ok_or(NotPrepared::Changed)?;
@@ -147,7 +148,7 @@ pub(super) async fn dry_run(
         let at = (owner.namespace.clone(), secret.name.clone());
         let write = Write {
             live: None,
-            absent: context.is_absent(&at),
+            absent: context.caches.is_absent(&at),
         };
         let problem = match context
             .cluster
@@ -157,7 +158,7 @@ pub(super) async fn dry_run(
             Ok(_) => continue,
             Err(WriteError::NotOurs) => {
                 // The next look finds out whose.
-                context.unlisted.lock().insert(at);
+                context.caches.unlisted.lock().insert(at);
                 return Err(NotPrepared::Changed);
             }
             Err(WriteError::Api(e)) if e.code() == Some(429) => return Err(NotPrepared::Later(e)),

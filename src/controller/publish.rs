@@ -175,7 +175,7 @@ async fn write_all(
             let at = (owner.namespace.clone(), secret.dress.name.clone());
             let known = Write {
                 live: Some(live),
-                absent: context.is_absent(&at),
+                absent: context.caches.is_absent(&at),
             };
             let write = context
                 .cluster
@@ -183,7 +183,7 @@ async fn write_all(
             let problem = match write.await {
                 Ok(seen) => {
                     let look = Look::new(seen, Some(live), Some(&secret.dress.labels), Some(Instant::now()));
-                    let mut looks = context.looked_at.lock();
+                    let mut looks = context.caches.looked_at.lock();
                     looks.entry(owner.uid.clone()).or_default().insert(at.1, look);
                     break;
                 }
@@ -250,9 +250,9 @@ async fn why(context: &Context, owner: &Owner, secret: &Ready<'_>, error: &Error
 /// Permission that was withdrawn while the publication was held up: the token is not to be had any more.
 fn is_forbidden(context: &Context, owner: &Owner) -> Option<Problem> {
     let at = ObjectRef::new(&owner.name).within(&owner.namespace);
-    let credential = context.credentials.get(&at)?;
-    let namespace = context.namespaces.get(&ObjectRef::new(&owner.namespace))?;
-    let resolved = context.connections.get(&credential.spec.connection)?;
+    let credential = context.caches.credentials.get(&at)?;
+    let namespace = context.caches.namespaces.get(&ObjectRef::new(&owner.namespace))?;
+    let resolved = context.caches.connections.get(&credential.spec.connection)?;
     let labels = namespace.metadata.labels.clone().unwrap_or_default();
     access::allowed(
         &resolved.connection.spec.access,

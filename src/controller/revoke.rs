@@ -61,6 +61,7 @@ pub async fn revoke_for_ever(context: Arc<Context>) {
 async fn reach(context: &Context, owed: &Revocation) -> Result<Broker, Problem> {
     let same = |at: &EndpointRef| *at == owed.endpoint;
     let known = context
+        .caches
         .connections
         .get(&owed.request.connection)
         .filter(|r| same(&r.endpoint()));
@@ -77,6 +78,7 @@ async fn pay(context: &Context, runner: &ScopeRunner, owed: &Revocation, broker:
         Err(problem) => Err(Refusal::from_problem(problem)),
     };
     let deliver = context
+        .caches
         .connections
         .get(&owed.request.connection)
         .and_then(|r| r.usable.ok())

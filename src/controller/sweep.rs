@@ -81,7 +81,7 @@ impl Context {
             self.sweep_one(&uid, name).await;
         }
         let at = ObjectRef::new(&name.1).within(&name.0);
-        if self.credentials.get(&at).is_none() {
+        if self.caches.credentials.get(&at).is_none() {
             // Who never had a token is in no journal, but may be in line.
             let runners: Vec<_> = self.scopes.lock().values().cloned().collect();
             for runner in runners {
@@ -89,8 +89,11 @@ impl Context {
             }
             self.lined.lock().retain(|_, (_, of)| of != name);
             // Whatever else has such a mark in that namespace is found once more.
-            self.unlisted.lock().retain(|(namespace, _)| *namespace != name.0);
-            self.looked_at.lock().retain(|uid, _| self.homes.lock().has(uid));
+            self.caches
+                .unlisted
+                .lock()
+                .retain(|(namespace, _)| *namespace != name.0);
+            self.caches.looked_at.lock().retain(|uid, _| self.homes.lock().has(uid));
         }
     }
 
@@ -98,7 +101,7 @@ impl Context {
         // Deleted is deleted, whatever finalizer of somebody's keeps the object.
         let is_there = |of: &ObjectMeta| of.uid.as_deref() == Some(uid) && of.deletion_timestamp.is_none();
         let at = ObjectRef::new(&name.1).within(&name.0);
-        if self.credentials.get(&at).is_some_and(|c| is_there(&c.metadata)) {
+        if self.caches.credentials.get(&at).is_some_and(|c| is_there(&c.metadata)) {
             return;
         }
         // The store may be behind: only the API server's own word ends a credential.
@@ -136,7 +139,7 @@ impl Context {
                 Ok(Released::Gone(events)) => {
                     self.homes.lock().remove(uid, &home);
                     self.unprepared.lock().remove(uid);
-                    self.looked_at.lock().remove(uid);
+                    self.caches.looked_at.lock().remove(uid);
                     for event in &events {
                         self.log_event(event);
                     }
@@ -196,7 +199,7 @@ impl Context {
 
     /// Whether a connection that counts in `scope` sends audit events anywhere.
     fn delivers(&self, scope: &Scope) -> bool {
-        self.connections.all().iter().any(|r| {
+        self.caches.connections.all().iter().any(|r| {
             r.scope(&scope.of).as_ref() == Some(scope) && r.usable.as_ref().is_ok_and(|u| u.chronicle.is_some())
         })
     }

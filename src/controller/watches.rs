@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
-use kube::api::ListParams;
+use kube::api::{ListParams, ObjectMeta};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::{Error as WatchError, Event};
@@ -15,7 +15,11 @@ use kube::{Api, Resource, ResourceExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::caches::{Caches, Writers};
+use super::changes::Changes;
 use super::context::{Context, Name};
+use super::supervisor::Supervisor;
+use super::time::Term;
 use crate::api::{ChittyConnection, ChittyConnectionStatus, EphemeralCredential, ScopeUsage};
 use crate::cluster::keys::managed_selector;
 use crate::cluster::{Cluster, bounded};
@@ -24,12 +28,6 @@ use crate::cluster::{Cluster, bounded};
 const REPORT_EVERY: Duration = Duration::from_secs(30);
 /// Scopes a connection's status lists at most.
 const MOST_SCOPES: usize = 64;
-
-/// Tells the deletion of an object as a change.
-#[expect(clippy::unnecessary_wraps, reason = "the signature of predicates")]
-pub fn deletion<K: Resource>(object: &K) -> Option<u64> {
-    Some(u64::from(object.meta().deletion_timestamp.is_some()))
-}
 
 /// A watch that one malformed object cannot stall: it is skipped, and said so.
 pub fn tolerant<K>(
@@ -84,54 +82,100 @@ pub async fn await_kinds(cluster: &Cluster, stop: &CancellationToken) {
     }
 }
 
-/// Starts the watches beside that of the credentials.
+/// Starts the watches. They go on as long as the process does; what is news is told to the term there is.
 pub fn start(
-    context: &Arc<Context>,
-    connections: Writer<ChittyConnection>,
-    namespaces: Writer<PartialObjectMeta<Namespace>>,
+    caches: &Arc<Caches>,
+    writers: Writers,
+    term: &Arc<Term>,
+    supervisor: &Supervisor,
+    stop: &CancellationToken,
 ) {
     let (news, changes) = mpsc::unbounded_channel();
-    spawn(
-        context,
-        watch_connections(Arc::clone(context), connections, news.clone()),
-    );
-    spawn(context, watch_keys::<Secret>(Arc::clone(context), news.clone()));
-    spawn(context, watch_keys::<ConfigMap>(Arc::clone(context), news));
-    spawn(context, refresh(Arc::clone(context), changes));
-    spawn(context, watch_namespaces(Arc::clone(context), namespaces));
-    spawn(context, watch_secrets(Arc::clone(context)));
-}
-
-fn spawn(context: &Arc<Context>, task: impl Future<Output = ()> + Send + 'static) {
-    let stop = context.stop.clone();
-    tokio::spawn(async move {
-        stop.run_until_cancelled(task).await;
-    });
-}
-
-/// Waits until connections and namespaces were read once.
-pub async fn await_synced(context: &Arc<Context>, stop: &CancellationToken) {
-    let synced = async {
-        // Both fail only when the process ends.
-        let _ = context.connection_store.wait_until_ready().await;
-        let _ = context.namespaces.wait_until_ready().await;
-        while !context.secrets.lock().synced() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let all = context.connection_store.state();
-        context.connections.refresh(&context.cluster, &context.seal, all).await;
+    let feed = Feed {
+        caches: Arc::clone(caches),
+        term: Arc::clone(term),
     };
-    stop.run_until_cancelled(synced).await;
+    let credentials = watch_credentials(feed.clone(), writers.credentials);
+    supervisor.spawn("watch of credentials", stop, credentials);
+    let connections = watch_connections(feed.clone(), writers.connections, news.clone());
+    supervisor.spawn("watch of connections", stop, connections);
+    supervisor.spawn("watch of keys", stop, watch_keys::<Secret>(feed.clone(), news.clone()));
+    supervisor.spawn("watch of bundles", stop, watch_keys::<ConfigMap>(feed.clone(), news));
+    supervisor.spawn("resolving connections", stop, refresh(feed.clone(), changes));
+    supervisor.spawn(
+        "watch of namespaces",
+        stop,
+        watch_namespaces(feed.clone(), writers.namespaces),
+    );
+    supervisor.spawn("watch of Secrets", stop, watch_secrets(feed));
 }
 
-async fn watch_connections(
-    context: Arc<Context>,
-    writer: Writer<ChittyConnection>,
-    changed: mpsc::UnboundedSender<()>,
-) {
-    let api: Api<DeserializeGuard<ChittyConnection>> = Api::all(context.cluster.client.clone());
+/// Where the watches put what they learn.
+#[derive(Clone)]
+struct Feed {
+    caches: Arc<Caches>,
+    term: Arc<Term>,
+}
+
+impl Feed {
+    /// Tells the term, if this process leads: a standby looks at everything when its term begins.
+    fn tell(&self, what: impl FnOnce(&Context)) {
+        let term = self.term.lock().clone();
+        if let Some(context) = term {
+            what(&context);
+        }
+    }
+}
+
+/// Waits until everything was listed once and the connections are resolved.
+pub async fn await_synced(caches: &Caches) {
+    // These fail only when the process ends.
+    let _ = caches.connection_store.wait_until_ready().await;
+    let _ = caches.namespaces.wait_until_ready().await;
+    let _ = caches.credentials.wait_until_ready().await;
+    while !caches.secrets.lock().synced() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let all = caches.connection_store.state();
+    caches.connections.refresh(&caches.cluster, &caches.seal, all).await;
+}
+
+async fn watch_credentials(feed: Feed, writer: Writer<EphemeralCredential>) {
+    let api: Api<DeserializeGuard<EphemeralCredential>> = Api::all(feed.caches.cluster.client.clone());
+    let mut known = Changes::default();
+    tolerant(watcher::watcher(api, watcher::Config::default()))
+        .default_backoff()
+        .modify(|credential| trim(&mut credential.metadata))
+        .reflect(writer)
+        .for_each(|event| {
+            note(&event, "credentials");
+            if let Ok(event) = &event {
+                // Our own status writes are no news; a new rotate annotation is.
+                let changed = known.after(event, |c| (c.metadata.generation, c.metadata.annotations.clone()));
+                feed.tell(|context| {
+                    for (namespace, name) in &changed {
+                        context.trigger(namespace, name);
+                    }
+                });
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+/// Drops what takes room and is never read.
+fn trim(metadata: &mut ObjectMeta) {
+    metadata.managed_fields = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+}
+
+async fn watch_connections(feed: Feed, writer: Writer<ChittyConnection>, changed: mpsc::UnboundedSender<()>) {
+    let api: Api<DeserializeGuard<ChittyConnection>> = Api::all(feed.caches.cluster.client.clone());
     let events = tolerant(watcher::watcher(api, watcher::Config::default()))
         .default_backoff()
+        .modify(|connection| trim(&mut connection.metadata))
         .reflect(writer);
     events
         .for_each(|event| {
@@ -145,7 +189,7 @@ async fn watch_connections(
 }
 
 /// Keys and bundles, by name alone: what they hold is read when a connection is resolved.
-async fn watch_keys<K>(context: Arc<Context>, changed: mpsc::UnboundedSender<()>)
+async fn watch_keys<K>(feed: Feed, changed: mpsc::UnboundedSender<()>)
 where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
@@ -154,7 +198,8 @@ where
         + 'static,
     K: serde::de::DeserializeOwned,
 {
-    let api: Api<PartialObjectMeta<K>> = Api::namespaced(context.cluster.client.clone(), &context.cluster.namespace);
+    let cluster = &feed.caches.cluster;
+    let api: Api<PartialObjectMeta<K>> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     // Journals change with every mint and are no keys.
     let config = watcher::Config::default().labels("!connect.chitty.cc/journal");
     watcher::watcher(api, config)
@@ -170,7 +215,8 @@ where
 }
 
 /// Resolves connections anew whenever something they depend on has changed.
-async fn refresh(context: Arc<Context>, mut changes: mpsc::UnboundedReceiver<()>) {
+async fn refresh(feed: Feed, mut changes: mpsc::UnboundedReceiver<()>) {
+    let caches = &feed.caches;
     let mut unread = false;
     loop {
         // What could not be read for want of an answer has no event to wait for.
@@ -180,20 +226,23 @@ async fn refresh(context: Arc<Context>, mut changes: mpsc::UnboundedReceiver<()>
             return;
         }
         while changes.try_recv().is_ok() {}
-        let all = context.connection_store.state();
-        let renewed = context.connections.refresh(&context.cluster, &context.seal, all).await;
-        unread = context.connections.all().iter().any(|r| r.usable.is_err());
+        let all = caches.connection_store.state();
+        let renewed = caches.connections.refresh(&caches.cluster, &caches.seal, all).await;
+        unread = caches.connections.all().iter().any(|r| r.usable.is_err());
         if !renewed.is_empty() {
-            context.trigger_where(|c| renewed.contains(&c.spec.connection));
-            for runner in context.scopes.lock().values() {
-                runner.wake();
-            }
+            feed.tell(|context| {
+                context.trigger_where(|c| renewed.contains(&c.spec.connection));
+                for runner in context.scopes.lock().values() {
+                    runner.wake();
+                }
+            });
         }
     }
 }
 
-async fn watch_namespaces(context: Arc<Context>, writer: Writer<PartialObjectMeta<Namespace>>) {
-    let api: Api<PartialObjectMeta<Namespace>> = Api::all(context.cluster.client.clone());
+async fn watch_namespaces(feed: Feed, writer: Writer<PartialObjectMeta<Namespace>>) {
+    let api: Api<PartialObjectMeta<Namespace>> = Api::all(feed.caches.cluster.client.clone());
+    let mut known = Changes::default();
     watcher::watcher(api, watcher::Config::default())
         .default_backoff()
         .modify(|namespace| {
@@ -203,9 +252,15 @@ async fn watch_namespaces(context: Arc<Context>, writer: Writer<PartialObjectMet
         .reflect(writer)
         .for_each(|event| {
             note(&event, "namespaces");
-            if let Ok(Event::Apply(namespace) | Event::Delete(namespace)) = &event {
-                let name = namespace.name_any();
-                context.trigger_where(|c| c.namespace().as_deref() == Some(&name));
+            if let Ok(event) = &event {
+                // Labels decide who may ask for what.
+                let changed = known.after(event, |n| n.metadata.labels.clone());
+                let changed: HashSet<String> = changed.into_iter().map(|(_, name)| name).collect();
+                if !changed.is_empty() {
+                    feed.tell(|context| {
+                        context.trigger_where(|c| c.namespace().is_some_and(|n| changed.contains(&n)));
+                    });
+                }
             }
             std::future::ready(())
         })
@@ -213,8 +268,8 @@ async fn watch_namespaces(context: Arc<Context>, writer: Writer<PartialObjectMet
 }
 
 /// Managed Secrets: who owns them and in which version, never what is in them.
-async fn watch_secrets(context: Arc<Context>) {
-    let api: Api<PartialObjectMeta<Secret>> = Api::all(context.cluster.client.clone());
+async fn watch_secrets(feed: Feed) {
+    let api: Api<PartialObjectMeta<Secret>> = Api::all(feed.caches.cluster.client.clone());
     let config = watcher::Config::default().labels(&managed_selector());
     let mut stale: HashSet<Name> = HashSet::new();
     let mut events = Box::pin(watcher::watcher(api, config).default_backoff());
@@ -222,19 +277,19 @@ async fn watch_secrets(context: Arc<Context>) {
         note(&event, "Secrets");
         let Ok(event) = event else { continue };
         match event {
-            Event::Init => stale = context.secrets.lock().names(),
+            Event::Init => stale = feed.caches.secrets.lock().names(),
             Event::InitApply(secret) => {
                 stale.remove(&name_of(&secret));
-                insert(&context, &secret);
+                insert(&feed, &secret);
             }
             Event::InitDone => {
                 for gone in stale.drain() {
-                    remove(&context, &gone);
+                    remove(&feed, &gone);
                 }
-                context.secrets.lock().mark_synced();
+                feed.caches.secrets.lock().mark_synced();
             }
-            Event::Apply(secret) => insert(&context, &secret),
-            Event::Delete(secret) => remove(&context, &name_of(&secret)),
+            Event::Apply(secret) => insert(&feed, &secret),
+            Event::Delete(secret) => remove(&feed, &name_of(&secret)),
         }
     }
 }
@@ -243,35 +298,40 @@ fn name_of(secret: &PartialObjectMeta<Secret>) -> Name {
     (secret.namespace().unwrap_or_default(), secret.name_any())
 }
 
-fn insert(context: &Context, secret: &PartialObjectMeta<Secret>) {
+fn insert(feed: &Feed, secret: &PartialObjectMeta<Secret>) {
     let owner = secret
         .owner_references()
         .iter()
         .find(|r| r.kind == EphemeralCredential::kind(&()) && r.api_version == EphemeralCredential::api_version(&()))
         .map(|r| (r.uid.clone(), r.name.clone()));
     let at = name_of(secret);
-    let touched = context
+    let touched = feed
+        .caches
         .secrets
         .lock()
         .insert(at.clone(), owner, secret.resource_version().unwrap_or_default());
-    for name in touched {
-        context.trigger(&at.0, &name);
-    }
+    feed.tell(|context| {
+        for name in &touched {
+            context.trigger(&at.0, name);
+        }
+    });
 }
 
-fn remove(context: &Context, at: &Name) {
+fn remove(feed: &Feed, at: &Name) {
     let (owner, touched) = {
-        let mut secrets = context.secrets.lock();
+        let mut secrets = feed.caches.secrets.lock();
         (secrets.owner(at), secrets.remove(at))
     };
     if let Some(uid) = owner
-        && let Some(looks) = context.looked_at.lock().get_mut(&uid)
+        && let Some(looks) = feed.caches.looked_at.lock().get_mut(&uid)
     {
         looks.remove(&at.1);
     }
-    for name in touched {
-        context.trigger(&at.0, &name);
-    }
+    feed.tell(|context| {
+        for name in &touched {
+            context.trigger(&at.0, name);
+        }
+    });
 }
 
 fn note<T>(event: &Result<T, WatchError>, what: &str) {
@@ -289,10 +349,10 @@ pub async fn report_for_ever(context: Arc<Context>) {
             continue;
         }
         context.observe_metrics();
-        for resolved in context.connections.all() {
+        for resolved in context.caches.connections.all() {
             let name = resolved.connection.name_any();
             let at = kube::runtime::reflector::ObjectRef::new(&name);
-            let Some(connection) = context.connection_store.get(&at) else {
+            let Some(connection) = context.caches.connection_store.get(&at) else {
                 continue;
             };
             let before = connection.status.clone().unwrap_or_default();
@@ -349,7 +409,7 @@ impl Context {
 
     fn observe_metrics(&self) {
         let mut counts: std::collections::HashMap<(bool, String), i64> = std::collections::HashMap::new();
-        for credential in self.credentials.state() {
+        for credential in self.caches.credentials.state() {
             let ready = credential
                 .status
                 .as_ref()

@@ -1,0 +1,80 @@
+//! What the watches tell. It belongs to the process and not to a term: a standby is warm, and to lead costs no list.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::PartialObjectMeta;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{self, Store};
+
+use super::connections::Connections;
+use super::context::{Locked, Look, Name, SecretIndex};
+use crate::api::{ChittyConnection, EphemeralCredential};
+use crate::cluster::Cluster;
+use crate::core::seal::SealKey;
+
+/// What the watches tell, and what was found out about it.
+pub struct Caches {
+    /// The API server.
+    pub cluster: Cluster,
+    /// The seal key.
+    pub seal: SealKey,
+    /// The connections, resolved.
+    pub connections: Connections,
+    /// The credentials.
+    pub credentials: Store<EphemeralCredential>,
+    /// The connections as they were written.
+    pub connection_store: Store<ChittyConnection>,
+    /// The namespaces.
+    pub namespaces: Store<PartialObjectMeta<Namespace>>,
+    /// The managed Secrets.
+    pub secrets: Locked<SecretIndex>,
+    /// Secrets as last looked at, by uid and name, with the resource version and the claim that held then.
+    pub looked_at: Locked<HashMap<String, BTreeMap<String, Look>>>,
+    /// Secrets that no watch tells of and that are there all the same: somebody else's, or without our label.
+    pub unlisted: Locked<HashSet<Name>>,
+}
+
+/// What fills the stores.
+pub struct Writers {
+    /// The connections.
+    pub connections: Writer<ChittyConnection>,
+    /// The namespaces.
+    pub namespaces: Writer<PartialObjectMeta<Namespace>>,
+    /// The credentials.
+    pub credentials: Writer<EphemeralCredential>,
+}
+
+impl Caches {
+    /// Empty ones, and what fills them.
+    #[must_use]
+    pub fn new(cluster: Cluster, seal: SealKey) -> (Arc<Self>, Writers) {
+        let (credentials, credential_writer) = reflector::store();
+        let (connection_store, connection_writer) = reflector::store();
+        let (namespaces, namespace_writer) = reflector::store();
+        let caches = Self {
+            cluster,
+            seal,
+            connections: Connections::default(),
+            credentials,
+            connection_store,
+            namespaces,
+            secrets: Locked::default(),
+            looked_at: Locked::default(),
+            unlisted: Locked::default(),
+        };
+        let writers = Writers {
+            connections: connection_writer,
+            namespaces: namespace_writer,
+            credentials: credential_writer,
+        };
+        (Arc::new(caches), writers)
+    }
+
+    /// Whether nothing of that name is there, as far as the watch tells and nobody found otherwise.
+    pub fn is_absent(&self, at: &Name) -> bool {
+        let secrets = self.secrets.lock();
+        secrets.synced() && !secrets.has(at) && !self.unlisted.lock().contains(at)
+    }
+}
