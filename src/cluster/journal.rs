@@ -184,6 +184,18 @@ impl ScopeJournal {
             .unwrap_or_else(|| Err(JournalError::Unavailable("not read yet".to_owned())))
     }
 
+    /// Waits until there is another view than `seen`.
+    pub fn changed_since(&self, seen: &Arc<Journal>) -> impl Future<Output = ()> + Send + 'static {
+        let (mut view, seen) = (self.view.clone(), Arc::clone(seen));
+        async move {
+            let other = |now: &Option<Result<Arc<Journal>, JournalError>>| !matches!(now, Some(Ok(now)) if Arc::ptr_eq(now, &seen));
+            // Fails where the writer is gone: nothing changes any more.
+            if view.wait_for(other).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Commits what `decide` does to the journal, or nothing. It may be called more than once, each
     /// time with the state that would be committed; what it returned last is what holds.
     ///

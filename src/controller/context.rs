@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::ScopeRunner;
 use super::caches::Caches;
+use super::delivery;
 use super::shared::Shared;
 use super::supervisor::Supervisor;
 use crate::api::EphemeralCredential;
@@ -337,11 +338,11 @@ impl Context {
     /// The budget task of `scope`, started where there is none yet.
     pub fn runner(self: &Arc<Self>, scope: &Scope) -> Arc<ScopeRunner> {
         let mut scopes = self.scopes.lock();
-        Arc::clone(
-            scopes
-                .entry(scope.clone())
-                .or_insert_with(|| ScopeRunner::start(self, scope.clone())),
-        )
+        Arc::clone(scopes.entry(scope.clone()).or_insert_with(|| {
+            let runner = ScopeRunner::start(self, scope.clone());
+            delivery::start(self, &runner);
+            runner
+        }))
     }
 
     /// Takes a credential out of the line it is in, and its renewals out of that budget, unless that is

@@ -15,7 +15,7 @@ use crate::chronicle::{Chronicle, NotDelivered};
 use crate::cluster::bounded;
 use crate::core::audit::AuditEvent;
 use crate::core::ids::Uid;
-use crate::core::journal::Scope;
+use crate::core::journal::Journal;
 
 /// An event refused this often goes to the dead letters.
 const TRIES: u32 = 5;
@@ -23,28 +23,25 @@ const TRIES: u32 = 5;
 const BATCH: usize = 50;
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// The wait for what this process cannot tell to have changed.
+const NOT_NOW: Duration = Duration::from_secs(2);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// The `ConfigMap` that keeps what `ChittyChronicle` refuses.
 const DEAD_LETTERS: &str = "chittyconnect-audit-dead-letters";
 const MOST_DEAD_LETTERS: usize = 500;
 
-/// Delivers what scopes' journals hold, one task a scope.
-pub async fn deliver_for_ever(context: Arc<Context>) {
-    let mut running: HashSet<Scope> = HashSet::new();
-    loop {
-        let runners: Vec<Arc<ScopeRunner>> = context.scopes.lock().values().cloned().collect();
-        for runner in runners {
-            if running.insert(runner.scope.clone()) {
-                let context = Arc::clone(&context);
-                let supervisor = Arc::clone(&context);
-                supervisor.spawn(
-                    "audit delivery",
-                    async move { Delivery::new(context, runner).run().await },
-                );
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+/// Delivers what the journal of a scope holds until the term is over.
+pub fn start(context: &Arc<Context>, runner: &Arc<ScopeRunner>) {
+    let mut delivery = Delivery::new(Arc::clone(context), Arc::clone(runner));
+    context.spawn("audit delivery", async move { delivery.run().await });
+}
+
+/// What a round leaves to do.
+enum Next {
+    /// Nothing before this has passed.
+    Rest(Duration),
+    /// Whatever the journal tells next; something is left to do after this at the latest.
+    News(Option<Duration>),
 }
 
 /// Where an event goes.
@@ -82,22 +79,26 @@ impl Delivery {
 
     async fn run(&mut self) {
         loop {
-            let wait = if self.context.leading() {
-                self.round().await
-            } else {
-                Duration::from_secs(2)
+            let view = self.runner.journal.view().await;
+            let (Ok(journal), true) = (view, self.context.leading()) else {
+                tokio::time::sleep(NOT_NOW).await;
+                continue;
             };
-            tokio::time::sleep(wait).await;
+            let news = self.runner.journal.changed_since(&journal);
+            match self.round(&journal).await {
+                Next::Rest(rest) => tokio::time::sleep(rest).await,
+                Next::News(None) => news.await,
+                Next::News(Some(longest)) => {
+                    let _ = tokio::time::timeout(longest, news).await;
+                }
+            }
         }
     }
 
-    /// Delivers what can be delivered now; returns how long to rest.
-    async fn round(&mut self) -> Duration {
-        let Ok(journal) = self.runner.journal.view().await else {
-            return Duration::from_secs(2);
-        };
+    /// Delivers what can be delivered now.
+    async fn round(&mut self, journal: &Journal) -> Next {
         let mut held: HashSet<&str> = HashSet::new();
-        let mut rest = Duration::from_millis(200);
+        let mut rest = None;
         // In the order in which they happened: that of their numbers, within a credential.
         let mut waiting: Vec<&Arc<AuditEvent>> = journal.audit.values().collect();
         waiting.sort_by_key(|event| event.seq);
@@ -140,7 +141,7 @@ impl Delivery {
                         continue;
                     }
                     held.insert(&event.uid);
-                    rest = rest.max(FIRST_BACKOFF);
+                    rest = Some(FIRST_BACKOFF);
                 }
                 Err(NotDelivered::Unavailable { message, retry_after }) => {
                     tracing::warn!(
@@ -148,7 +149,7 @@ impl Delivery {
                         waiting = journal.audit.len(),
                         "{message}"
                     );
-                    rest = retry_after.and_then(|d| d.to_std().ok()).unwrap_or(self.backoff);
+                    rest = Some(retry_after.and_then(|d| d.to_std().ok()).unwrap_or(self.backoff));
                     self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
                     break;
                 }
@@ -160,7 +161,13 @@ impl Delivery {
         if !self.delivered.is_empty() && self.since.elapsed() >= ACKNOWLEDGE_AFTER {
             self.acknowledge().await;
         }
-        rest.min(LONGEST_BACKOFF)
+        match rest {
+            Some(rest) => Next::Rest(rest.min(LONGEST_BACKOFF)),
+            None if !self.delivered.is_empty() => Next::News(Some(ACKNOWLEDGE_AFTER)),
+            // Its connection may come back.
+            None if !held.is_empty() => Next::News(Some(NOT_NOW)),
+            None => Next::News(None),
+        }
     }
 
     fn note(&mut self, event: &AuditEvent) {

@@ -142,12 +142,9 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             supervisor: supervisor.clone(),
         });
         *term.lock() = Some(Arc::clone(&context));
-        let work = tokio::spawn(serve(
-            Arc::clone(&context),
-            triggered,
-            settings.concurrency,
-            health.clone(),
-        ));
+        let work = serve(Arc::clone(&context), triggered, settings.concurrency, health.clone());
+        // It ends by itself when the term is over: what is under way is seen through.
+        let work = supervisor.spawn("reconciler", &CancellationToken::new(), work);
         election.lead(&leads, &stop).await;
         leads.end();
         *term.lock() = None;
@@ -197,7 +194,6 @@ async fn serve(
     }
     health.ready();
     context.spawn("sweep", Arc::clone(&context).sweep_for_ever());
-    context.spawn("audit delivery", delivery::deliver_for_ever(Arc::clone(&context)));
     context.spawn("revocation", revoke::revoke_for_ever(Arc::clone(&context)));
     context.spawn("status of connections", watches::report_for_ever(Arc::clone(&context)));
     context.spawn("first looks", Arc::clone(&context).look_at_all());

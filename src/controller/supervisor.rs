@@ -4,6 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 
 use futures::FutureExt;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Starts tasks, and ends the process where one of them panics: half a controller looks alive and does half the work.
@@ -23,13 +24,13 @@ impl Supervisor {
         }
     }
 
-    /// Runs `task` until it ends or `until` fires.
+    /// Runs `task` until it ends or `until` fires; what is returned ends with it, and never fails.
     pub fn spawn(
         &self,
         name: &'static str,
         until: &CancellationToken,
         task: impl Future<Output = ()> + Send + 'static,
-    ) {
+    ) -> JoinHandle<()> {
         let (supervisor, until) = (self.clone(), until.clone());
         tokio::spawn(async move {
             let task = AssertUnwindSafe(task).catch_unwind();
@@ -39,7 +40,7 @@ impl Supervisor {
                 let _ = supervisor.panicked.set(name);
                 supervisor.process.cancel();
             }
-        });
+        })
     }
 
     /// How the process ends: in an error that names the task that panicked, if one did.
