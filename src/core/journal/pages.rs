@@ -4,7 +4,7 @@
 //! changed; the head, whose compare-and-swap is the fence; pages that the head has just named. Whatever step it
 //! stops at, [`Layout::read`] finds of each credential either what was before or what is after:
 //!
-//! - What a page says of a claim that the head still shows open ([`Closed`]) is what holds, and the head
+//! - What a page says of a claim that the head still shows open (`Closed`) is what holds, and the head
 //!   follows with its next commit.
 //! - A page is read only once the head names it; named with commit 0, it may be missing, and is empty then.
 //! - Events and revocations that move to another page are in both until the head names it, and one again then.

@@ -14,7 +14,7 @@ use crate::core::journal::{Attempt, Claim, Record, Revocation, Scope, Throttle, 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Head {
-    /// [`VERSION`].
+    /// [`VERSION`](super::VERSION).
     pub version: u32,
     /// What the journal is of.
     pub scope: Scope,
@@ -66,7 +66,7 @@ impl Head {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Page {
-    /// [`VERSION`].
+    /// [`VERSION`](super::VERSION).
     pub version: u32,
     /// The journal it is of.
     pub scope: Scope,
