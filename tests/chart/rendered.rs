@@ -232,7 +232,7 @@ fn the_controller_may_do_this_and_no_more() {
             "chittyconnections/status : patch",
             "ephemeralcredentials : get list watch",
             "ephemeralcredentials/status : patch",
-            "events : create patch",
+            "events : create",
             "namespaces : get list watch",
             "secrets : get list watch create update delete",
         ]

@@ -137,6 +137,12 @@ impl Claim {
     pub fn answered_by(&self) -> Time {
         self.at + CLAIM_FRESH + TimeDelta::seconds(self.timeout_seconds)
     }
+
+    /// When its request counts from while it is open: from when it must have been answered, unless a pause put that off.
+    #[must_use]
+    pub fn counted_from(&self) -> Time {
+        self.counts_from.unwrap_or_else(|| self.answered_by())
+    }
 }
 
 /// What came back, without the values.

@@ -217,11 +217,7 @@ impl Journal {
     pub fn sent(&self) -> Vec<(Time, u32)> {
         let closed = self.attempts.iter().map(|a| (a.at, a.count));
         let mut sent: Vec<_> = closed
-            .chain(
-                self.claims
-                    .values()
-                    .map(|c| (c.counts_from.unwrap_or(c.answered_by()), 1)),
-            )
+            .chain(self.claims.values().map(|c| (c.counted_from(), 1)))
             .collect();
         sent.sort_unstable();
         sent
@@ -234,7 +230,7 @@ impl Journal {
             .iter()
             .filter_map(|a| Some((a.at, a.namespace.as_deref()?)));
         let open = self.claims.values().filter(|c| c.kind.is_newcomer());
-        closed.chain(open.map(|c| (c.answered_by(), c.namespace.as_str())))
+        closed.chain(open.map(|c| (c.counted_from(), c.namespace.as_str())))
     }
 
     /// What is owed for `uid`.

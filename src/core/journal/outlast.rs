@@ -25,7 +25,7 @@ impl Journal {
         self.attempts.iter_mut().for_each(|a| put_off(&mut a.at));
         for uid in self.claims.keys().cloned().collect::<Vec<_>>() {
             if let Some(claim) = self.claims.get_mut(&uid) {
-                let known = claim.counts_from.unwrap_or_else(|| claim.answered_by());
+                let known = claim.counted_from();
                 let mut from = known;
                 put_off(&mut from);
                 if from != known {
@@ -118,6 +118,17 @@ mod tests {
         blocked.outlast(an_hour_at(600));
         assert!(!admits(&blocked, Kind::First, t(4299)));
         assert!(admits(&blocked, Kind::First, t(4300)));
+    }
+
+    #[test]
+    fn a_newcomers_request_under_way_is_its_namespaces_for_as_long_as_it_counts() {
+        let mut journal = Journal::new(scope());
+        journal.claim("u", claim("u", "n", Kind::First, t(0), 0), s(3600));
+        journal.outlast(an_hour_at(600));
+        let sent: Vec<_> = journal.sent().iter().map(|(at, _)| *at).collect();
+        let newcomers: Vec<_> = journal.newcomers().map(|(at, _)| at).collect();
+        assert_eq!(newcomers, sent);
+        assert!(sent[0] > t(3600));
     }
 
     #[test]
