@@ -69,6 +69,42 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// Of a Secret that is as it was written: nothing of it has to be read.
+    #[must_use]
+    pub fn settled(uid: &str, version: &str) -> Self {
+        Self {
+            state: SecretState::Ours {
+                seal: None,
+                content: Content::Intact,
+                dressed: true,
+            },
+            guard: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: Some(version.to_owned()),
+            }),
+            keys: Vec::new(),
+        }
+    }
+
+    /// Whether it holds what was written, and nothing of it needs to be restored.
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        matches!(
+            self.state,
+            SecretState::Ours {
+                content: Content::Intact,
+                dressed: true,
+                ..
+            }
+        )
+    }
+
+    /// Its resource version, where it is there.
+    #[must_use]
+    pub fn version(&self) -> Option<&str> {
+        self.guard.as_ref()?.resource_version.as_deref()
+    }
+
     /// Of a Secret that is not there.
     #[must_use]
     pub const fn absent() -> Self {
@@ -362,10 +398,12 @@ fn inspect(
         }
         _ => Content::Altered,
     };
+    let dressed = is_dressed(secret, owner, live, seal.as_ref(), labels);
+    let other = seal.filter(|s| live.is_none_or(|l| l.claim != s.live.claim));
     let state = SecretState::Ours {
-        dressed: is_dressed(secret, owner, live, seal.as_ref(), labels),
-        seal: seal.map(Box::new),
+        seal: other.map(Box::new),
         content,
+        dressed,
     };
     (state, keys)
 }

@@ -30,7 +30,8 @@ pub struct Caches {
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
     /// The managed Secrets.
     pub secrets: Locked<SecretIndex>,
-    /// Secrets as last looked at, by uid and name, with the resource version and the claim that held then.
+    /// Secrets that are not as they were written, or of which the watch has yet to tell, as last looked at: by uid and
+    /// name, with the resource version and the claim that held then.
     pub looked_at: Locked<HashMap<String, BTreeMap<String, Look>>>,
     /// Secrets that no watch tells of and that are there all the same: somebody else's, or without our label.
     pub unlisted: Locked<HashSet<Name>>,

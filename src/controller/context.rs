@@ -107,9 +107,8 @@ impl Look {
         labels: Option<&BTreeMap<String, String>>,
         written: Option<Instant>,
     ) -> Self {
-        let version = seen.guard.as_ref().and_then(|g| g.resource_version.clone());
         Self {
-            resource_version: version.unwrap_or_default(),
+            resource_version: seen.version().unwrap_or_default().to_owned(),
             against: Self::against(live, labels),
             seen,
             written,
@@ -125,11 +124,11 @@ impl Look {
     /// Whether it holds still, where the watch tells of this version of the Secret, or of none. What was just written
     /// is taken for what is there while the watch may be behind.
     #[must_use]
-    pub fn holds(&self, listed: Option<&String>, against: &str) -> bool {
+    pub fn holds(&self, listed: Option<&str>, against: &str) -> bool {
         self.against == against && (listed == Some(&self.resource_version) || self.is_ahead_of(listed))
     }
 
-    fn is_ahead_of(&self, listed: Option<&String>) -> bool {
+    fn is_ahead_of(&self, listed: Option<&str>) -> bool {
         let version = |text: &str| text.parse::<u64>().ok();
         let later = match listed {
             None => true,
@@ -166,10 +165,19 @@ impl<T> Locked<T> {
     }
 }
 
-/// Managed Secrets by owner: names and resource versions, nothing else.
+/// A managed Secret as the watch tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its uid.
+    pub uid: Box<str>,
+    /// Its resource version.
+    pub version: Box<str>,
+}
+
+/// Managed Secrets by owner: names, uids and resource versions, nothing else.
 #[derive(Default)]
 pub struct SecretIndex {
-    by_owner: HashMap<String, BTreeMap<String, String>>,
+    by_owner: HashMap<String, BTreeMap<String, Listed>>,
     owners: HashMap<Name, (String, String)>,
     synced: bool,
 }
@@ -200,18 +208,18 @@ impl SecretIndex {
 
     /// The Secrets of a credential.
     #[must_use]
-    pub fn of(&self, uid: &str) -> BTreeMap<String, String> {
+    pub fn of(&self, uid: &str) -> BTreeMap<String, Listed> {
         self.by_owner.get(uid).cloned().unwrap_or_default()
     }
 
     /// Notes a Secret; returns the name of its owner, and the former one's where that changed.
-    pub fn insert(&mut self, at: Name, owner: Option<(String, String)>, resource_version: String) -> Vec<String> {
+    pub fn insert(&mut self, at: Name, owner: Option<(String, String)>, listed: Listed) -> Vec<String> {
         let mut touched = self.remove(&at);
         if let Some((uid, name)) = owner {
             self.by_owner
                 .entry(uid.clone())
                 .or_default()
-                .insert(at.1.clone(), resource_version);
+                .insert(at.1.clone(), listed);
             touched.push(name.clone());
             self.owners.insert(at, (uid, name));
         }
@@ -459,7 +467,7 @@ mod tests {
     }
 
     fn holds(look: &Look, listed: Option<&str>) -> bool {
-        look.holds(listed.map(str::to_owned).as_ref(), "claim")
+        look.holds(listed, "claim")
     }
 
     #[test]
@@ -467,7 +475,7 @@ mod tests {
         assert!(holds(&look("9", None), Some("9")));
         assert!(!holds(&look("9", None), Some("8")));
         assert!(!holds(&look("9", None), None));
-        assert!(!look("9", None).holds(Some(&"9".to_owned()), "another claim"));
+        assert!(!look("9", None).holds(Some("9"), "another claim"));
     }
 
     #[test]

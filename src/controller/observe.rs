@@ -12,7 +12,7 @@ use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::{Owner, Seen};
-use crate::core::journal::{Claim, Live, Record, Scope};
+use crate::core::journal::{Claim, Live, Record, Scope, metadata_digest};
 use crate::core::plan::{Connection, Observed, SecretState};
 use crate::core::spec::{self, Wanted};
 use crate::core::{Problem, Time, access, clock};
@@ -278,7 +278,8 @@ fn told_soon(claim: &Claim, record: Option<&Record>, now: Time) -> bool {
     claim.at + TOLD_WITHIN > now && ends.is_none_or(|at| at > now + TOLD_WITHIN)
 }
 
-/// Looks at every Secret that matters; again only where it changed since. One that neither the watch nor the journal
+/// Looks at every Secret that matters; at one that was written in the version there is, or was looked at since, not
+/// again. One that neither the watch nor the journal
 /// tells of is absent: whoever has that name all the same is found by the dry run. Says also whether the watch has yet
 /// to tell of what was just written.
 pub(super) async fn look(
@@ -298,27 +299,37 @@ pub(super) async fn look(
     let mut seen = BTreeMap::new();
     let mut looks = context.caches.looked_at.lock().remove(&owner.uid).unwrap_or_default();
     let mut kept = BTreeMap::new();
+    let key = context.seal.id();
+    let metadata = |labels: Option<&BTreeMap<_, _>>| labels.map(|labels| metadata_digest(&key, labels));
     for name in names {
         let labels = wanted
             .and_then(|w| w.secrets.iter().find(|s| s.name == *name))
             .map(|s| &s.labels);
         let at = (owner.namespace.clone(), name.clone());
-        let written =
-            live.is_some_and(|l| l.secrets.contains_key(name)) || claim.is_some_and(|c| c.secrets.contains(name));
+        let written = live.and_then(|l| l.secrets.get(name));
+        let there = listed.get(name);
+        if let (Some(there), Some(written)) = (there, written)
+            && written.stands(&there.version, metadata(labels).as_deref())
+        {
+            seen.insert(name.clone(), Seen::settled(&there.uid, &there.version));
+            continue;
+        }
+        let version = there.map(|l| &*l.version);
+        let expected = written.is_some() || claim.is_some_and(|c| c.secrets.contains(name));
         let look = match looks.remove(name) {
-            Some(mut look) if look.holds(listed.get(name), &Look::against(live, labels)) => {
-                if listed.get(name) == Some(&look.resource_version) {
+            Some(mut look) if look.holds(version, &Look::against(live, labels)) => {
+                if version == Some(&look.resource_version) {
                     look.written = None;
                 }
                 look
             }
-            _ if !written && context.caches.is_absent(&at) => {
+            _ if !expected && context.caches.is_absent(&at) => {
                 seen.insert(name.clone(), Seen::absent());
                 continue;
             }
             _ => {
                 let seen = context.cluster.look(owner, name, live, labels, &context.seal).await?;
-                if seen.state == SecretState::Absent || listed.contains_key(name) {
+                if seen.state == SecretState::Absent || there.is_some() {
                     context.caches.unlisted.lock().remove(&at);
                 }
                 Look::new(seen, live, labels, None)
@@ -328,6 +339,8 @@ pub(super) async fn look(
         kept.insert(name.clone(), look);
     }
     let unconfirmed = kept.values().any(|look| look.written.is_some());
-    context.caches.looked_at.lock().insert(owner.uid.clone(), kept);
+    if !kept.is_empty() {
+        context.caches.looked_at.lock().insert(owner.uid.clone(), kept);
+    }
     Ok((seen, unconfirmed))
 }

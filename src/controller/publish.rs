@@ -13,7 +13,7 @@ use crate::broker::Answer;
 use crate::cluster::journal::ScopeJournal;
 use crate::cluster::secrets::{Dress, Owner, Write, WriteError, rfc3339};
 use crate::cluster::{Error, bounded};
-use crate::core::journal::{Claim, Live, Minted, Written};
+use crate::core::journal::{Claim, Live, Minted, Written, metadata_digest};
 use crate::core::render::{Data, MOST_RENDERED, fingerprint, placeholder, render, size};
 use crate::core::seal::Seal;
 use crate::core::spec::{Wanted, WantedSecret};
@@ -114,6 +114,7 @@ pub async fn publish(
         let written = Written {
             keys: data.keys().cloned().collect(),
             fingerprint: fingerprint(&claim.id, data.iter().map(|(k, v)| (k.as_str(), v.as_slice()))),
+            ..Written::default()
         };
         live.secrets.insert(secret.name.clone(), written);
         rendered.push((secret, data));
@@ -129,7 +130,14 @@ pub async fn publish(
         token_ids: answer.token_ids.clone(),
     };
     match write_all(context, journal, owner, claim, &minted, &live, ready.collect()).await {
-        Ok(()) => Published::Yes(Box::new(live)),
+        Ok(stamped) => {
+            for (name, version, metadata) in stamped {
+                if let Some(written) = live.secrets.get_mut(&name) {
+                    written.stamp(version, metadata);
+                }
+            }
+            Published::Yes(Box::new(live))
+        }
         Err(stopped) => stopped,
     }
 }
@@ -146,6 +154,9 @@ pub fn dress(context: &Context, owner: &Owner, secret: &WantedSecret, live: &Liv
     }
 }
 
+/// A Secret that is exactly as it was written: its name, its version and the digest of its metadata.
+type Stamped = (String, String, String);
+
 async fn write_all(
     context: &Context,
     journal: &ScopeJournal,
@@ -154,7 +165,8 @@ async fn write_all(
     minted: &Minted,
     live: &Live,
     secrets: Vec<Ready<'_>>,
-) -> Result<(), Published> {
+) -> Result<Vec<Stamped>, Published> {
+    let mut stamped = Vec::new();
     let mut wait = Duration::from_millis(250);
     let mut noted = false;
     for secret in secrets {
@@ -182,6 +194,10 @@ async fn write_all(
                 .write_secret(owner, &secret.dress, &secret.data, &context.seal, known);
             let problem = match write.await {
                 Ok(seen) => {
+                    if let (true, Some(version)) = (seen.is_settled(), seen.version()) {
+                        let metadata = metadata_digest(&context.seal.id(), &secret.dress.labels);
+                        stamped.push((at.1.clone(), version.to_owned(), metadata));
+                    }
                     let look = Look::new(seen, Some(live), Some(&secret.dress.labels), Some(Instant::now()));
                     let mut looks = context.caches.looked_at.lock();
                     looks.entry(owner.uid.clone()).or_default().insert(at.1, look);
@@ -225,7 +241,7 @@ async fn write_all(
             wait = (wait * 2).min(Duration::from_secs(15));
         }
     }
-    Ok(())
+    Ok(stamped)
 }
 
 /// What the API server says of the same Secret without its values: those words can be shown.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::caches::{Caches, Writers};
 use super::changes::Changes;
-use super::context::{Context, Name};
+use super::context::{Context, Listed, Name};
 use super::supervisor::Supervisor;
 use super::time::Term;
 use crate::api::{ChittyConnection, ChittyConnectionStatus, EphemeralCredential, ScopeUsage};
@@ -305,11 +305,11 @@ fn insert(feed: &Feed, secret: &PartialObjectMeta<Secret>) {
         .find(|r| r.kind == EphemeralCredential::kind(&()) && r.api_version == EphemeralCredential::api_version(&()))
         .map(|r| (r.uid.clone(), r.name.clone()));
     let at = name_of(secret);
-    let touched = feed
-        .caches
-        .secrets
-        .lock()
-        .insert(at.clone(), owner, secret.resource_version().unwrap_or_default());
+    let listed = Listed {
+        uid: secret.uid().unwrap_or_default().into(),
+        version: secret.resource_version().unwrap_or_default().into(),
+    };
+    let touched = feed.caches.secrets.lock().insert(at.clone(), owner, listed);
     feed.tell(|context| {
         for name in &touched {
             context.trigger(&at.0, name);

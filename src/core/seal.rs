@@ -41,6 +41,9 @@ impl Seal {
     pub fn new(uid: &str, namespace: &str, name: &str, live: &Live) -> Self {
         let mut live = live.clone();
         live.secrets.retain(|secret, _| secret == name);
+        for written in live.secrets.values_mut() {
+            (written.version, written.metadata) = (None, None);
+        }
         Self {
             uid: uid.to_owned(),
             namespace: namespace.to_owned(),
@@ -115,7 +118,9 @@ impl SealKey {
         Some(self.hmac(b"text", text.as_bytes()).verify_slice(&tag).is_ok())
     }
 
-    fn id(&self) -> String {
+    /// What tells this key from another.
+    #[must_use]
+    pub fn id(&self) -> String {
         BASE64URL_NOPAD.encode(&self.mac(b"id", b"")[..9])
     }
 
@@ -151,6 +156,7 @@ mod tests {
             let written = Written {
                 keys: vec!["k".into()],
                 fingerprint: name.into(),
+                ..Written::default()
             };
             live.secrets.insert(name.into(), written);
         }

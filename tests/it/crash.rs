@@ -19,12 +19,16 @@ async fn killed_and_restarted_it_mints_nothing_for_what_is_still_valid() {
             .await;
     }
     let minted = case.posts();
+    let read = world.secrets_read().await;
     for _ in 0..3 {
         world.kill_controller();
         world.start_controller();
         case.settle_with("any").await;
     }
     assert_eq!(case.posts() - minted, 3, "only the three probes are minted");
+    // At each start the keys are; of eight Secrets and more that are as they were written none.
+    let read = world.secrets_read().await - read;
+    assert!(read < 3 * 8, "{read} Secrets were read though none had changed");
 }
 
 #[tokio::test]

@@ -194,6 +194,18 @@ impl World {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    /// How many Secrets were read one by one so far, by whomever.
+    pub async fn secrets_read(&self) -> u64 {
+        let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
+        let metrics = self.client().await.request_text(request).await.unwrap();
+        let reads = |line: &&str| {
+            let labels = ["resource=\"secrets\"", "verb=\"GET\""];
+            line.starts_with("apiserver_request_total{") && labels.iter().all(|l| line.contains(l))
+        };
+        let counts = metrics.lines().filter(reads).filter_map(|l| l.rsplit_once(' '));
+        counts.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
+    }
+
     /// A file that goes with this world.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -10,6 +10,7 @@ use crate::api::{BrokerApi, KeyRef, Reason};
 use crate::core::Time;
 use crate::core::ids::PageId;
 use crate::core::schedule::CLAIM_FRESH;
+use crate::core::spec::digest;
 
 /// Why a mint is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -322,7 +323,7 @@ impl Live {
 }
 
 /// What was written to one Secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Written {
     /// Its data keys: the seal on the Secret tells them, the journal does not, for their names may be long.
@@ -330,6 +331,34 @@ pub struct Written {
     pub keys: Vec<String>,
     /// Digest of claim, keys and values.
     pub fingerprint: String,
+    /// Its resource version then: while that is the one there is, nothing of it has changed and nobody reads it.
+    #[serde(default, rename = "v", skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Digest of what it was given besides its values: see [`metadata_digest`].
+    #[serde(default, rename = "m", skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<String>,
+}
+
+impl Written {
+    /// Notes the version that the Secret has as it was written.
+    pub fn stamp(&mut self, version: String, metadata: String) {
+        self.version = Some(version);
+        self.metadata = Some(metadata);
+    }
+
+    /// Whether a Secret of this version is as it was written, with the metadata that is wanted now, if any is.
+    #[must_use]
+    pub fn stands(&self, version: &str, metadata: Option<&str>) -> bool {
+        self.version.as_deref() == Some(version) && (metadata.is_none() || metadata == self.metadata.as_deref())
+    }
+}
+
+/// Digest of what a Secret is given besides its values and can change without a mint: the user's labels, and the key
+/// that its seal is made with.
+#[must_use]
+pub fn metadata_digest(seal_key: &str, labels: &BTreeMap<String, String>) -> String {
+    let labels = labels.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]);
+    digest(std::iter::once(seal_key).chain(labels))[..16].to_owned()
 }
 
 /// A failed try.
@@ -408,4 +437,30 @@ pub struct Unauthorized {
     pub key: String,
     /// When one request may test the same key again.
     pub probe_at: Time,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_stands_in_the_version_that_was_written_with_the_metadata_that_is_wanted() {
+        let metadata = |key: &str, value: &str| metadata_digest(key, &[("team".into(), value.into())].into());
+        let mut written = Written::default();
+        assert!(!written.stands("7", None), "nothing is known of its version");
+        written.stamp("7".to_owned(), metadata("key", "a"));
+        assert!(written.stands("7", Some(&metadata("key", "a"))) && written.stands("7", None));
+        assert!(
+            !written.stands("8", Some(&metadata("key", "a"))),
+            "somebody wrote it since"
+        );
+        assert!(
+            !written.stands("7", Some(&metadata("key", "b"))),
+            "another label is wanted"
+        );
+        assert!(
+            !written.stands("7", Some(&metadata("new", "a"))),
+            "its seal is to be made anew"
+        );
+    }
 }

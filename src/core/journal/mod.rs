@@ -26,7 +26,7 @@ use crate::core::spec::digest;
 
 pub use entries::{
     Attempt, Claim, EndpointRef, Failure, Kind, Live, Minted, Record, RequestFacts, Revocation, Throttle, Unauthorized,
-    Written,
+    Written, metadata_digest,
 };
 
 /// What a request counts beyond its window at most.

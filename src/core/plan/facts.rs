@@ -82,7 +82,8 @@ pub enum SecretState {
     },
     /// Ours.
     Ours {
-        /// The seal, where it is valid and its fingerprint fits the data.
+        /// The seal, where it is valid, its fingerprint fits the data, and it is not that of the live token, which the
+        /// journal knows as well.
         seal: Option<Box<Seal>>,
         /// Its data, against what the journal says was written.
         content: Content,

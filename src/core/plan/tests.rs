@@ -29,6 +29,7 @@ fn live() -> Live {
     let written = Written {
         keys: vec!["k".into()],
         fingerprint: "f".into(),
+        ..Written::default()
     };
     live.secrets.insert("a".into(), written);
     live

@@ -356,6 +356,7 @@ impl World {
         let written = Written {
             keys: vec!["k".into()],
             fingerprint: id.clone(),
+            ..Written::default()
         };
         live.secrets.insert("a".into(), written);
         match how {
