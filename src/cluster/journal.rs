@@ -13,6 +13,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -49,13 +50,26 @@ pub enum JournalError {
     },
 }
 
+/// Starts the task that writes a journal.
+pub type Spawn = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
+
 type Decision = Box<dyn FnMut(&mut Journal, Time) + Send>;
 
 struct Pending {
     decide: Decision,
     /// Decides on what the API server holds now, not on what this process last saw.
     fresh: bool,
+    /// May wait for others as long as a write takes.
+    patient: bool,
     done: oneshot::Sender<Result<(), JournalError>>,
+}
+
+/// How a decision is asked for.
+#[derive(Clone, Copy, PartialEq)]
+enum Ask {
+    Now,
+    Together,
+    Fresh,
 }
 
 /// All journals of this controller.
@@ -65,6 +79,7 @@ pub struct Journals {
     open: Mutex<HashMap<Scope, ScopeJournal>>,
     index: Arc<Index>,
     close_after: Duration,
+    spawn: Spawn,
     /// Listed, and not opened yet.
     listed: Mutex<HashMap<String, Listed>>,
 }
@@ -86,6 +101,9 @@ impl Journals {
             seal,
             open: Mutex::default(),
             close_after: CLOSE_AFTER,
+            spawn: Arc::new(|task| {
+                tokio::spawn(task);
+            }),
             listed: Mutex::default(),
         }
     }
@@ -94,6 +112,13 @@ impl Journals {
     #[must_use]
     pub const fn closing_after(mut self, rest: Duration) -> Self {
         self.close_after = rest;
+        self
+    }
+
+    /// Has the tasks that write journals started by `spawn`, which sees to it that none ends unnoticed.
+    #[must_use]
+    pub fn spawning(mut self, spawn: Spawn) -> Self {
+        self.spawn = spawn;
         self
     }
 
@@ -106,7 +131,8 @@ impl Journals {
                 let mut listed = self.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 let listed = listed.remove(&scope.journal_name());
                 let index = Arc::clone(&self.index);
-                Writer::start(self.cluster.clone(), store, index, listed, self.close_after)
+                let writer = Writer::new(self.cluster.clone(), store, index, self.close_after);
+                writer.start(listed, &self.spawn)
             })
             .clone()
     }
@@ -206,7 +232,19 @@ impl ScopeJournal {
         &self,
         decide: impl FnMut(&mut Journal, Time) -> R + Send + 'static,
     ) -> Result<R, JournalError> {
-        self.ask(false, decide).await
+        self.ask(Ask::Now, decide).await
+    }
+
+    /// As [`Self::commit`], for the outcome of a claim: while others of the scope are open it waits for theirs, as long
+    /// as a write takes now.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub async fn commit_together<R: Send + 'static>(
+        &self,
+        decide: impl FnMut(&mut Journal, Time) -> R + Send + 'static,
+    ) -> Result<R, JournalError> {
+        self.ask(Ask::Together, decide).await
     }
 
     /// What `question` says of the journal as the API server holds it now.
@@ -217,12 +255,12 @@ impl ScopeJournal {
         &self,
         mut question: impl FnMut(&Journal) -> R + Send + 'static,
     ) -> Result<R, JournalError> {
-        self.ask(true, move |journal, _| question(journal)).await
+        self.ask(Ask::Fresh, move |journal, _| question(journal)).await
     }
 
     async fn ask<R: Send + 'static>(
         &self,
-        fresh: bool,
+        ask: Ask,
         mut decide: impl FnMut(&mut Journal, Time) -> R + Send + 'static,
     ) -> Result<R, JournalError> {
         let slot = Arc::new(Mutex::new(None));
@@ -233,9 +271,13 @@ impl ScopeJournal {
             *slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(outcome);
         });
         let stopping = || JournalError::Unavailable("the controller is stopping".to_owned());
-        self.queue
-            .send(Pending { decide, fresh, done })
-            .map_err(|_| stopping())?;
+        let pending = Pending {
+            decide,
+            fresh: ask == Ask::Fresh,
+            patient: ask == Ask::Together,
+            done,
+        };
+        self.queue.send(pending).map_err(|_| stopping())?;
         committed.await.map_err(|_| stopping())??;
         result
             .lock()

@@ -8,6 +8,7 @@ use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::secrets::WriteError;
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType};
+use crate::core::ids::ObjectName;
 use crate::core::journal::Live;
 use crate::core::plan::Action;
 
@@ -30,7 +31,7 @@ pub(super) async fn act(
         }
         Action::DeleteUnknown { secret, claim } => {
             // Wherever it may have been made: the credential can have moved meanwhile.
-            let mut scopes = context.homes.lock().of(&owner.uid);
+            let mut scopes = context.index.lock().records_of(&owner.uid);
             scopes.extend(scene.scope.clone());
             for scope in scopes {
                 let (uid, claim) = (owner.uid.clone(), claim.clone());
@@ -74,9 +75,9 @@ pub(super) async fn act(
             Ok(true)
         }
         Action::Restore { secret } => {
-            let at = (owner.namespace.clone(), secret.clone());
+            let at = ObjectName::new(owner.namespace.as_str(), secret.as_str());
             if !context.may_restore(&at) {
-                tracing::warn!(namespace = %at.0, secret = %at.1, "somebody undoes what is restored on a managed Secret");
+                tracing::warn!(namespace = %at.namespace, secret = %at.name, "somebody undoes what is restored on a managed Secret");
                 return Ok(false);
             }
             restore(context, scene, secret).await?;

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures::StreamExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, Locked, Name};
+use super::context::{Context, Locked};
 use super::wishes::{Wish, Wishes};
 use crate::broker::{Api as BrokerApi, Probe};
 use crate::cluster::journal::ScopeJournal;
@@ -36,6 +37,8 @@ const TELL_ON: TimeDelta = TimeDelta::milliseconds(250);
 const LATER: TimeDelta = TimeDelta::seconds(1);
 /// How many mints of a scope are prepared at once.
 const PREPARE: usize = 16;
+/// How many mints of a scope begin in one pass.
+const MOST_IN_A_PASS: usize = 48;
 /// How often a commit decides anew, before it decides nothing.
 const DECIDE_ANEW: usize = 3;
 
@@ -103,13 +106,6 @@ impl ScopeRunner {
         }
     }
 
-    /// Takes a credential out of the line by its name.
-    pub fn forget_name(&self, (namespace, name): &Name) {
-        if self.wishes.lock().remove_name(namespace, name) {
-            self.notify.notify_one();
-        }
-    }
-
     /// Why a credential waits, as it was last told.
     #[must_use]
     pub fn verdict(&self, uid: &str) -> Option<Waiting> {
@@ -124,7 +120,8 @@ impl ScopeRunner {
 
     async fn run(self: &Arc<Self>, context: &Arc<Context>) {
         loop {
-            let wait = match self.pass(context).await {
+            // Boxed: there is one of these for each scope, and it mostly waits.
+            let wait = match Box::pin(self.pass(context)).await {
                 Some(at) => (at - context.now()).to_std().unwrap_or_default(),
                 None => Duration::from_secs(30),
             };
@@ -138,35 +135,45 @@ impl ScopeRunner {
 
     /// Admits whom the budget allows; returns when to look again.
     async fn pass(self: &Arc<Self>, context: &Arc<Context>) -> Option<Time> {
-        let now = context.now();
-        let Ok(journal) = self.journal.view().await else {
-            return Some(now + TimeDelta::seconds(2));
-        };
-        let terms = Terms {
-            limits: context.caches.connections.limits(&self.scope),
-            newcomers: context.warm.load(Ordering::Acquire),
-        };
-        if terms.limits.is_empty() {
-            return None;
-        }
-        let (decision, wake) = self.look(context, &journal, &terms, now);
-        if !context.leading() {
-            return Some(now + TimeDelta::seconds(1));
-        }
-        if decision.admitted.is_empty() {
-            return wake;
-        }
-        let wishes = self.fit(context, &journal, &decision.admitted, now);
-        let prepared = self.prepare(context, wishes, &terms.limits).await;
-        if !prepared.is_empty() {
-            // Detached: a term that ends between claim and mint must not leave either unattended.
-            let (runner, context) = (Arc::clone(self), Arc::clone(context));
-            let claiming = tokio::spawn(async move { runner.claim(&context, prepared, &terms).await });
-            if claiming.await.is_err() {
-                tracing::error!(scope = self.scope.title(), "a claim ended in a panic");
+        let mut turns: Option<OwnedSemaphorePermit> = None;
+        loop {
+            let now = context.now();
+            let Ok(journal) = self.journal.view().await else {
+                return Some(now + TimeDelta::seconds(2));
+            };
+            let terms = Terms {
+                limits: context.caches.connections.limits(&self.scope),
+                newcomers: context.warm.load(Ordering::Acquire),
+            };
+            if terms.limits.is_empty() {
+                return None;
             }
+            let (mut decision, wake) = self.look(context, &journal, &terms, now);
+            if !context.leading() {
+                return Some(now + TimeDelta::seconds(1));
+            }
+            if decision.admitted.is_empty() {
+                return wake;
+            }
+            let Some(turns) = turns.take() else {
+                let most = decision.admitted.len().min(MOST_IN_A_PASS);
+                turns = context.turns(most).await;
+                // That may have taken a while: decided anew.
+                continue;
+            };
+            decision.admitted.truncate(turns.num_permits());
+            let wishes = self.fit(context, &journal, &decision.admitted, now);
+            let prepared = self.prepare(context, wishes, &terms.limits).await;
+            if !prepared.is_empty() {
+                // Detached: a term that ends between claim and mint must not leave either unattended.
+                let (runner, context) = (Arc::clone(self), Arc::clone(context));
+                let supervisor = context.supervisor.clone();
+                let claiming = async move { runner.claim(&context, prepared, turns, &terms).await };
+                // It fails in no way that the supervisor does not see.
+                let _ = supervisor.spawn("claim", &CancellationToken::new(), claiming).await;
+            }
+            return Some(now);
         }
-        Some(now)
     }
 
     /// Tells the budget what has changed, decides, and wakes those for whom their wait is news.
@@ -213,8 +220,6 @@ impl ScopeRunner {
         let window = limits.iter().map(|l| l.window).max().unwrap_or_default();
         futures::stream::iter(wishes)
             .map(|wish| async move {
-                // Never closed.
-                let _turn = context.preparing.acquire().await;
                 let outcome = prepare(context, &self.scope, &wish, window).await;
                 (wish, outcome)
             })
@@ -248,16 +253,22 @@ impl ScopeRunner {
             .await
     }
 
-    async fn claim(self: &Arc<Self>, context: &Arc<Context>, mut prepared: Vec<(Wish, Prepared)>, terms: &Terms) {
+    async fn claim(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        mut prepared: Vec<(Wish, Prepared)>,
+        mut turns: OwnedSemaphorePermit,
+        terms: &Terms,
+    ) {
         let probes = choose_probes(context, &mut prepared);
         {
             // Marked first: a claim in the journal that nobody works on would be judged lost.
             let mut working = context.working.lock();
-            let mut homes = context.homes.lock();
+            let mut index = context.index.lock();
             for (_, p) in &prepared {
                 working.insert(p.owner.uid.clone(), None);
-                let name: Name = (p.owner.namespace.clone(), p.owner.name.clone());
-                homes.add(&p.owner.uid, name, &self.scope);
+                let name = ObjectName::new(p.owner.namespace.as_str(), p.owner.name.as_str());
+                index.add_record(&p.owner.uid, &name, &self.scope);
             }
         }
         let mut claims = self.commit(context, &prepared, terms).await;
@@ -266,8 +277,10 @@ impl ScopeRunner {
             if let Some(claim) = claims.remove(&uid) {
                 self.wishes.lock().remove(&uid);
                 let (context, scope, journal) = (Arc::clone(context), self.scope.clone(), self.journal.clone());
-                tokio::spawn(async move {
-                    mint(&context, &journal, &scope, p, claim).await;
+                let turn = turns.split(1);
+                let supervisor = context.supervisor.clone();
+                supervisor.see_through("mint", async move {
+                    mint(&context, &journal, &scope, p, claim, turn).await;
                 });
             } else {
                 context.working.lock().remove(&uid);
@@ -381,7 +394,8 @@ fn barred(context: &Arc<Context>, connection: &str, now: Time) -> Option<Time> {
             return None;
         }
         *probe_at = now + PROBE_EVERY;
-        tokio::spawn(probe(Arc::clone(context), Arc::clone(&usable), connection.to_owned()));
+        let probing = probe(Arc::clone(context), Arc::clone(&usable), connection.to_owned());
+        context.spawn("probe of a refused key", probing);
     }
     Some(*probe_at)
 }

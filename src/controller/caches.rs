@@ -9,9 +9,11 @@ use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, Store};
 
 use super::connections::Connections;
-use super::context::{Locked, Look, Name, SecretIndex};
+use super::context::{Locked, Look};
+use super::secret_index::SecretIndex;
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::Cluster;
+use crate::core::ids::ObjectName;
 use crate::core::seal::SealKey;
 
 /// What the watches tell, and what was found out about it.
@@ -34,7 +36,7 @@ pub struct Caches {
     /// name, with the resource version and the claim that held then.
     pub looked_at: Locked<HashMap<String, BTreeMap<String, Look>>>,
     /// Secrets that no watch tells of and that are there all the same: somebody else's, or without our label.
-    pub unlisted: Locked<HashSet<Name>>,
+    pub unlisted: Locked<HashSet<ObjectName>>,
 }
 
 /// What fills the stores.
@@ -74,7 +76,7 @@ impl Caches {
     }
 
     /// Whether nothing of that name is there, as far as the watch tells and nobody found otherwise.
-    pub fn is_absent(&self, at: &Name) -> bool {
+    pub fn is_absent(&self, at: &ObjectName) -> bool {
         let secrets = self.secrets.lock();
         secrets.synced() && !secrets.has(at) && !self.unlisted.lock().contains(at)
     }

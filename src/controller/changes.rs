@@ -6,22 +6,22 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 
-use super::context::Name;
+use crate::core::ids::ObjectName;
 
 /// Tells which objects changed in what matters; a new list tells which did so while nobody watched, and which are gone.
 #[derive(Default)]
 pub struct Changes {
     /// A digest of what matters of each object, its uid included.
-    known: HashMap<Name, u64>,
+    known: HashMap<ObjectName, u64>,
     /// What a list that is not complete has shown so far.
-    listed: HashSet<Name>,
-    changed: Vec<Name>,
+    listed: HashSet<ObjectName>,
+    changed: Vec<ObjectName>,
 }
 
 impl Changes {
     /// The objects whose uid, deletion or `matters` changed with this event. Those that a list shows are told of when it
     /// is complete: only then does a store know them.
-    pub fn after<K: Resource, M: Hash>(&mut self, event: &Event<K>, matters: impl Fn(&K) -> M) -> Vec<Name> {
+    pub fn after<K: Resource, M: Hash>(&mut self, event: &Event<K>, matters: impl Fn(&K) -> M) -> Vec<ObjectName> {
         match event {
             Event::Init => {
                 // What a list that broke off showed to have changed is still to be told.
@@ -56,13 +56,14 @@ impl Changes {
         }
     }
 
-    fn note(&mut self, at: &Name, digest: u64) -> bool {
+    fn note(&mut self, at: &ObjectName, digest: u64) -> bool {
         self.known.insert(at.clone(), digest) != Some(digest)
     }
 }
 
-fn name_of<K: Resource>(object: &K) -> Name {
-    (object.namespace().unwrap_or_default(), object.name_any())
+/// What an object is called.
+pub fn name_of<K: Resource>(object: &K) -> ObjectName {
+    ObjectName::new(object.namespace().unwrap_or_default(), object.name_any())
 }
 
 fn digest<K: Resource>(object: &K, matters: impl Hash) -> u64 {
@@ -93,7 +94,7 @@ mod tests {
 
     fn after(changes: &mut Changes, event: &Event<Namespace>) -> Vec<String> {
         let told = changes.after(event, |n| n.metadata.labels.clone());
-        told.into_iter().map(|(_, name)| name).collect()
+        told.into_iter().map(|at| at.name.to_string()).collect()
     }
 
     fn list(changes: &mut Changes, objects: Vec<Namespace>) -> Vec<String> {

@@ -6,6 +6,7 @@ use super::context::Context;
 use super::mint::look_for_orphans;
 use crate::api::{EphemeralCredential, Reason};
 use crate::core::audit::{AuditEvent, EventType};
+use crate::core::ids::ObjectName;
 use crate::core::journal::{Ending, Failure};
 use crate::core::plan::SecretState;
 use crate::core::schedule::{Bounds, Try, retry_at};
@@ -162,8 +163,8 @@ pub(super) async fn rebuild(context: &Arc<Context>, scene: &Scene) -> Result<boo
             journal.adopt_lost(&owner.uid, name, live.clone(), now);
         })
         .await?;
-    let name = (scene.owner.namespace.clone(), scene.owner.name.clone());
-    context.homes.lock().add(&scene.owner.uid, name, scope);
+    let name = ObjectName::new(scene.owner.namespace.as_str(), scene.owner.name.as_str());
+    context.index.lock().add_record(&scene.owner.uid, &name, scope);
     tracing::warn!(
         namespace = %scene.owner.namespace,
         name = %scene.owner.name,

@@ -58,11 +58,11 @@ impl Resolved {
     pub fn scope(&self, service: &str) -> Option<Scope> {
         let kind = self.connection.spec.rate_limit.scope;
         let of = match kind {
-            RateScope::Service => service.to_owned(),
-            RateScope::Key => self.key_digest.clone()?,
+            RateScope::Service => service.into(),
+            RateScope::Key => self.key_digest.as_deref()?.into(),
         };
         Some(Scope {
-            origin: self.origin.clone(),
+            origin: self.origin.as_str().into(),
             kind,
             of,
         })

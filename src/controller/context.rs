@@ -1,17 +1,18 @@
 //! What every part of the shell shares.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::reflector::ObjectRef;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::ScopeRunner;
 use super::caches::Caches;
+use super::credential_index::CredentialIndex;
 use super::delivery;
 use super::shared::Shared;
 use super::supervisor::Supervisor;
@@ -23,6 +24,7 @@ use crate::cluster::lease::Leading;
 use crate::cluster::records::Events;
 use crate::cluster::secrets::Seen;
 use crate::core::audit::AuditEvent;
+use crate::core::ids::ObjectName;
 use crate::core::journal::{Journal, Live, Scope};
 use crate::core::seal::SealKey;
 use crate::core::{Problem, Time};
@@ -33,9 +35,6 @@ pub type CredentialRef = ObjectRef<EphemeralCredential>;
 
 /// Why a mint could not be prepared, until when that holds, and for which generation.
 pub type Unprepared = (Problem, Time, Option<i64>);
-
-/// A credential by namespace and name.
-pub type Name = (String, String);
 
 /// What every part of the shell shares.
 pub struct Context {
@@ -49,22 +48,21 @@ pub struct Context {
     pub journals: Journals,
     /// What the watches tell.
     pub caches: Arc<Caches>,
-    /// Where each credential's records are.
-    pub homes: Locked<Homes>,
+    /// Where each credential's records are, and in whose line it is.
+    pub index: Locked<CredentialIndex>,
     /// The scopes with a budget task.
     pub scopes: Locked<HashMap<Scope, Arc<ScopeRunner>>>,
-    /// The scope whose budget task each credential is known to, and its name, by uid.
-    pub lined: Locked<HashMap<String, (Scope, Name)>>,
     /// Requests this process has under way, by uid; with what holds their publication up.
     pub working: Arc<Locked<HashMap<String, Option<Problem>>>>,
-    /// Mints are prepared [`PREPARED_AT_ONCE`] at once, in all scopes together.
-    pub preparing: Semaphore,
+    /// [`MINTS_AT_ONCE`] mints begin at once, in all scopes together: what they hold in memory is bounded, and none is
+    /// prepared long before it is claimed.
+    pub minting: Arc<Semaphore>,
     /// Why a mint could not be prepared, by uid.
     pub unprepared: Locked<HashMap<String, Unprepared>>,
     /// Namespaces as last read.
     pub fresh_namespaces: Shared<Option<ObjectMeta>>,
     /// When each Secret of a credential was last restored, and how often in a row.
-    pub restored: Locked<HashMap<Name, (Instant, u32)>>,
+    pub restored: Locked<HashMap<ObjectName, (Instant, u32)>>,
     /// When a key that was refused may be tried again, by its digest.
     pub unauthorized: Locked<HashMap<String, Time>>,
     /// Wakes the reconciler for a credential.
@@ -76,7 +74,7 @@ pub struct Context {
     /// Whether this process leads.
     pub leads: Arc<Leading>,
     /// Credentials that were there at the start and were not looked at yet; unknown before the first list.
-    pub unseen: Locked<Option<HashSet<Name>>>,
+    pub unseen: Locked<Option<HashSet<ObjectName>>>,
     /// Whether all of those were: only then is it known who waits.
     pub warm: AtomicBool,
     /// Fires when the term is over.
@@ -141,8 +139,8 @@ impl Look {
     }
 }
 
-/// Half of what the API server is asked at the same time: what is minted already is published beside it.
-pub const PREPARED_AT_ONCE: usize = MOST_CALLS / 2;
+/// Twice what the API server is asked at the same time: each also waits for `ChittyConnect` and for its journal.
+pub const MINTS_AT_ONCE: usize = MOST_CALLS * 2;
 /// How far the watch of Secrets may be behind a write whose answer is taken for what is there.
 pub const WATCH_BEHIND: Duration = Duration::from_secs(3);
 /// So many restorations in a row, each within this time of the one before; then a rest as long.
@@ -165,161 +163,18 @@ impl<T> Locked<T> {
     }
 }
 
-/// A managed Secret as the watch tells of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// Its uid.
-    pub uid: Box<str>,
-    /// Its resource version.
-    pub version: Box<str>,
-}
-
-/// Managed Secrets by owner: names, uids and resource versions, nothing else.
-#[derive(Default)]
-pub struct SecretIndex {
-    by_owner: HashMap<String, BTreeMap<String, Listed>>,
-    owners: HashMap<Name, (String, String)>,
-    synced: bool,
-}
-
-impl SecretIndex {
-    /// Whether every Secret was listed once.
-    #[must_use]
-    pub const fn synced(&self) -> bool {
-        self.synced
-    }
-
-    /// Notes that every Secret was listed.
-    pub const fn mark_synced(&mut self) {
-        self.synced = true;
-    }
-
-    /// Whether a managed Secret of that name is there, whoever owns it.
-    #[must_use]
-    pub fn has(&self, at: &Name) -> bool {
-        self.owners.contains_key(at)
-    }
-
-    /// The uid of a managed Secret's owner.
-    #[must_use]
-    pub fn owner(&self, at: &Name) -> Option<String> {
-        self.owners.get(at).map(|(uid, _)| uid.clone())
-    }
-
-    /// The Secrets of a credential.
-    #[must_use]
-    pub fn of(&self, uid: &str) -> BTreeMap<String, Listed> {
-        self.by_owner.get(uid).cloned().unwrap_or_default()
-    }
-
-    /// Notes a Secret; returns the name of its owner, and the former one's where that changed.
-    pub fn insert(&mut self, at: Name, owner: Option<(String, String)>, listed: Listed) -> Vec<String> {
-        let mut touched = self.remove(&at);
-        if let Some((uid, name)) = owner {
-            self.by_owner
-                .entry(uid.clone())
-                .or_default()
-                .insert(at.1.clone(), listed);
-            touched.push(name.clone());
-            self.owners.insert(at, (uid, name));
-        }
-        touched.dedup();
-        touched
-    }
-
-    /// Forgets a Secret; returns the name of its owner.
-    pub fn remove(&mut self, at: &Name) -> Vec<String> {
-        let Some((uid, name)) = self.owners.remove(at) else {
-            return Vec::new();
-        };
-        if let Some(secrets) = self.by_owner.get_mut(&uid) {
-            secrets.remove(&at.1);
-            if secrets.is_empty() {
-                self.by_owner.remove(&uid);
-            }
-        }
-        vec![name]
-    }
-
-    /// Every Secret known, to be compared with a fresh list.
-    #[must_use]
-    pub fn names(&self) -> HashSet<Name> {
-        self.owners.keys().cloned().collect()
-    }
-}
-
-/// Where each credential's records are: a changed service or connection leaves one behind.
-#[derive(Default)]
-pub struct Homes {
-    scopes: HashMap<String, BTreeSet<Scope>>,
-    names: HashMap<Name, HashSet<String>>,
-    by_uid: HashMap<String, Name>,
-}
-
-impl Homes {
-    /// Notes that `scope` has a record or claim of `uid`.
-    pub fn add(&mut self, uid: &str, name: Name, scope: &Scope) {
-        self.scopes.entry(uid.to_owned()).or_default().insert(scope.clone());
-        self.names.entry(name.clone()).or_default().insert(uid.to_owned());
-        self.by_uid.insert(uid.to_owned(), name);
-    }
-
-    /// The scopes with a record of `uid`.
-    #[must_use]
-    pub fn of(&self, uid: &str) -> Vec<Scope> {
-        self.scopes
-            .get(uid)
-            .map(|s| s.iter().cloned().collect())
-            .unwrap_or_default()
-    }
-
-    /// Every uid a credential of that name ever had and that is not forgotten.
-    #[must_use]
-    pub fn uids(&self, name: &Name) -> Vec<String> {
-        self.names
-            .get(name)
-            .map(|s| s.iter().cloned().collect())
-            .unwrap_or_default()
-    }
-
-    /// Whether anything is known of `uid`.
-    #[must_use]
-    pub fn has(&self, uid: &str) -> bool {
-        self.by_uid.contains_key(uid)
-    }
-
-    /// Every uid, with its name.
-    #[must_use]
-    pub fn all(&self) -> Vec<(String, Name)> {
-        self.by_uid
-            .iter()
-            .map(|(uid, name)| (uid.clone(), name.clone()))
-            .collect()
-    }
-
-    /// Forgets `uid` in `scope`.
-    pub fn remove(&mut self, uid: &str, scope: &Scope) {
-        let Some(scopes) = self.scopes.get_mut(uid) else { return };
-        scopes.remove(scope);
-        if !scopes.is_empty() {
-            return;
-        }
-        self.scopes.remove(uid);
-        if let Some(name) = self.by_uid.remove(uid)
-            && let Some(uids) = self.names.get_mut(&name)
-        {
-            uids.remove(uid);
-            if uids.is_empty() {
-                self.names.remove(&name);
-            }
-        }
-    }
-}
-
 impl Context {
     /// Runs `task` until it ends or the term is over.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.supervisor.spawn(name, &self.stop, task);
+    }
+
+    /// Waits for its turn with so many mints, [`MINTS_AT_ONCE`] at most. They are taken together: whoever holds some
+    /// waits for no more.
+    pub async fn turns(&self, mints: usize) -> Option<OwnedSemaphorePermit> {
+        let mints = u32::try_from(mints.min(MINTS_AT_ONCE)).unwrap_or(1);
+        // Fails only where it was closed, which nobody does.
+        Arc::clone(&self.minting).acquire_many_owned(mints).await.ok()
     }
 
     /// Wakes the reconciler for a credential.
@@ -355,17 +210,9 @@ impl Context {
 
     /// Takes a credential out of the line it is in, and its renewals out of that budget, unless that is
     /// that of `now`, where it belongs under this name.
-    pub fn leave_line(&self, uid: &str, now: Option<(&Scope, &Name)>) {
-        let before = {
-            let mut lined = self.lined.lock();
-            match now {
-                Some((scope, name)) => lined.insert(uid.to_owned(), (scope.clone(), name.clone())),
-                None => lined.remove(uid),
-            }
-        };
-        let left = before
-            .map(|(scope, _)| scope)
-            .filter(|b| now.is_none_or(|(scope, _)| b != scope));
+    pub fn leave_line(&self, uid: &str, now: Option<(&Scope, &ObjectName)>) {
+        let before = self.index.lock().line_up(uid, now);
+        let left = before.filter(|b| now.is_none_or(|(scope, _)| b != scope));
         if let Some(runner) = left.and_then(|left| self.scopes.lock().get(&left).cloned()) {
             runner.forget(uid);
             runner.reserve(uid, None);
@@ -395,7 +242,7 @@ impl Context {
     }
 
     /// Notes that a credential was looked at; once all were, newcomers may be admitted.
-    pub fn seen(&self, name: &Name) {
+    pub fn seen(&self, name: &ObjectName) {
         if self.warm.load(Ordering::Acquire) {
             return;
         }
@@ -418,7 +265,7 @@ impl Context {
 
     /// Whether a Secret may be restored now. Somebody who undoes it each time (a mutating webhook, another
     /// controller) must not make two of us spin.
-    pub fn may_restore(&self, at: &Name) -> bool {
+    pub fn may_restore(&self, at: &ObjectName) -> bool {
         let mut restored = self.restored.lock();
         restored.retain(|_, (last, _)| last.elapsed() < RESTORE_MEMORY);
         let (last, count) = restored.entry(at.clone()).or_insert_with(|| (Instant::now(), 0));

@@ -85,7 +85,8 @@ impl Delivery {
                 continue;
             };
             let news = self.runner.journal.changed_since(&journal);
-            match self.round(&journal).await {
+            // Boxed: there is one of these for each scope, and it mostly waits.
+            match Box::pin(self.round(&journal)).await {
                 Next::Rest(rest) => tokio::time::sleep(rest).await,
                 Next::News(None) => news.await,
                 Next::News(Some(longest)) => {

@@ -1,9 +1,11 @@
 //! One claim, seen through: POST -> Secrets -> outcome, committed with its audit event.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::context::Context;
 use super::publish::{Published, publish};
@@ -22,15 +24,30 @@ use crate::core::spec::Wanted;
 use super::admission::PROBE_EVERY;
 use super::prepare::Prepared;
 
+/// How long a mint keeps its turn at most: one whose answer or whose Secret takes longer holds up no others.
+const KEEPS_ITS_TURN: Duration = Duration::from_secs(1);
+
 /// Sees one claim through.
-pub(super) async fn mint(context: &Arc<Context>, journal: &ScopeJournal, scope: &Scope, p: Prepared, claim: Claim) {
+pub(super) async fn mint(
+    context: &Arc<Context>,
+    journal: &ScopeJournal,
+    scope: &Scope,
+    p: Prepared,
+    claim: Claim,
+    turn: Option<OwnedSemaphorePermit>,
+) {
     let uid = p.owner.uid.clone();
     if context.now() - claim.at >= CLAIM_FRESH || !context.leading() {
         let id = claim.id.clone();
         let owner = uid.clone();
         settle(journal, move |journal, _| journal.withdraw(&owner, &id)).await;
     } else {
-        post(context, journal, scope, &p, &claim).await;
+        let mut posting = pin!(post(context, journal, scope, &p, &claim));
+        let in_its_turn = tokio::time::timeout(KEEPS_ITS_TURN, &mut posting).await;
+        drop(turn);
+        if in_its_turn.is_err() {
+            posting.await;
+        }
     }
     context.working.lock().remove(&uid);
     context.trigger(&p.owner.namespace, &p.owner.name);
@@ -282,7 +299,7 @@ pub async fn settle<R: Send + 'static>(
 ) -> Option<R> {
     let mut wait = Duration::from_millis(200);
     loop {
-        match journal.commit(decide.clone()).await {
+        match journal.commit_together(decide.clone()).await {
             Ok(outcome) => return Some(outcome),
             Err(error) => {
                 tracing::warn!(%error, "an outcome waits to be committed");

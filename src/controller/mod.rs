@@ -7,6 +7,7 @@ mod changes;
 mod claims;
 pub mod connections;
 pub mod context;
+mod credential_index;
 mod delivery;
 mod mint;
 mod observe;
@@ -14,6 +15,7 @@ mod prepare;
 mod publish;
 mod reconcile;
 mod revoke;
+mod secret_index;
 mod shared;
 mod supervisor;
 mod sweep;
@@ -37,9 +39,10 @@ use tokio_util::sync::CancellationToken;
 use crate::api::EphemeralCredential;
 use crate::cluster::Cluster;
 use crate::cluster::config::client;
-use crate::cluster::journal::{Found, JournalError, Journals};
+use crate::cluster::journal::{Found, JournalError, Journals, Spawn};
 use crate::cluster::lease::Election;
 use crate::cluster::records::Events;
+use crate::core::ids::ObjectName;
 use crate::core::journal::Scope;
 use crate::core::schedule::spread;
 use crate::core::seal::SealKey;
@@ -107,6 +110,8 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
     let election = Election::new(config, &cluster, &settings.identity)?;
     // Requests in flight outlive a term: the next must not take them for lost.
     let working = Arc::new(Locked::default());
+    let supervised = supervisor.clone();
+    let writers: Spawn = Arc::new(move |writer| supervised.see_through("journal", writer));
     while !stop.is_cancelled() {
         // A standby is as ready as can be.
         health.ready();
@@ -118,18 +123,17 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
         let over = stop.child_token();
         let (triggers, triggered) = mpsc::unbounded_channel();
         let context = Arc::new(Context {
-            journals: Journals::new(cluster.clone(), seal.clone()),
+            journals: Journals::new(cluster.clone(), seal.clone()).spawning(Arc::clone(&writers)),
             events: events.clone(),
             cluster: cluster.clone(),
             identity: settings.identity.clone(),
             seal: seal.clone(),
             caches: Arc::clone(&caches),
-            homes: Locked::default(),
+            index: Locked::default(),
             scopes: Locked::default(),
-            lined: Locked::default(),
             working: Arc::clone(&working),
             unprepared: Locked::default(),
-            preparing: Semaphore::new(context::PREPARED_AT_ONCE),
+            minting: Arc::new(Semaphore::new(context::MINTS_AT_ONCE)),
             fresh_namespaces: shared::Shared::default(),
             restored: Locked::default(),
             unauthorized: Locked::default(),
@@ -200,16 +204,6 @@ async fn serve(
     drive(context, triggered, concurrency).await;
 }
 
-fn run_until(
-    stop: &CancellationToken,
-    task: impl Future<Output = ()> + Send + 'static,
-) -> impl Future<Output = ()> + Send + 'static {
-    let stop = stop.clone();
-    async move {
-        stop.run_until_cancelled(task).await;
-    }
-}
-
 /// The reconcile loop. The watches belong to the process: what they tell comes by `triggered`.
 async fn drive(
     context: Arc<Context>,
@@ -233,9 +227,10 @@ async fn drive(
                 match outcome {
                     Ok(_) => context.metrics.reconciled(true),
                     Err(ControllerError::ObjectNotFound(gone)) => {
-                        let name = (gone.namespace.clone().unwrap_or_default(), gone.name.clone());
+                        let name = ObjectName::new(gone.namespace.clone().unwrap_or_default(), gone.name.clone());
                         context.seen(&name);
-                        tokio::spawn(async move { context.sweep_name(&name).await });
+                        let supervisor = context.supervisor.clone();
+                        supervisor.see_through("sweep of a name", async move { context.sweep_name(&name).await });
                     }
                     Err(ControllerError::ReconcilerFailed(error, object)) => {
                         context.metrics.reconciled(false);
@@ -272,7 +267,7 @@ impl Context {
             self.warmed();
             return;
         }
-        let names = all.iter().map(|c| (c.namespace().unwrap_or_default(), c.name_any()));
+        let names = all.iter().map(|c| changes::name_of(&**c));
         *self.unseen.lock() = Some(names.collect());
         self.trigger_where(|_| true);
         // A credential that can never be looked at must not keep newcomers out for ever.
@@ -297,7 +292,7 @@ impl Context {
         };
         for found in found {
             let Found::Scope(scope) = found else {
-                tokio::spawn(run_until(stop, Arc::clone(self).await_mended(found)));
+                self.spawn("journal to be mended", Arc::clone(self).await_mended(found));
                 continue;
             };
             loop {
@@ -305,7 +300,8 @@ impl Context {
                     Ok(()) => break,
                     // Until it is mended nobody knows who is in it; its own scope stands still meanwhile.
                     Err(JournalError::Broken { .. }) => {
-                        tokio::spawn(run_until(stop, Arc::clone(self).await_mended(Found::Scope(scope))));
+                        let mended = Arc::clone(self).await_mended(Found::Scope(scope));
+                        self.spawn("journal to be mended", mended);
                         break;
                     }
                     Err(JournalError::Unavailable(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
@@ -339,14 +335,15 @@ impl Context {
 
     async fn learn(self: &Arc<Self>, scope: &Scope) -> Result<(), JournalError> {
         let journal = self.runner(scope).journal.view().await?;
-        let mut homes = self.homes.lock();
-        for (uid, record) in &journal.credentials {
-            homes.add(uid.as_str(), (record.namespace.clone(), record.name.clone()), scope);
+        let records = journal.credentials.iter().map(|(uid, r)| (uid, &r.namespace, &r.name));
+        let claims = journal.claims.iter().map(|(uid, c)| (uid, &c.namespace, &c.name));
+        {
+            let mut index = self.index.lock();
+            for (uid, namespace, name) in records.chain(claims) {
+                let name = ObjectName::new(namespace.as_str(), name.as_str());
+                index.add_record(uid.as_str(), &name, scope);
+            }
         }
-        for (uid, claim) in &journal.claims {
-            homes.add(uid.as_str(), (claim.namespace.clone(), claim.name.clone()), scope);
-        }
-        drop(homes);
         if let Some(refused) = &journal.unauthorized {
             self.unauthorized.lock().insert(refused.key.clone(), refused.probe_at);
         }

@@ -12,6 +12,7 @@ use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::{Owner, Seen};
+use crate::core::ids::ObjectName;
 use crate::core::journal::{Claim, Live, Record, Scope, metadata_digest};
 use crate::core::plan::{Connection, Observed, SecretState};
 use crate::core::spec::{self, Wanted};
@@ -204,7 +205,7 @@ struct Known {
 /// The scope, record and claim that count: those with a claim, else with the newest live token,
 /// else those of the current scope.
 async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scope>) -> Result<Known, JournalError> {
-    let mut homes = context.homes.lock().of(uid);
+    let mut homes = context.index.lock().records_of(uid);
     if let Some(scope) = scope
         && !homes.contains(scope)
     {
@@ -291,10 +292,10 @@ pub(super) async fn look(
 ) -> Result<(BTreeMap<String, Seen>, bool), Error> {
     let live = record.and_then(|r| r.live.as_ref());
     let listed = context.caches.secrets.lock().of(&owner.uid);
-    let mut names: Vec<&String> = listed.keys().collect();
-    names.extend(wanted.iter().flat_map(|w| w.secrets.iter().map(|s| &s.name)));
-    names.extend(live.iter().flat_map(|l| l.secrets.keys()));
-    names.sort();
+    let mut names: Vec<&str> = listed.keys().map(|name| &**name).collect();
+    names.extend(wanted.iter().flat_map(|w| w.secrets.iter().map(|s| s.name.as_str())));
+    names.extend(live.iter().flat_map(|l| l.secrets.keys().map(String::as_str)));
+    names.sort_unstable();
     names.dedup();
     let mut seen = BTreeMap::new();
     let mut looks = context.caches.looked_at.lock().remove(&owner.uid).unwrap_or_default();
@@ -303,19 +304,19 @@ pub(super) async fn look(
     let metadata = |labels: Option<&BTreeMap<_, _>>| labels.map(|labels| metadata_digest(&key, labels));
     for name in names {
         let labels = wanted
-            .and_then(|w| w.secrets.iter().find(|s| s.name == *name))
+            .and_then(|w| w.secrets.iter().find(|s| s.name == name))
             .map(|s| &s.labels);
-        let at = (owner.namespace.clone(), name.clone());
+        let at = ObjectName::new(owner.namespace.as_str(), name);
         let written = live.and_then(|l| l.secrets.get(name));
         let there = listed.get(name);
         if let (Some(there), Some(written)) = (there, written)
             && written.stands(&there.version, metadata(labels).as_deref())
         {
-            seen.insert(name.clone(), Seen::settled(&there.uid, &there.version));
+            seen.insert(name.to_owned(), Seen::settled(&there.uid, &there.version));
             continue;
         }
         let version = there.map(|l| &*l.version);
-        let expected = written.is_some() || claim.is_some_and(|c| c.secrets.contains(name));
+        let expected = written.is_some() || claim.is_some_and(|c| c.secrets.iter().any(|s| s == name));
         let look = match looks.remove(name) {
             Some(mut look) if look.holds(version, &Look::against(live, labels)) => {
                 if version == Some(&look.resource_version) {
@@ -324,7 +325,7 @@ pub(super) async fn look(
                 look
             }
             _ if !expected && context.caches.is_absent(&at) => {
-                seen.insert(name.clone(), Seen::absent());
+                seen.insert(name.to_owned(), Seen::absent());
                 continue;
             }
             _ => {
@@ -335,8 +336,8 @@ pub(super) async fn look(
                 Look::new(seen, live, labels, None)
             }
         };
-        seen.insert(name.clone(), look.seen.clone());
-        kept.insert(name.clone(), look);
+        seen.insert(name.to_owned(), look.seen.clone());
+        kept.insert(name.to_owned(), look);
     }
     let unconfirmed = kept.values().any(|look| look.written.is_some());
     if !kept.is_empty() {

@@ -14,6 +14,7 @@ use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::bounded;
 use crate::cluster::secrets::{Dress, Owner, Write, WriteError};
 use crate::controller::connections::Usable;
+use crate::core::ids::ObjectName;
 use crate::core::journal::{Claim, EndpointRef, Kind, RequestFacts, Scope};
 use crate::core::spec::{Wanted, wanted};
 use crate::core::{Problem, Time, access, render};
@@ -145,7 +146,7 @@ pub(super) async fn dry_run(
             expires_at: String::new(),
         };
         let data = render::placeholder(secret.type_, &secret.layout);
-        let at = (owner.namespace.clone(), secret.name.clone());
+        let at = ObjectName::new(owner.namespace.as_str(), secret.name.as_str());
         let write = Write {
             live: None,
             absent: context.caches.is_absent(&at),

@@ -1,11 +1,11 @@
 //! From an answer to Secrets: retried until the token ends, and never minted again instead.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
+use litemap::LiteMap;
 
 use super::context::{Context, Look};
 use crate::api::{EphemeralCredential, Reason};
@@ -13,6 +13,7 @@ use crate::broker::Answer;
 use crate::cluster::journal::ScopeJournal;
 use crate::cluster::secrets::{Dress, Owner, Write, WriteError, rfc3339};
 use crate::cluster::{Error, bounded};
+use crate::core::ids::ObjectName;
 use crate::core::journal::{Claim, Live, Minted, Written, metadata_digest};
 use crate::core::render::{Data, MOST_RENDERED, fingerprint, placeholder, render, size};
 use crate::core::seal::Seal;
@@ -94,7 +95,7 @@ pub async fn publish(
         renew_before_ms: claim.renew_before_ms,
         token_ids: answer.token_ids.clone(),
         outputs: answer.outputs.keys().cloned().collect(),
-        secrets: BTreeMap::new(),
+        secrets: LiteMap::new(),
     };
     let mut rendered = Vec::new();
     let mut room = MOST_RENDERED;
@@ -184,7 +185,7 @@ async fn write_all(
                     Some(true) | None => return Err(Published::Dropped),
                 }
             }
-            let at = (owner.namespace.clone(), secret.dress.name.clone());
+            let at = ObjectName::new(owner.namespace.as_str(), secret.dress.name.as_str());
             let known = Write {
                 live: Some(live),
                 absent: context.caches.is_absent(&at),
@@ -196,11 +197,14 @@ async fn write_all(
                 Ok(seen) => {
                     if let (true, Some(version)) = (seen.is_settled(), seen.version()) {
                         let metadata = metadata_digest(&context.seal.id(), &secret.dress.labels);
-                        stamped.push((at.1.clone(), version.to_owned(), metadata));
+                        stamped.push((secret.dress.name.clone(), version.to_owned(), metadata));
                     }
                     let look = Look::new(seen, Some(live), Some(&secret.dress.labels), Some(Instant::now()));
                     let mut looks = context.caches.looked_at.lock();
-                    looks.entry(owner.uid.clone()).or_default().insert(at.1, look);
+                    looks
+                        .entry(owner.uid.clone())
+                        .or_default()
+                        .insert(secret.dress.name.clone(), look);
                     break;
                 }
                 Err(WriteError::NotOurs) => Problem::new(

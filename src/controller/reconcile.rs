@@ -6,7 +6,8 @@ use std::time::Duration;
 use kube::ResourceExt;
 use kube::runtime::controller::Action as Requeue;
 
-use super::context::{Context, Name, WATCH_BEHIND};
+use super::changes::name_of;
+use super::context::{Context, WATCH_BEHIND};
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
@@ -43,7 +44,7 @@ pub enum ReconcileError {
 /// # Errors
 /// Where it could not be seen through; nothing was minted then.
 pub async fn reconcile(credential: Arc<EphemeralCredential>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
-    let name: Name = (credential.namespace().unwrap_or_default(), credential.name_any());
+    let name = name_of(&*credential);
     let led = context.leading();
     let outcome = pass(&credential, &context).await;
     if led {
@@ -59,7 +60,7 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
     }
     if credential.metadata.deletion_timestamp.is_some() {
         // Somebody's finalizer keeps it; what it held goes all the same.
-        let name: Name = (credential.namespace().unwrap_or_default(), credential.name_any());
+        let name = name_of(credential);
         context.sweep_name(&name).await;
     }
     let Some(scene) = observe(credential, context).await? else {
@@ -154,16 +155,17 @@ async fn tell_of_change(context: &Context, credential: &EphemeralCredential, ver
 
 fn queue(context: &Arc<Context>, scene: &Scene, demand: Option<Kind>, credential: &EphemeralCredential) {
     let uid = &scene.owner.uid;
-    let name = (scene.owner.namespace.clone(), scene.owner.name.clone());
-    context.leave_line(uid, scene.scope.as_ref().map(|scope| (scope, &name)));
-    let Some(scope) = &scene.scope else { return };
-    let runner = context.runner(scope);
+    let name = ObjectName::new(scene.owner.namespace.as_str(), scene.owner.name.as_str());
+    let runner = scene.scope.as_ref().map(|scope| context.runner(scope));
+    context.leave_line(uid, runner.as_ref().map(|runner| (&runner.scope, &name)));
+    let (Some(scope), Some(runner)) = (&scene.scope, runner) else {
+        return;
+    };
     let Ok(wanted) = &scene.observed.wanted else {
         runner.forget(uid);
         runner.reserve(uid, None);
         return;
     };
-    let name = ObjectName::new(name.0, name.1);
     // A key or a URL that an administrator changed moves the token's renewals here; somebody's edit of the
     // request does not.
     let live = scene.observed.record.as_ref().and_then(|r| r.live.as_ref());

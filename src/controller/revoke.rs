@@ -113,7 +113,7 @@ async fn pay(context: &Context, runner: &ScopeRunner, owed: &Revocation, broker:
         context.log_event(event);
     }
     if buried {
-        context.homes.lock().remove(&uid, &runner.scope);
+        context.index.lock().remove_record(&uid, &runner.scope);
     }
     done || hopeless
 }

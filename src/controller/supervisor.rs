@@ -1,4 +1,4 @@
-//! Tasks that never end by themselves: where one panics, the process ends and is started anew.
+//! Tasks: where one panics, the process ends and is started anew.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
@@ -32,8 +32,9 @@ impl Supervisor {
         task: impl Future<Output = ()> + Send + 'static,
     ) -> JoinHandle<()> {
         let (supervisor, until) = (self.clone(), until.clone());
+        // Boxed: it would be in here as often as it is moved.
+        let task = AssertUnwindSafe(Box::pin(task)).catch_unwind();
         tokio::spawn(async move {
-            let task = AssertUnwindSafe(task).catch_unwind();
             if let Some(Err(_)) = until.run_until_cancelled(task).await {
                 tracing::error!(task = name, "a task ended in a panic, and so does the process");
                 // The first is the one that is told of.
@@ -41,6 +42,11 @@ impl Supervisor {
                 supervisor.process.cancel();
             }
         })
+    }
+
+    /// Runs `task` until it ends by itself, whatever becomes of the term.
+    pub fn see_through(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(name, &CancellationToken::new(), task);
     }
 
     /// How the process ends: in an error that names the task that panicked, if one did.

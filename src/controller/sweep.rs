@@ -10,14 +10,14 @@ use kube::Api;
 use kube::runtime::reflector::ObjectRef;
 
 use super::admission::ScopeRunner;
-use super::context::{Context, Name};
-use super::run_until;
+use super::context::Context;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::Owner;
 use crate::cluster::{Error, bounded};
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType, Subject};
+use crate::core::ids::ObjectName;
 use crate::core::journal::{Journal, Record, RequestFacts, Scope};
 use crate::core::plan::SecretState;
 use crate::core::schedule::CLAIM_GRACE;
@@ -31,7 +31,7 @@ impl Context {
     /// # Errors
     /// Where a journal cannot be read.
     pub async fn records(self: &Arc<Self>, uid: &str) -> Result<Vec<(Scope, Record)>, JournalError> {
-        let homes = self.homes.lock().of(uid);
+        let homes = self.index.lock().records_of(uid);
         let mut records = Vec::new();
         for home in homes {
             let journal = self.runner(&home).journal.view().await?;
@@ -44,7 +44,7 @@ impl Context {
 
     /// A token was published in `scope`: what other scopes hold of `uid` lives to its end unrenewed.
     pub async fn supersede(self: &Arc<Self>, uid: &str, scope: &Scope) {
-        let homes = self.homes.lock().of(uid);
+        let homes = self.index.lock().records_of(uid);
         for home in homes.into_iter().filter(|h| h != scope) {
             let gone = uid.to_owned();
             let done = self
@@ -53,14 +53,14 @@ impl Context {
                 .commit(move |journal, _| journal.supersede(&gone))
                 .await;
             if matches!(done, Ok(true)) {
-                self.homes.lock().remove(uid, &home);
+                self.index.lock().remove_record(uid, &home);
             }
         }
     }
 
     /// Permission went: what other scopes still hold or owe for `uid` is revoked at once too.
     pub async fn revoke_elsewhere(self: &Arc<Self>, uid: &str, home: Option<&Scope>) {
-        let homes = self.homes.lock().of(uid);
+        let homes = self.index.lock().records_of(uid);
         for other in homes.into_iter().filter(|h| Some(h) != home) {
             let gone = uid.to_owned();
             let revoked = self
@@ -75,47 +75,40 @@ impl Context {
     }
 
     /// Lets go of every credential of that name that is not there any more.
-    pub async fn sweep_name(self: &Arc<Self>, name: &Name) {
-        let uids = self.homes.lock().uids(name);
+    pub async fn sweep_name(self: &Arc<Self>, name: &ObjectName) {
+        let uids = self.index.lock().uids_of(name);
         for uid in uids {
-            self.sweep_one(&uid, name).await;
+            self.sweep_one(uid.as_str(), name).await;
         }
-        let at = ObjectRef::new(&name.1).within(&name.0);
+        let at = ObjectRef::new(&name.name).within(&name.namespace);
         if self.caches.credentials.get(&at).is_none() {
-            // Who never had a token is in no journal, but may be in line.
-            let runners: Vec<_> = self.scopes.lock().values().cloned().collect();
-            for runner in runners {
-                runner.forget_name(name);
-            }
-            self.lined.lock().retain(|_, (_, of)| of != name);
             // Whatever else has such a mark in that namespace is found once more.
-            self.caches
-                .unlisted
-                .lock()
-                .retain(|(namespace, _)| *namespace != name.0);
-            self.caches.looked_at.lock().retain(|uid, _| self.homes.lock().has(uid));
+            let mut unlisted = self.caches.unlisted.lock();
+            unlisted.retain(|other| other.namespace != name.namespace);
+            drop(unlisted);
+            self.caches.looked_at.lock().retain(|uid, _| self.index.lock().has(uid));
         }
     }
 
-    async fn sweep_one(self: &Arc<Self>, uid: &str, name: &Name) {
+    async fn sweep_one(self: &Arc<Self>, uid: &str, name: &ObjectName) {
         // Deleted is deleted, whatever finalizer of somebody's keeps the object.
         let is_there = |of: &ObjectMeta| of.uid.as_deref() == Some(uid) && of.deletion_timestamp.is_none();
-        let at = ObjectRef::new(&name.1).within(&name.0);
+        let at = ObjectRef::new(&name.name).within(&name.namespace);
         if self.caches.credentials.get(&at).is_some_and(|c| is_there(&c.metadata)) {
             return;
         }
         // The store may be behind: only the API server's own word ends a credential.
-        let api: Api<EphemeralCredential> = Api::namespaced(self.cluster.client.clone(), &name.0);
-        match bounded(api.get_metadata_opt(&name.1)).await {
+        let api: Api<EphemeralCredential> = Api::namespaced(self.cluster.client.clone(), &name.namespace);
+        match bounded(api.get_metadata_opt(&name.name)).await {
             Ok(found) if found.as_ref().is_some_and(|c| is_there(&c.metadata)) => return,
             Ok(_) => {}
             Err(error) => {
-                tracing::debug!(namespace = %name.0, name = %name.1, %error, "failed to make sure that a credential is gone");
+                tracing::debug!(namespace = %name.namespace, name = %name.name, %error, "failed to make sure that a credential is gone");
                 return;
             }
         }
         self.leave_line(uid, None);
-        let homes = self.homes.lock().of(uid);
+        let homes = self.index.lock().records_of(uid);
         for home in homes {
             let runner = self.runner(&home);
             if self.working.lock().contains_key(uid) {
@@ -137,7 +130,7 @@ impl Context {
             match committed {
                 Ok(Released::Waits) => {}
                 Ok(Released::Gone(events)) => {
-                    self.homes.lock().remove(uid, &home);
+                    self.index.lock().remove_record(uid, &home);
                     self.unprepared.lock().remove(uid);
                     self.caches.looked_at.lock().remove(uid);
                     for event in &events {
@@ -145,7 +138,7 @@ impl Context {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(namespace = %name.0, name = %name.1, %error, "failed to let go of a deleted credential");
+                    tracing::warn!(namespace = %name.namespace, name = %name.name, %error, "failed to let go of a deleted credential");
                 }
             }
         }
@@ -153,7 +146,7 @@ impl Context {
 
     /// Removes what garbage collection leaves: the Secrets of an orphaned or finalized credential. Nothing
     /// waits for that, least of all its revocations.
-    async fn clear_secrets(self: &Arc<Self>, runner: &ScopeRunner, uid: &str, name: &Name) {
+    async fn clear_secrets(self: &Arc<Self>, runner: &ScopeRunner, uid: &str, name: &ObjectName) {
         let Ok(journal) = runner.journal.view().await else {
             return;
         };
@@ -162,19 +155,19 @@ impl Context {
         let mut names: BTreeSet<String> = live.iter().flat_map(|l| l.secrets.keys().cloned()).collect();
         names.extend(claim.iter().flat_map(|c| c.secrets.iter().cloned()));
         let owner = Owner {
-            namespace: name.0.clone(),
-            name: name.1.clone(),
+            namespace: name.namespace.to_string(),
+            name: name.name.to_string(),
             uid: uid.to_owned(),
         };
         for secret in names {
             if let Err(error) = self.clear_secret(&owner, &secret).await {
-                tracing::warn!(namespace = %name.0, %secret, %error, "failed to remove a deleted credential's Secret; it is tried again");
+                tracing::warn!(namespace = %name.namespace, %secret, %error, "failed to remove a deleted credential's Secret; it is tried again");
                 let (context, owner) = (Arc::clone(self), owner.clone());
-                tokio::spawn(run_until(&self.stop, async move {
+                self.spawn("removal of a Secret", async move {
                     while context.clear_secret(&owner, &secret).await.is_err() {
                         tokio::time::sleep(SWEEP_EVERY).await;
                     }
-                }));
+                });
             }
         }
     }
@@ -208,9 +201,9 @@ impl Context {
     pub async fn sweep_for_ever(self: Arc<Self>) {
         loop {
             if self.leading() {
-                let known = self.homes.lock().all();
+                let known = self.index.lock().all();
                 for (uid, name) in known {
-                    self.sweep_one(&uid, &name).await;
+                    self.sweep_one(uid.as_str(), &name).await;
                 }
             }
             tokio::time::sleep(SWEEP_EVERY).await;

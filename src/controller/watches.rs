@@ -1,9 +1,11 @@
 //! What is watched: connections, keys, namespaces, and managed Secrets by name alone.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use chrono::SubsecRound;
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::api::{ListParams, ObjectMeta};
@@ -15,17 +17,23 @@ use kube::{Api, Resource, ResourceExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::admission::ScopeRunner;
 use super::caches::{Caches, Writers};
-use super::changes::Changes;
-use super::context::{Context, Listed, Name};
+use super::changes::{Changes, name_of};
+use super::context::Context;
+use super::secret_index::{Listed, OwnedBy};
 use super::supervisor::Supervisor;
 use super::time::Term;
-use crate::api::{ChittyConnection, ChittyConnectionStatus, EphemeralCredential, ScopeUsage};
+use crate::api::{ChittyConnection, ChittyConnectionStatus, EphemeralCredential, RateScope, ScopeUsage};
 use crate::cluster::keys::managed_selector;
 use crate::cluster::{Cluster, bounded};
+use crate::core::budget::Usage;
+use crate::core::ids::ObjectName;
 
 /// How often a connection's status may be written, apart from changes of its condition.
 const REPORT_EVERY: Duration = Duration::from_secs(30);
+/// How often credentials are counted for the metrics.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// Scopes a connection's status lists at most.
 const MOST_SCOPES: usize = 64;
 
@@ -153,8 +161,8 @@ async fn watch_credentials(feed: Feed, writer: Writer<EphemeralCredential>) {
                 // Our own status writes are no news; a new rotate annotation is.
                 let changed = known.after(event, |c| (c.metadata.generation, c.metadata.annotations.clone()));
                 feed.tell(|context| {
-                    for (namespace, name) in &changed {
-                        context.trigger(namespace, name);
+                    for at in &changed {
+                        context.trigger(&at.namespace, &at.name);
                     }
                 });
             }
@@ -255,7 +263,7 @@ async fn watch_namespaces(feed: Feed, writer: Writer<PartialObjectMeta<Namespace
             if let Ok(event) = &event {
                 // Labels decide who may ask for what.
                 let changed = known.after(event, |n| n.metadata.labels.clone());
-                let changed: HashSet<String> = changed.into_iter().map(|(_, name)| name).collect();
+                let changed: HashSet<String> = changed.into_iter().map(|at| at.name.to_string()).collect();
                 if !changed.is_empty() {
                     feed.tell(|context| {
                         context.trigger_where(|c| c.namespace().is_some_and(|n| changed.contains(&n)));
@@ -271,7 +279,7 @@ async fn watch_namespaces(feed: Feed, writer: Writer<PartialObjectMeta<Namespace
 async fn watch_secrets(feed: Feed) {
     let api: Api<PartialObjectMeta<Secret>> = Api::all(feed.caches.cluster.client.clone());
     let config = watcher::Config::default().labels(&managed_selector());
-    let mut stale: HashSet<Name> = HashSet::new();
+    let mut stale: HashSet<ObjectName> = HashSet::new();
     let mut events = Box::pin(watcher::watcher(api, config).default_backoff());
     while let Some(event) = events.next().await {
         note(&event, "Secrets");
@@ -294,16 +302,15 @@ async fn watch_secrets(feed: Feed) {
     }
 }
 
-fn name_of(secret: &PartialObjectMeta<Secret>) -> Name {
-    (secret.namespace().unwrap_or_default(), secret.name_any())
-}
-
 fn insert(feed: &Feed, secret: &PartialObjectMeta<Secret>) {
     let owner = secret
         .owner_references()
         .iter()
         .find(|r| r.kind == EphemeralCredential::kind(&()) && r.api_version == EphemeralCredential::api_version(&()))
-        .map(|r| (r.uid.clone(), r.name.clone()));
+        .map(|r| OwnedBy {
+            uid: r.uid.as_str().into(),
+            name: r.name.as_str().into(),
+        });
     let at = name_of(secret);
     let listed = Listed {
         uid: secret.uid().unwrap_or_default().into(),
@@ -312,24 +319,24 @@ fn insert(feed: &Feed, secret: &PartialObjectMeta<Secret>) {
     let touched = feed.caches.secrets.lock().insert(at.clone(), owner, listed);
     feed.tell(|context| {
         for name in &touched {
-            context.trigger(&at.0, name);
+            context.trigger(&at.namespace, name);
         }
     });
 }
 
-fn remove(feed: &Feed, at: &Name) {
+fn remove(feed: &Feed, at: &ObjectName) {
     let (owner, touched) = {
         let mut secrets = feed.caches.secrets.lock();
         (secrets.owner(at), secrets.remove(at))
     };
     if let Some(uid) = owner
-        && let Some(looks) = feed.caches.looked_at.lock().get_mut(&uid)
+        && let Some(looks) = feed.caches.looked_at.lock().get_mut(uid.as_str())
     {
-        looks.remove(&at.1);
+        looks.remove(&*at.name);
     }
     feed.tell(|context| {
         for name in &touched {
-            context.trigger(&at.0, name);
+            context.trigger(&at.namespace, name);
         }
     });
 }
@@ -342,13 +349,19 @@ fn note<T>(event: &Result<T, WatchError>, what: &str) {
 
 /// Writes the connections' status: a changed condition within a second, figures now and then.
 pub async fn report_for_ever(context: Arc<Context>) {
-    let mut written: std::collections::HashMap<String, Instant> = std::collections::HashMap::new();
+    let mut written: HashMap<String, Instant> = HashMap::new();
+    let mut counted: Option<Instant> = None;
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
         if !context.leading() {
             continue;
         }
-        context.observe_metrics();
+        if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+            counted = Some(Instant::now());
+            context.observe_metrics();
+        }
+        // Before all were looked at, the figures say nothing.
+        let warm = context.warm.load(Ordering::Acquire);
         for resolved in context.caches.connections.all() {
             let name = resolved.connection.name_any();
             let at = kube::runtime::reflector::ObjectRef::new(&name);
@@ -358,13 +371,18 @@ pub async fn report_for_ever(context: Arc<Context>) {
             let before = connection.status.clone().unwrap_or_default();
             let condition = resolved.condition(&before.conditions, context.now());
             let sharp = !before.conditions.contains(&condition);
-            if !sharp && written.get(&name).is_some_and(|at| at.elapsed() < REPORT_EVERY) {
+            let lately = written.get(&name).is_some_and(|at| at.elapsed() < REPORT_EVERY);
+            if !sharp && (lately || !warm) {
                 continue;
             }
             let next = ChittyConnectionStatus {
                 observed_generation: resolved.connection.metadata.generation,
                 conditions: vec![condition],
-                scopes: context.usage_of(&resolved),
+                scopes: if warm {
+                    context.usage_of(&resolved)
+                } else {
+                    before.scopes.clone()
+                },
             };
             if next == before {
                 continue;
@@ -380,31 +398,35 @@ pub async fn report_for_ever(context: Arc<Context>) {
 }
 
 impl Context {
-    fn usage_of(&self, resolved: &super::connections::Resolved) -> std::collections::BTreeMap<String, ScopeUsage> {
-        use crate::api::RateScope;
-        use chrono::SubsecRound;
-        self.scopes
-            .lock()
-            .values()
+    /// The scopes of a connection with least room, and always the same ones of those with equally much.
+    fn usage_of(&self, resolved: &super::connections::Resolved) -> BTreeMap<String, ScopeUsage> {
+        let runners: Vec<Arc<ScopeRunner>> = self.scopes.lock().values().cloned().collect();
+        let mut usages: Vec<(String, Usage)> = runners
+            .iter()
             .filter(|r| resolved.scope(&r.scope.of).as_ref() == Some(&r.scope))
-            .take(MOST_SCOPES)
             .map(|runner| {
                 let title = match runner.scope.kind {
-                    RateScope::Service => runner.scope.of.clone(),
+                    RateScope::Service => runner.scope.of.to_string(),
                     RateScope::Key => "*".to_owned(),
                 };
-                let usage = runner.usage();
-                let scope = ScopeUsage {
-                    limit: usage.limit,
-                    used: usage.used,
-                    kept_for_renewals: usage.kept,
-                    waiting: usage.waiting,
-                    next_slot: usage.next_slot.map(|t| t.trunc_subsecs(0)),
-                    blocked_until: usage.blocked_until.map(|t| t.trunc_subsecs(0)),
-                };
-                (title, scope)
+                (title, runner.usage())
             })
-            .collect()
+            .collect();
+        let room = |usage: &Usage| usage.limit.saturating_sub(usage.used.saturating_add(usage.kept));
+        usages.sort_by(|(a, x), (b, y)| room(x).cmp(&room(y)).then_with(|| a.cmp(b)));
+        usages.truncate(MOST_SCOPES);
+        let told = usages.into_iter().map(|(title, usage)| {
+            let scope = ScopeUsage {
+                limit: usage.limit,
+                used: usage.used,
+                kept_for_renewals: usage.kept,
+                waiting: usage.waiting,
+                next_slot: usage.next_slot.map(|t| t.trunc_subsecs(0)),
+                blocked_until: usage.blocked_until.map(|t| t.trunc_subsecs(0)),
+            };
+            (title, scope)
+        });
+        told.collect()
     }
 
     fn observe_metrics(&self) {

@@ -137,23 +137,6 @@ impl Wishes {
         };
     }
 
-    /// Forgets whoever has this name. Says whether somebody had.
-    pub(super) fn remove_name(&mut self, namespace: &str, name: &str) -> bool {
-        let named = |of: &ObjectName| *of.namespace == *namespace && *of.name == *name;
-        let waiting = self.entries.iter().filter(|(_, e)| named(&e.wish.demand.name));
-        let reserved = self.reserved.iter().filter(|(_, (of, _))| named(of));
-        let uids: Vec<Uid> = waiting
-            .map(|(uid, _)| uid)
-            .chain(reserved.map(|(uid, _)| uid))
-            .cloned()
-            .collect();
-        for uid in &uids {
-            self.remove(uid.as_str());
-            self.reserve(uid.as_str(), None);
-        }
-        !uids.is_empty()
-    }
-
     /// Tells the budget what has changed. `barred` says until when a connection cannot be asked.
     pub(super) fn update(&mut self, follower: &mut Follower, barred: impl Fn(&str) -> Option<Time>, now: Time) {
         for (connection, line) in &mut self.lines {
@@ -303,7 +286,7 @@ mod tests {
         assert_eq!(decide(&mut follower, 10, t(3)).0, ["b", "c"]);
         wishes.update(&mut follower, |_| None, t(4));
         assert_eq!(decide(&mut follower, 10, t(4)).0, ["a", "b", "c"]);
-        assert!(wishes.remove_name("n", "a") && !wishes.remove_name("n", "a"));
+        assert!(wishes.remove("a") && !wishes.remove("a"));
         wishes.update(&mut follower, |_| None, t(5));
         assert_eq!(decide(&mut follower, 10, t(5)).0, ["b", "c"]);
     }

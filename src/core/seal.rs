@@ -41,7 +41,7 @@ impl Seal {
     pub fn new(uid: &str, namespace: &str, name: &str, live: &Live) -> Self {
         let mut live = live.clone();
         live.secrets.retain(|secret, _| secret == name);
-        for written in live.secrets.values_mut() {
+        for (_, written) in live.secrets.iter_mut() {
             (written.version, written.metadata) = (None, None);
         }
         Self {
@@ -168,7 +168,9 @@ mod tests {
         let one = seal();
         assert_eq!(one.live.secrets.len(), 1);
         let mut other = one.clone();
-        other.live.secrets = [("other".to_owned(), one.written().unwrap().clone())].into();
+        other.live.secrets = [("other".to_owned(), one.written().unwrap().clone())]
+            .into_iter()
+            .collect();
         assert_eq!(live_of(&[&one, &other]).unwrap().secrets.len(), 2);
         assert_eq!(live_of(&[]), None);
     }

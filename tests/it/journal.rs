@@ -22,9 +22,9 @@ use crate::support::*;
 
 fn scope(name: &str) -> Scope {
     Scope {
-        origin: "https://broker.example".to_owned(),
+        origin: "https://broker.example".into(),
         kind: RateScope::Service,
-        of: name.to_owned(),
+        of: name.into(),
     }
 }
 

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use chrono::SubsecRound;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::index::Index;
 use super::store::{Listing, Step, Store};
-use super::{JournalError, Listed, Pending, ScopeJournal};
+use super::{JournalError, Listed, Pending, ScopeJournal, Spawn};
 use crate::cluster::{Cluster, Error};
 use crate::core::ids::PageId;
 use crate::core::journal::Journal;
@@ -17,6 +18,9 @@ use crate::core::journal::pages::Layout;
 use crate::core::spec::digest;
 
 const TRIES: u32 = 6;
+/// How long an outcome waits for others: as long as a write takes, within these.
+const LEAST_PATIENCE: Duration = Duration::from_millis(5);
+const MOST_PATIENCE: Duration = Duration::from_millis(100);
 
 /// What this process last read or wrote.
 struct Known {
@@ -46,6 +50,8 @@ pub(super) struct Writer {
     broken: bool,
     /// The last commit may have been written in part.
     unsure: bool,
+    /// How long the last batch took to be written.
+    took: Duration,
     view: watch::Sender<Option<Result<Arc<Journal>, JournalError>>>,
 }
 
@@ -61,18 +67,10 @@ pub(super) struct Commit {
 }
 
 impl Writer {
-    pub(super) fn start(
-        cluster: Cluster,
-        store: Store,
-        index: Arc<Index>,
-        listed: Option<Listed>,
-        close_after: Duration,
-    ) -> ScopeJournal {
-        let (queue, pending) = mpsc::unbounded_channel::<Pending>();
-        let (view, seen) = watch::channel(None);
+    pub(super) fn new(cluster: Cluster, store: Store, index: Arc<Index>, close_after: Duration) -> Self {
         // Those before it was opened are of no concern: it was written by whoever led then.
         let outlasted = cluster.now_and_pauses(0).1.len();
-        let writer = Self {
+        Self {
             cluster,
             store,
             index,
@@ -80,21 +78,31 @@ impl Writer {
             close_after,
             known: None,
             outlasted,
-            broken: matches!(listed, Some(Listed::Missing)),
+            broken: false,
             unsure: false,
-            view,
-        };
-        tokio::spawn(writer.run(pending, listed));
-        ScopeJournal { queue, view: seen }
+            took: LEAST_PATIENCE,
+            view: watch::Sender::new(None),
+        }
     }
 
+    /// Begins with what was `listed`, or reads what there is.
+    pub(super) fn start(mut self, listed: Option<Listed>, spawn: &Spawn) -> ScopeJournal {
+        let (queue, pending) = mpsc::unbounded_channel::<Pending>();
+        let view = self.view.subscribe();
+        self.broken = matches!(listed, Some(Listed::Missing));
+        spawn(Box::pin(self.run(pending, listed)));
+        ScopeJournal { queue, view }
+    }
+
+    /// There is one of these for each scope, and it mostly waits: what it does meanwhile is boxed, so that waiting takes
+    /// little room.
     async fn run(mut self, mut pending: mpsc::UnboundedReceiver<Pending>, listed: Option<Listed>) {
         let mut read = match listed {
             Some(Listed::Parts(maps)) => {
                 let listing = self.store.sort(maps);
                 self.take(listing)
             }
-            _ => self.read().await,
+            _ => Box::pin(self.read()).await,
         };
         self.publish(&read);
         loop {
@@ -103,7 +111,7 @@ impl Writer {
                 if let Ok(first) = tokio::time::timeout(Duration::from_secs(2), pending.recv()).await {
                     first
                 } else {
-                    read = self.read().await;
+                    read = Box::pin(self.read()).await;
                     self.publish(&read);
                     continue;
                 }
@@ -111,7 +119,7 @@ impl Writer {
                 if let Ok(first) = tokio::time::timeout(self.close_after, pending.recv()).await {
                     first
                 } else {
-                    self.close().await;
+                    Box::pin(self.close()).await;
                     continue;
                 }
             } else {
@@ -119,14 +127,33 @@ impl Writer {
             };
             let Some(first) = first else { return };
             let mut batch = vec![first];
-            while let Ok(more) = pending.try_recv() {
-                batch.push(more);
-            }
-            read = self.write(&mut batch).await;
+            self.gather(&mut batch, &mut pending).await;
+            let began = Instant::now();
+            read = Box::pin(self.write(&mut batch)).await;
+            self.took = began.elapsed();
             self.publish(&read);
             for waiting in batch {
                 // Whoever asked may have gone.
                 let _ = waiting.done.send(read.clone());
+            }
+        }
+    }
+
+    /// Takes what else waits; and where all of it are outcomes while other claims are open, what comes while a write
+    /// would take.
+    async fn gather(&self, batch: &mut Vec<Pending>, pending: &mut mpsc::UnboundedReceiver<Pending>) {
+        let open = self.known.as_ref().map_or(0, |known| known.journal.claims.len());
+        let until = Instant::now() + (4 * self.took).clamp(LEAST_PATIENCE, MOST_PATIENCE);
+        loop {
+            while let Ok(more) = pending.try_recv() {
+                batch.push(more);
+            }
+            if batch.len() >= open || batch.iter().any(|p| !p.patient) {
+                return;
+            }
+            match tokio::time::timeout_at(until, pending.recv()).await {
+                Ok(Some(more)) => batch.push(more),
+                Ok(None) | Err(_) => return,
             }
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::TimeDelta;
+use litemap::LiteMap;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{BrokerApi, KeyRef, Reason};
@@ -292,7 +293,7 @@ pub struct Live {
     #[serde(default)]
     pub outputs: Vec<String>,
     /// What was written, by Secret name.
-    pub secrets: BTreeMap<String, Written>,
+    pub secrets: LiteMap<String, Written>,
 }
 
 impl Live {
@@ -315,7 +316,7 @@ impl Live {
     /// As a record holds it: without what its Secrets tell themselves.
     #[must_use]
     pub(super) fn for_record(mut self) -> Self {
-        for written in self.secrets.values_mut() {
+        for (_, written) in self.secrets.iter_mut() {
             written.keys = Vec::new();
         }
         self

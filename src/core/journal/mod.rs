@@ -44,11 +44,11 @@ const LOSS_REMEMBERED: TimeDelta = TimeDelta::days(2);
 #[serde(rename_all = "camelCase")]
 pub struct Scope {
     /// Scheme, host and port of `ChittyConnect`.
-    pub origin: String,
+    pub origin: Arc<str>,
     /// What `of` names.
     pub kind: RateScope,
     /// The service, or an HMAC of the API key.
-    pub of: String,
+    pub of: Arc<str>,
 }
 
 impl Scope {
@@ -59,7 +59,7 @@ impl Scope {
             RateScope::Service => "service",
             RateScope::Key => "key",
         };
-        let hash = digest([self.origin.as_str(), kind, self.of.as_str()]);
+        let hash = digest([&*self.origin, kind, &*self.of]);
         format!("chitty-journal-{}", &hash[..16])
     }
 

@@ -1,7 +1,5 @@
 //! Journal parts as tests of the core use them.
 
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::api::{BrokerApi, KeyRef, RateScope};
 use crate::core::Time;
@@ -74,7 +72,7 @@ pub fn live(claim: &str, issued_at: Time, ends_at: Time) -> Live {
         renew_before_ms: None,
         token_ids: vec![],
         outputs: vec![],
-        secrets: BTreeMap::new(),
+        secrets: litemap::LiteMap::new(),
     }
 }
 
