@@ -128,6 +128,7 @@ impl Writer {
             let Some(first) = first else { return };
             let mut batch = vec![first];
             self.gather(&mut batch, &mut pending).await;
+            tracing::debug!(journal = %self.store.scope().journal_name(), decisions = batch.len(), "commit");
             let began = Instant::now();
             read = Box::pin(self.write(&mut batch)).await;
             self.took = began.elapsed();
