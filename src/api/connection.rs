@@ -21,9 +21,11 @@ use serde::{Deserialize, Serialize};
     derive = "PartialEq",
     doc = "Where to ask ChittyConnect for credentials, with which key, and who may ask for what.",
     validation = Rule::new("size(self.metadata.name) <= 63").message("the name of a ChittyConnection has at most 63 characters"),
+    printcolumn(name = "API", type_ = "string", json_path = ".spec.api"),
     printcolumn(name = "URL", type_ = "string", json_path = ".spec.url"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
     printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(name = "Used", type_ = "string", json_path = ".status.used"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -262,9 +264,22 @@ pub struct ChittyConnectionStatus {
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// What the fullest of its budgets has used, of how many in a window: such as 7/10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<String>,
     /// The budget of each scope, by service (or "*" for the whole key). At most 64 are listed.
     #[serde(default)]
     pub scopes: BTreeMap<String, ScopeUsage>,
+}
+
+impl ChittyConnectionStatus {
+    /// The fullest budget of `scopes`, as `used` shows it: the one with the fewest requests left.
+    #[must_use]
+    pub fn fullest(scopes: &BTreeMap<String, ScopeUsage>) -> Option<String> {
+        let left = |scope: &&ScopeUsage| i64::from(scope.limit) - i64::from(scope.used);
+        let fullest = scopes.values().min_by_key(left)?;
+        Some(format!("{}/{}", fullest.used, fullest.limit))
+    }
 }
 
 /// How a budget stands.
@@ -285,4 +300,22 @@ pub struct ScopeUsage {
     /// Until when the server asked to be left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_until: Option<DateTime<Utc>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fullest_budget_is_the_one_with_the_fewest_requests_left() {
+        let scope = |limit, used| ScopeUsage {
+            limit,
+            used,
+            ..ScopeUsage::default()
+        };
+        let scopes = [("a", scope(100, 60)), ("b", scope(10, 7)), ("c", scope(5, 0))];
+        let scopes: BTreeMap<String, ScopeUsage> = scopes.map(|(name, scope)| (name.to_owned(), scope)).into();
+        assert_eq!(ChittyConnectionStatus::fullest(&scopes).as_deref(), Some("7/10"));
+        assert_eq!(ChittyConnectionStatus::fullest(&BTreeMap::new()), None);
+    }
 }

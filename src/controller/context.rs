@@ -15,17 +15,18 @@ use super::caches::Caches;
 use super::delivery;
 use super::shared::Shared;
 use super::supervisor::Supervisor;
-use crate::api::EphemeralCredential;
+use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Cluster;
 use crate::cluster::config::MOST_CALLS;
 use crate::cluster::journal::Journals;
 use crate::cluster::lease::Leading;
 use crate::cluster::records::Events;
-use crate::cluster::secrets::Seen;
+use crate::cluster::secrets::{Owner, Seen};
 use crate::core::audit::AuditEvent;
 use crate::core::journal::{Journal, Live, Scope};
+use crate::core::plan::Verdict;
 use crate::core::seal::SealKey;
-use crate::core::{Problem, Time};
+use crate::core::{Problem, Time, status};
 use crate::ops::metrics::Metrics;
 
 /// A credential, as queues and stores name it.
@@ -61,6 +62,8 @@ pub struct Context {
     pub preparing: Semaphore,
     /// Why a mint could not be prepared, by uid.
     pub unprepared: Locked<HashMap<String, Unprepared>>,
+    /// What each credential that is not ready waits for, and since when; with its uid, by name.
+    pub told: Locked<HashMap<Name, (String, Reason, Time)>>,
     /// Namespaces as last read.
     pub fresh_namespaces: Shared<Option<ObjectMeta>>,
     /// When each Secret of a credential was last restored, and how often in a row.
@@ -420,6 +423,31 @@ impl Context {
         *last = Instant::now();
         *count += 1;
         true
+    }
+
+    /// What a credential waits for, and since when.
+    pub fn told_of(&self, owner: &Owner, credential: &EphemeralCredential) -> Option<(Reason, Time)> {
+        let name = (owner.namespace.clone(), owner.name.clone());
+        let known = self
+            .told
+            .lock()
+            .get(&name)
+            .filter(|(uid, ..)| *uid == owner.uid)
+            .cloned();
+        let known = known.map(|(_, reason, since)| (reason, since));
+        known.or_else(|| status::told_before(credential.status.as_ref()))
+    }
+
+    /// Notes what a credential is told after what it was told `before`.
+    pub fn tell(&self, owner: &Owner, verdict: &Verdict, before: Option<(Reason, Time)>) {
+        let name = (owner.namespace.clone(), owner.name.clone());
+        if verdict.ready {
+            self.told.lock().remove(&name);
+            return;
+        }
+        let goes_on = before.filter(|(reason, _)| *reason == verdict.reason);
+        let (reason, since) = goes_on.unwrap_or((verdict.reason, self.now()));
+        self.told.lock().insert(name, (owner.uid.clone(), reason, since));
     }
 
     /// Logs a committed audit event: the record that is there whatever becomes of `ChittyChronicle`.

@@ -129,6 +129,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             lined: Locked::default(),
             working: Arc::clone(&working),
             unprepared: Locked::default(),
+            told: Locked::default(),
             preparing: Semaphore::new(context::PREPARED_AT_ONCE),
             fresh_namespaces: shared::Shared::default(),
             restored: Locked::default(),
@@ -235,6 +236,7 @@ async fn drive(
                     Err(ControllerError::ObjectNotFound(gone)) => {
                         let name = (gone.namespace.clone().unwrap_or_default(), gone.name.clone());
                         context.seen(&name);
+                        context.told.lock().remove(&name);
                         tokio::spawn(async move { context.sweep_name(&name).await });
                     }
                     Err(ControllerError::ReconcilerFailed(error, object)) => {

@@ -133,6 +133,7 @@ pub(super) async fn observe(
         held_up: working.clone().flatten(),
         working: working.is_some(),
         blind,
+        told: context.told_of(&owner, credential),
         holder: context.identity.clone(),
         waiting,
         unprepared,

@@ -81,6 +81,7 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
         return Ok(Requeue::requeue(Duration::from_millis(1)));
     }
     if let Some(verdict) = &plan.verdict {
+        context.tell(&scene.owner, verdict, scene.observed.told);
         let wanted = scene.observed.wanted.as_ref().ok();
         let next = status::status(
             verdict,

@@ -361,10 +361,12 @@ pub async fn report_for_ever(context: Arc<Context>) {
             if !sharp && written.get(&name).is_some_and(|at| at.elapsed() < REPORT_EVERY) {
                 continue;
             }
+            let scopes = context.usage_of(&resolved);
             let next = ChittyConnectionStatus {
                 observed_generation: resolved.connection.metadata.generation,
                 conditions: vec![condition],
-                scopes: context.usage_of(&resolved),
+                used: ChittyConnectionStatus::fullest(&scopes),
+                scopes,
             };
             if next == before {
                 continue;

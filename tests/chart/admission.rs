@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use serde_json::{Value, json};
 
 use crate::rendered::everything;
-use crate::support::{Cluster, RELEASE, SYSTEM, chart, fail, read, succeed, wait_for};
+use crate::support::{Cluster, RELEASE, SYSTEM, chart, fail, helm, read, succeed, wait_for};
 
 /// A cluster with the release, every policy on, and no controller that could interfere.
 static INSTALLED: LazyLock<Cluster> = LazyLock::new(|| {
@@ -176,6 +176,27 @@ fn edit_writes_credentials_and_view_reads_them_and_neither_touches_status_or_con
     wait_for("admin to be bound", || {
         may("dora", "create", "ephemeralcredentials").then_some(())
     });
+}
+
+#[test]
+fn whom_the_chart_names_may_read_connections_and_do_nothing_else_with_them() {
+    let cluster = team("readers");
+    let path = chart();
+    let mut template = helm(&["template", "other", path.to_str().unwrap(), "--namespace", SYSTEM]);
+    cluster.apply(&succeed(template.args([
+        "--show-only=templates/rbac-users.yaml",
+        "--set=rbac.aggregate=false",
+        "--set-json=rbac.connectionReaders=[{\"kind\":\"User\",\"name\":\"erin\"}]",
+    ])));
+    let may = |user: &str, verb: &str| {
+        let mut command = cluster.kubectl_as(user, &["auth", "can-i", verb, "chittyconnections.connect.chitty.cc"]);
+        String::from_utf8(command.output().unwrap().stdout).unwrap().trim() == "yes"
+    };
+    wait_for("the binding", || may("erin", "list").then_some(()));
+    assert!(!may("bob", "list"));
+    for verb in ["create", "update", "patch", "delete", "use"] {
+        assert!(!may("erin", verb), "{verb}");
+    }
 }
 
 #[test]

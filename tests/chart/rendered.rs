@@ -29,6 +29,7 @@ const EVERYTHING: &[&str] = &[
     "--set-json=commonLabels={\"owner\":\"platform\"}",
     "--set-json=serviceAccount.annotations={\"a\":\"b\"}",
     "--set-json=metrics.service.annotations={\"a\":\"b\"}",
+    "--set-json=rbac.connectionReaders=[{\"kind\":\"Group\",\"name\":\"developers\"},{\"kind\":\"ServiceAccount\",\"name\":\"a\",\"namespace\":\"b\"}]",
     "--set-json=networkPolicy.metricsFrom=[{\"namespaceSelector\":{}}]",
 ];
 
@@ -255,8 +256,12 @@ fn the_controller_may_do_this_and_no_more() {
         ["ephemeralcredentials : get list watch"]
     );
     assert_eq!(
+        rights("ClusterRole", "chittyconnect-operator-connections-view"),
+        ["chittyconnections : get list watch"]
+    );
+    assert_eq!(
         of_kind(&rendered, "ClusterRole").len() + of_kind(&rendered, "Role").len(),
-        4
+        5
     );
 }
 
