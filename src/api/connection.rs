@@ -67,6 +67,13 @@ pub struct ChittyConnectionSpec {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub access: Vec<AccessRule>,
+    /// The proxy to go through, for ChittyConnect and ChittyChronicle. Without it the controller's environment says so
+    /// (`HTTPS_PROXY`, `NO_PROXY`). Loopback and http hosts are always connected to directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxySpec>,
+    /// True: nothing is minted by this connection; tokens that are there are not renewed.
+    #[serde(default)]
+    pub suspend: bool,
     /// Where audit events go. Without it they go to the controller's log and to Kubernetes Events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<Audit>,
@@ -89,6 +96,39 @@ pub struct Auth {
     /// host. A changed key is picked up at once.
     #[serde(default = "default_key_ref")]
     pub api_key_secret_ref: KeyRef,
+    /// A Secret of type kubernetes.io/tls in the controller's namespace, with the certificate to show to ChittyConnect. It
+    /// is bound to a host as the API key is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_cert_secret_ref: Option<NameRef>,
+}
+
+/// A Secret in the controller's namespace.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct NameRef {
+    /// Name of the object.
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+}
+
+/// A forward proxy.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("isURL(self.httpsProxy) && url(self.httpsProxy).getScheme() in ['https', 'http'] && !self.httpsProxy.contains('@') && !self.httpsProxy.contains('?') && !self.httpsProxy.contains('#')")
+        .message("httpsProxy must be an http or https URL without user, query or fragment, such as http://proxy.example.com:3128; credentials go into a Secret")
+)]
+pub struct ProxySpec {
+    /// URL of the proxy that is asked to connect to https hosts.
+    #[schemars(length(min = 1, max = 253))]
+    pub https_proxy: String,
+    /// A Secret of type kubernetes.io/basic-auth in the controller's namespace with the proxy's user name and password.
+    /// Its annotation connect.chitty.cc/host must name the proxy's host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<NameRef>,
+    /// What to connect to directly: host names, domains with all below them, addresses and networks such as 10.0.0.0/8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253), regex(pattern = "^[^,\\s]+$")))]
+    pub no_proxy: Vec<String>,
 }
 
 fn default_key_ref() -> KeyRef {
@@ -247,6 +287,10 @@ pub struct Chronicle {
     /// Key of a Secret in the controller's namespace with the token. Like an API key it is sent to
     /// chronicle.chitty.cc alone, unless the Secret's annotation connect.chitty.cc/host names another.
     pub token_secret_ref: KeyRef,
+    /// Key of a ConfigMap in the controller's namespace with the PEM certificates to trust for ChittyChronicle instead of
+    /// the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle_ref: Option<KeyRef>,
 }
 
 fn default_chronicle_url() -> String {

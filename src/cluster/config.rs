@@ -28,6 +28,8 @@ pub async fn config(context: Option<&str>) -> anyhow::Result<Config> {
     };
     // Its retries repeat POSTs and wait for minutes; ours are decided where the deadline is known.
     config.default_retry = false;
+    // A proxy in the environment is the way to ChittyConnect, and never to the API server.
+    config.proxy_url = None;
     Ok(config)
 }
 

@@ -8,12 +8,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use secrecy::ExposeSecret;
 use url::Url;
+use zeroize::Zeroizing;
 
-use crate::api::{BrokerApi, ChittyConnection, ConditionType, DEFAULT_HOST, KeyRef, RateScope, Reason, condition};
-use crate::broker::{Api, Broker, Endpoint};
+use crate::api::{
+    BrokerApi, ChittyConnection, ConditionType, DEFAULT_HOST, KeyRef, NameRef, ProxySpec, RateScope, Reason, condition,
+};
+use crate::broker::{Api, Broker, Endpoint, Proxy};
 use crate::chronicle::{Chronicle, Form};
 use crate::cluster::Cluster;
-use crate::cluster::keys::ApiKey;
 use crate::core::budget::Limit;
 use crate::core::journal::{EndpointRef, Scope};
 use crate::core::seal::SealKey;
@@ -84,6 +86,12 @@ impl Resolved {
     #[must_use]
     pub fn condition(&self, previous: &[Condition], now: Time) -> Condition {
         let (ready, reason, message) = match &self.usable {
+            Ok(_) if self.connection.spec.suspend => (
+                false,
+                Reason::Suspended.as_str(),
+                "spec.suspend is true: nothing is minted by this connection, and tokens that are there are not renewed"
+                    .to_owned(),
+            ),
             Ok(_) => (
                 true,
                 "Ready",
@@ -231,31 +239,33 @@ async fn build(
 ) -> Result<(Usable, String), Problem> {
     let spec = &connection.spec;
     let timeout = TimeDelta::from_std(spec.timeout.into()).unwrap_or(TimeDelta::seconds(10));
-    let key_ref = &spec.auth.api_key_secret_ref;
-    let endpoint = endpoint(
-        cluster,
+    let proxy = proxy(cluster, spec.proxy.as_ref()).await?;
+    let target = Target {
         url,
-        key_ref,
-        spec.ca_bundle_ref.as_ref(),
-        timeout,
-        DEFAULT_HOST,
-    )
-    .await?;
+        key: &spec.auth.api_key_secret_ref,
+        ca: spec.ca_bundle_ref.as_ref(),
+        identity: spec.auth.client_cert_secret_ref.as_ref(),
+        default_host: DEFAULT_HOST,
+    };
+    let endpoint = endpoint(cluster, &target, proxy.clone(), timeout).await?;
     let key_digest = seal.digest_of_key(endpoint.key.expose_secret());
     let broker = Broker::new(&endpoint, speaks(spec.api)).map_err(|e| not_ready(e.to_string()))?;
-    let mut materials = key_digest.clone();
-    if let Some(bundle) = &endpoint.ca_bundle {
-        materials.push_str(&crate::core::spec::digest([bundle]));
-    }
+    let mut materials = vec![key_digest.clone(), secrets_digest(seal, &endpoint)];
     let audit = spec.audit.clone().unwrap_or_default();
     let chronicle = match (audit.chronicle, audit.through_connect) {
         (Some(chronicle), _) => {
             let url = Url::parse(&chronicle.url)
                 .map_err(|_| Problem::new(Reason::InvalidSpec, "audit.chronicle.url cannot be parsed"))?;
-            let ca = spec.ca_bundle_ref.as_ref();
-            let host = DEFAULT_CHRONICLE_HOST;
-            let endpoint = self::endpoint(cluster, &url, &chronicle.token_secret_ref, ca, timeout, host).await?;
-            materials.push_str(&seal.digest_of_key(endpoint.key.expose_secret()));
+            let target = Target {
+                url: &url,
+                key: &chronicle.token_secret_ref,
+                ca: chronicle.ca_bundle_ref.as_ref(),
+                identity: None,
+                default_host: DEFAULT_CHRONICLE_HOST,
+            };
+            let endpoint = self::endpoint(cluster, &target, proxy, timeout).await?;
+            materials.push(seal.digest_of_key(endpoint.key.expose_secret()));
+            materials.push(secrets_digest(seal, &endpoint));
             Some((endpoint, Form::Entries))
         }
         (None, Some(_)) => Some((endpoint, Form::ThroughConnect)),
@@ -271,7 +281,21 @@ async fn build(
         timeout,
         chronicle,
     };
-    Ok((usable, materials))
+    Ok((usable, materials.join(" ")))
+}
+
+/// A digest of all that an endpoint is made from besides its key and the connection itself.
+fn secrets_digest(seal: &SealKey, endpoint: &Endpoint) -> String {
+    let proxy = endpoint.proxy.as_ref().and_then(|proxy| proxy.credentials.as_ref());
+    let (user, password) = proxy.map_or(("", ""), |(user, password)| (user, password.expose_secret()));
+    let identity = endpoint.identity.as_ref().map_or(&[][..], |pem| pem);
+    let identity = Zeroizing::new(String::from_utf8_lossy(identity).into_owned());
+    [
+        crate::core::spec::digest(endpoint.ca_bundle.iter()),
+        seal.digest_of_key(&identity),
+        seal.digest_of_key(&Zeroizing::new(format!("{user}\n{password}"))),
+    ]
+    .join(" ")
 }
 
 fn not_ready(message: String) -> Problem {
@@ -285,27 +309,70 @@ const fn speaks(api: BrokerApi) -> Api {
     }
 }
 
-/// Reads key and certificates for `url`, if the key may go there.
+/// What is asked, as a connection names it.
+struct Target<'a> {
+    url: &'a Url,
+    key: &'a KeyRef,
+    ca: Option<&'a KeyRef>,
+    identity: Option<&'a NameRef>,
+    default_host: &'a str,
+}
+
+/// Reads key and certificates for a target, if they may go there.
 async fn endpoint(
     cluster: &Cluster,
-    url: &Url,
-    key: &KeyRef,
-    ca: Option<&KeyRef>,
+    to: &Target<'_>,
+    proxy: Option<Proxy>,
     timeout: TimeDelta,
-    default_host: &str,
 ) -> Result<Endpoint, Problem> {
-    let read = cluster.api_key(key).await.map_err(|e| not_ready(e.to_string()))?;
-    may_go(&read, url, default_host, &key.name)?;
-    let ca_bundle = match ca {
+    let read = cluster.api_key(to.key).await.map_err(|e| not_ready(e.to_string()))?;
+    may_go(read.host.as_deref(), to.url, Some(to.default_host), &to.key.name)?;
+    let identity = match to.identity {
+        Some(at) => {
+            let (identity, host) = cluster.identity(&at.name).await.map_err(|e| not_ready(e.to_string()))?;
+            may_go(host.as_deref(), to.url, Some(to.default_host), &at.name)?;
+            Some(identity)
+        }
+        None => None,
+    };
+    let ca_bundle = match to.ca {
         Some(at) => Some(cluster.ca_bundle(at).await.map_err(|e| not_ready(e.to_string()))?),
         None => None,
     };
     Ok(Endpoint {
-        url: url.clone(),
+        url: to.url.clone(),
         key: read.key,
         ca_bundle,
+        identity,
+        proxy,
         timeout,
     })
+}
+
+/// The proxy that a connection names, or else the environment does.
+async fn proxy(cluster: &Cluster, spec: Option<&ProxySpec>) -> Result<Option<Proxy>, Problem> {
+    let Some(spec) = spec else {
+        return Ok(Proxy::of_environment(|name| std::env::var(name).ok()));
+    };
+    let url = Url::parse(&spec.https_proxy)
+        .map_err(|_| Problem::new(Reason::InvalidSpec, "proxy.httpsProxy cannot be parsed"))?;
+    let credentials = match &spec.credentials_secret_ref {
+        Some(at) => {
+            let (credentials, host) = cluster
+                .basic_auth(&at.name)
+                .await
+                .map_err(|e| not_ready(e.to_string()))?;
+            // No proxy is known beforehand, so this Secret always names its host.
+            may_go(host.as_deref(), &url, None, &at.name)?;
+            Some(credentials)
+        }
+        None => None,
+    };
+    Ok(Some(Proxy {
+        url: spec.https_proxy.clone(),
+        no_proxy: spec.no_proxy.join(","),
+        credentials,
+    }))
 }
 
 /// A client for what the journal remembers of a connection that may be gone.
@@ -314,32 +381,35 @@ async fn endpoint(
 /// What is missing for it by now.
 pub async fn remembered(cluster: &Cluster, at: &EndpointRef) -> Result<Broker, Problem> {
     let url = Url::parse(&at.url).map_err(|_| Problem::new(Reason::InvalidSpec, "url cannot be parsed"))?;
-    let endpoint = endpoint(
-        cluster,
-        &url,
-        &at.key,
-        at.ca.as_ref(),
-        TimeDelta::seconds(10),
-        DEFAULT_HOST,
-    )
-    .await?;
+    let target = Target {
+        url: &url,
+        key: &at.key,
+        ca: at.ca.as_ref(),
+        identity: None,
+        default_host: DEFAULT_HOST,
+    };
+    let proxy = proxy(cluster, None).await?;
+    let endpoint = endpoint(cluster, &target, proxy, TimeDelta::seconds(10)).await?;
     Broker::new(&endpoint, speaks(at.api)).map_err(|e| not_ready(e.to_string()))
 }
 
-/// A key goes to its default host alone, unless its own Secret names another: whoever may edit a
-/// connection cannot send the key elsewhere.
-fn may_go(key: &ApiKey, url: &Url, default: &str, secret: &str) -> Result<(), Problem> {
+/// What a Secret holds goes to its default host alone, unless the Secret itself names another: whoever may edit a
+/// connection cannot send it elsewhere.
+fn may_go(bound_to: Option<&str>, url: &Url, default: Option<&str>, secret: &str) -> Result<(), Problem> {
     let host = url.host_str().unwrap_or_default();
     let with_port = url.port().map(|port| format!("{host}:{port}"));
     let named = |name: &str| name == host || with_port.as_deref() == Some(name);
-    if (host == default && url.port().is_none()) || key.host.as_deref().is_some_and(named) {
+    if (default == Some(host) && url.port().is_none()) || bound_to.is_some_and(named) {
         return Ok(());
     }
+    let now = match default {
+        Some(default) => format!("may be sent to {default} alone"),
+        None => "names no host it may be sent to".to_owned(),
+    };
     Err(Problem::new(
         Reason::NotPermitted,
         format!(
-            "the key in Secret {secret} may be sent to {default} alone; to send it to {host}, annotate that Secret with \
-             {}={host}",
+            "what Secret {secret} holds {now}; to send it to {host}, annotate that Secret with {}={host}",
             crate::api::HOST_ANNOTATION
         ),
     ))
@@ -350,11 +420,7 @@ mod tests {
     use super::*;
 
     fn may(url: &str, host: Option<&str>) -> bool {
-        let key = ApiKey {
-            key: "k".into(),
-            host: host.map(str::to_owned),
-        };
-        may_go(&key, &Url::parse(url).unwrap(), DEFAULT_HOST, "s").is_ok()
+        may_go(host, &Url::parse(url).unwrap(), Some(DEFAULT_HOST), "s").is_ok()
     }
 
     #[test]
@@ -367,5 +433,13 @@ mod tests {
         assert!(may("http://127.0.0.1:8080", Some("127.0.0.1")));
         assert!(may("http://127.0.0.1:8080", Some("127.0.0.1:8080")));
         assert!(!may("http://127.0.0.1:8081", Some("127.0.0.1:8080")));
+    }
+
+    #[test]
+    fn what_has_no_default_host_goes_where_its_own_secret_says_and_nowhere_else() {
+        let proxy = Url::parse("http://proxy.example:3128").unwrap();
+        assert!(may_go(Some("proxy.example"), &proxy, None, "s").is_ok());
+        assert!(may_go(None, &proxy, None, "s").is_err());
+        assert!(may_go(Some("other.example"), &proxy, None, "s").is_err());
     }
 }

@@ -175,6 +175,14 @@ pub(super) fn connection_state(
             ));
         }
     };
+    if resolved.connection.spec.suspend {
+        return Connection::Unusable(Problem::new(
+            Reason::Suspended,
+            format!(
+                "ChittyConnection {name} is suspended: nothing is minted by it, and a token that is there is not renewed"
+            ),
+        ));
+    }
     let probe_at = context.unauthorized.lock().get(&usable.key_digest).copied();
     match probe_at {
         Some(probe_at) => Connection::Unauthorized {

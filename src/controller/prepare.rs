@@ -89,6 +89,7 @@ pub(super) async fn prepare(
     let labels = namespace.labels.unwrap_or_default();
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
+        || resolved.connection.spec.suspend
         || wanted.digest() != wish.asks
         || resolved.scope(&wanted.service).as_ref() != Some(scope)
         || access::allowed(

@@ -10,6 +10,7 @@ mod clock;
 mod crash;
 mod journal;
 mod lifecycle;
+mod network;
 mod provision;
 mod records;
 mod schema;
