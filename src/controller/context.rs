@@ -27,7 +27,7 @@ use crate::core::journal::{Journal, Live, Scope};
 use crate::core::plan::Verdict;
 use crate::core::seal::SealKey;
 use crate::core::{Problem, Time, status};
-use crate::ops::metrics::Metrics;
+use crate::ops::metrics::{Metrics, ScopeLabels};
 
 /// A credential, as queues and stores name it.
 pub type CredentialRef = ObjectRef<EphemeralCredential>;
@@ -452,7 +452,17 @@ impl Context {
 
     /// Logs a committed audit event: the record that is there whatever becomes of `ChittyChronicle`.
     pub fn log_event(&self, event: &AuditEvent) {
-        self.metrics.outcome(event.event.as_str(), event.reason);
+        self.metrics.event(event.event.as_str(), event.reason);
+        if event.event.ends_mint() {
+            let connection = &event.request.connection;
+            let kind = self
+                .caches
+                .connections
+                .get(connection)
+                .map(|r| r.connection.spec.rate_limit.scope);
+            let scope = ScopeLabels::new(connection, kind.unwrap_or_default(), &event.request.service);
+            self.metrics.minted(scope, event.reason);
+        }
         tracing::info!(
             target: "audit",
             id = %event.id,

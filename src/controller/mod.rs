@@ -8,6 +8,7 @@ mod claims;
 pub mod connections;
 pub mod context;
 mod delivery;
+mod measure;
 mod mint;
 mod observe;
 mod prepare;
@@ -74,8 +75,10 @@ pub struct Settings {
 /// # Errors
 /// Where it cannot start: the namespace or the seal key, an address that is taken.
 pub async fn run(config: Config, settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let cluster = Cluster::new(client(config.clone())?, settings.namespace.clone());
     let metrics = Metrics::new();
+    let calls = metrics.clone();
+    let called = move |verb: &str, code| calls.called(verb, code);
+    let cluster = Cluster::new(client(config.clone(), called)?, settings.namespace.clone());
     let health = Health::default();
     crate::ops::health::serve(settings.health_addr, health.clone(), stop.clone()).await?;
     crate::ops::metrics::serve(settings.metrics_addr, metrics.clone(), stop.clone()).await?;
@@ -114,7 +117,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             break;
         };
         tracing::info!("leading");
-        metrics.leads(true);
+        metrics.begin_term();
         let over = stop.child_token();
         let (triggers, triggered) = mpsc::unbounded_channel();
         let context = Arc::new(Context {
@@ -149,7 +152,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
         election.lead(&leads, &stop).await;
         leads.end();
         *term.lock() = None;
-        metrics.leads(false);
+        metrics.end_term();
         over.cancel();
         work.await?;
         election.release().await;
@@ -232,7 +235,7 @@ async fn drive(
             let context = Arc::clone(&context);
             async move {
                 match outcome {
-                    Ok(_) => context.metrics.reconciled(true),
+                    Ok(_) => {}
                     Err(ControllerError::ObjectNotFound(gone)) => {
                         let name = (gone.namespace.clone().unwrap_or_default(), gone.name.clone());
                         context.seen(&name);
@@ -240,7 +243,6 @@ async fn drive(
                         tokio::spawn(async move { context.sweep_name(&name).await });
                     }
                     Err(ControllerError::ReconcilerFailed(error, object)) => {
-                        context.metrics.reconciled(false);
                         tracing::warn!(
                             namespace = object.namespace.as_deref().unwrap_or_default(),
                             name = %object.name,

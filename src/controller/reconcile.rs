@@ -1,7 +1,7 @@
 //! One credential at a time: observe -> plan -> act -> record.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 use kube::runtime::controller::Action as Requeue;
@@ -45,8 +45,10 @@ pub enum ReconcileError {
 pub async fn reconcile(credential: Arc<EphemeralCredential>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
     let name: Name = (credential.namespace().unwrap_or_default(), credential.name_any());
     let led = context.leading();
+    let started = Instant::now();
     let outcome = pass(&credential, &context).await;
     if led {
+        context.metrics.reconciled(outcome.is_ok(), started.elapsed());
         context.seen(&name);
     }
     outcome

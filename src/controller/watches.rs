@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::caches::{Caches, Writers};
 use super::changes::Changes;
 use super::context::{Context, Name};
+use super::measure::MEASURE_EVERY;
 use super::supervisor::Supervisor;
 use super::time::Term;
 use crate::api::{ChittyConnection, ChittyConnectionStatus, EphemeralCredential, ScopeUsage};
@@ -343,12 +344,16 @@ fn note<T>(event: &Result<T, WatchError>, what: &str) {
 /// Writes the connections' status: a changed condition within a second, figures now and then.
 pub async fn report_for_ever(context: Arc<Context>) {
     let mut written: std::collections::HashMap<String, Instant> = std::collections::HashMap::new();
+    let mut measured = None;
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
         if !context.leading() {
             continue;
         }
-        context.observe_metrics();
+        if measured.is_none_or(|at: Instant| at.elapsed() >= MEASURE_EVERY) {
+            measured = Some(Instant::now());
+            context.measure_all();
+        }
         for resolved in context.caches.connections.all() {
             let name = resolved.connection.name_any();
             let at = kube::runtime::reflector::ObjectRef::new(&name);
@@ -407,23 +412,5 @@ impl Context {
                 (title, scope)
             })
             .collect()
-    }
-
-    fn observe_metrics(&self) {
-        let mut counts: std::collections::HashMap<(bool, String), i64> = std::collections::HashMap::new();
-        for credential in self.caches.credentials.state() {
-            let ready = credential
-                .status
-                .as_ref()
-                .and_then(|s| s.conditions.iter().find(|c| c.type_ == "Ready"));
-            let key = ready.map_or((false, "Unknown".to_owned()), |c| {
-                (c.status == "True", c.reason.clone())
-            });
-            *counts.entry(key).or_default() += 1;
-        }
-        self.metrics.credentials(&counts);
-        for runner in self.scopes.lock().values() {
-            self.metrics.budget(runner.scope.title(), &runner.usage());
-        }
     }
 }
