@@ -60,7 +60,8 @@ impl Context {
         let connections = self.caches.connections.all();
         snapshot.connections = connections
             .iter()
-            .map(|r| (r.connection.name_any(), r.usable.is_ok() && !r.connection.spec.suspend))
+            .filter(|r| !r.connection.spec.suspend)
+            .map(|r| (r.connection.name_any(), r.usable.is_ok()))
             .collect();
         let runners: Vec<_> = self.scopes.lock().values().cloned().collect();
         for runner in runners {
@@ -80,7 +81,9 @@ impl Context {
                 waiting: usage.waiting,
                 backlog: journal.as_ref().map_or(0, |j| j.audit.len()),
                 backlog_percent: journal.as_ref().map_or(0, |j| j.backlog()),
-                owed: journal.as_ref().map_or(0, |j| j.revocations.len()),
+                owed: journal
+                    .as_ref()
+                    .map_or(0, |j| j.revocations.values().filter(|r| r.due <= now).count()),
             };
             snapshot.scopes.push((labels, figures));
         }

@@ -16,6 +16,7 @@ const HOW: &str = "run `UPDATE_CHART=1 cargo test --test chart` and commit what 
 /// Every option that adds an object or a field, at once.
 const EVERYTHING: &[&str] = &[
     "--set=connection.create=true,admission.requireUse=true,admission.protectSecrets=true,networkPolicy.enabled=true",
+    "--set=metrics.prometheusRule.enabled=true,metrics.dashboard.enabled=true",
     "--set=metrics.serviceMonitor.enabled=true,priorityClassName=system-cluster-critical,image.registry=r.example",
     "--set-json=connection.spec={\"access\":[{\"namespaces\":[\"ci-*\"],\"services\":[\"*\"],\"purposes\":[\"*\"],\"repos\":[\"*\"]}]}",
     "--set-json=extraEnv=[{\"name\":\"A\",\"value\":\"b\"}]",
