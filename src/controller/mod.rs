@@ -68,6 +68,8 @@ pub struct Settings {
     pub metrics_addr: SocketAddr,
     /// Where `/livez` and `/readyz` are served.
     pub health_addr: SocketAddr,
+    /// How long the Lease lasts.
+    pub lease_duration: Duration,
 }
 
 /// Runs the controller until `stop` fires.
@@ -107,7 +109,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
         return supervisor.outcome();
     }
     let events = Events::new(&cluster, &settings.identity);
-    let election = Election::new(config, &cluster, &settings.identity)?;
+    let election = Election::new(config, &cluster, &settings.identity, settings.lease_duration)?;
     // Requests in flight outlive a term: the next must not take them for lost.
     let working = Arc::new(Locked::default());
     while !stop.is_cancelled() {
