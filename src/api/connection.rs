@@ -297,7 +297,16 @@ fn default_chronicle_url() -> String {
     "https://chronicle.chitty.cc".to_owned()
 }
 
-/// What the controller last saw of a connection: a projection, never read back.
+/// The installation that serves a connection: of several in a cluster, only one does.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct HeldBy {
+    /// Its namespace.
+    pub namespace: String,
+    /// The uid of that namespace: one that was deleted and made anew is another.
+    pub uid: String,
+}
+
+/// What the controller last saw of a connection: a projection, never read back but for heldBy.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ChittyConnectionStatus {
@@ -308,6 +317,10 @@ pub struct ChittyConnectionStatus {
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// The installation that serves this connection. Another one takes over when its namespace is gone, or when this is
+    /// cleared by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<HeldBy>,
     /// What the fullest of its budgets has used, of how many in a window: such as 7/10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<String>,

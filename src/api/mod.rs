@@ -10,7 +10,7 @@ mod reason;
 pub use condition::{ConditionType, condition};
 pub use connection::{
     AccessRule, Audit, Auth, BrokerApi, ChittyConnection, ChittyConnectionSpec, ChittyConnectionStatus, Chronicle,
-    KeyRef, NameRef, ProxySpec, RateLimit, RateScope, ScopeUsage, ThroughConnect,
+    HeldBy, KeyRef, NameRef, ProxySpec, RateLimit, RateScope, ScopeUsage, ThroughConnect,
 };
 pub use credential::{
     EphemeralCredential, EphemeralCredentialSpec, EphemeralCredentialStatus, Preset, Rotation, SecretTemplate,

@@ -215,7 +215,7 @@ impl ScopeRunner {
             .map(|wish| async move {
                 // Never closed.
                 let _turn = context.preparing.acquire().await;
-                let outcome = prepare(context, &self.scope, &wish, window).await;
+                let outcome = Box::pin(prepare(context, &self.scope, &wish, window)).await;
                 (wish, outcome)
             })
             .buffered(PREPARE)

@@ -6,17 +6,21 @@ use std::sync::{Arc, RwLock};
 use chrono::TimeDelta;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
+use kube::runtime::reflector::Store;
 use secrecy::ExposeSecret;
+use tokio::sync::{Mutex, OnceCell};
 use url::Url;
 use zeroize::Zeroizing;
 
 use crate::api::{
-    BrokerApi, ChittyConnection, ConditionType, DEFAULT_HOST, KeyRef, NameRef, ProxySpec, RateScope, Reason, condition,
+    BrokerApi, ChittyConnection, ChittyConnectionStatus, ConditionType, DEFAULT_HOST, HeldBy, KeyRef, NameRef,
+    ProxySpec, RateScope, Reason, condition,
 };
 use crate::broker::{Api, Broker, Endpoint, Proxy};
 use crate::chronicle::{Chronicle, Form};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Error};
 use crate::core::budget::Limit;
+use crate::core::hold::{Hold, hold};
 use crate::core::journal::{EndpointRef, Scope};
 use crate::core::seal::SealKey;
 use crate::core::{Problem, Time, access};
@@ -46,6 +50,8 @@ pub struct Resolved {
     pub origin: String,
     /// Its limit.
     pub limit: Limit,
+    /// Whether this installation serves it, or why not: then it and its credentials are left alone.
+    pub held: Result<(), String>,
     /// The client, or why there is none.
     pub usable: Result<Arc<Usable>, Problem>,
     /// Digest of its key; of the last one where it cannot be read now.
@@ -104,9 +110,27 @@ impl Resolved {
     }
 }
 
+/// Why this installation does not serve a connection.
+#[derive(Debug, thiserror::Error)]
+enum NotHeld {
+    #[error(
+        "ChittyConnection {connection} is served by the installation in namespace {namespace}, so this one leaves it alone \
+         and mints nothing for it: uninstall one of the two, or clear its status.heldBy once that one has stopped"
+    )]
+    Theirs { connection: String, namespace: String },
+    #[error("it is not known yet which installation serves it: {}", .0.brief())]
+    Unsure(#[from] Error),
+}
+
 /// All connections.
 #[derive(Default)]
-pub struct Connections(RwLock<BTreeMap<String, Resolved>>);
+pub struct Connections {
+    resolved: RwLock<BTreeMap<String, Resolved>>,
+    /// One pass at a time: an older one must not write over what a newer one found.
+    refreshing: Mutex<()>,
+    /// This installation; it does not change while it runs.
+    own: OnceCell<HeldBy>,
+}
 
 impl Connections {
     /// The connection of that name.
@@ -134,16 +158,65 @@ impl Connections {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Resolved>> {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.resolved.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Resolves `connections` anew and returns the names of those that changed, or are gone.
-    pub async fn refresh(
-        &self,
-        cluster: &Cluster,
-        seal: &SealKey,
-        mut connections: Vec<Arc<ChittyConnection>>,
-    ) -> Vec<String> {
+    /// Takes a connection for this installation where nobody has it.
+    async fn hold(&self, cluster: &Cluster, connection: &ChittyConnection) -> Result<(), String> {
+        match self.try_hold(cluster, connection).await {
+            // It is not what the watch told of: one more look, at what it is now.
+            Err(NotHeld::Unsure(error)) if error.is_conflict() => {
+                match cluster.connection(&connection.name_any()).await {
+                    Ok(Some(now)) => self.try_hold(cluster, &now).await,
+                    Ok(None) => Err(NotHeld::Unsure(error)),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            held => held,
+        }
+        .map_err(|error| error.to_string())
+    }
+
+    async fn try_hold(&self, cluster: &Cluster, connection: &ChittyConnection) -> Result<(), NotHeld> {
+        let own = self.own.get_or_try_init(|| cluster.installation()).await?;
+        let status = connection.status.clone().unwrap_or_default();
+        let holder = status.held_by.as_ref();
+        let there = match holder.filter(|holder| *holder != own) {
+            Some(holder) => cluster.namespace_uid(&holder.namespace).await?,
+            None => None,
+        };
+        match hold(holder, own, there.as_deref()) {
+            Hold::Ours => Ok(()),
+            Hold::Take => {
+                let next = ChittyConnectionStatus {
+                    held_by: Some(own.clone()),
+                    ..status
+                };
+                Ok(cluster.write_connection_status(connection, &next).await?)
+            }
+            Hold::Theirs => Err(NotHeld::Theirs {
+                connection: connection.name_any(),
+                namespace: holder.map(|holder| holder.namespace.clone()).unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// Whether this installation serves the connection of that name as it is now, and not as it was last told of.
+    ///
+    /// # Errors
+    /// Where the connection cannot be read.
+    pub async fn still_holds(&self, cluster: &Cluster, name: &str) -> Result<bool, Error> {
+        let now = cluster.connection(name).await?;
+        let holder = now
+            .and_then(|connection| connection.status)
+            .and_then(|status| status.held_by);
+        Ok(holder.is_some() && holder.as_ref() == self.own.get())
+    }
+
+    /// Resolves all connections anew and returns the names of those that changed, or are gone.
+    pub async fn refresh(&self, cluster: &Cluster, seal: &SealKey, store: &Store<ChittyConnection>) -> Vec<String> {
+        let _alone = self.refreshing.lock().await;
+        let mut connections = store.state();
         connections.sort_by_key(|c| (c.creation_timestamp(), c.name_any()));
         let before = self.read().clone();
         let mut kinds: BTreeMap<String, (RateScope, String)> = BTreeMap::new();
@@ -151,7 +224,13 @@ impl Connections {
         let mut changed: Vec<String> = Vec::new();
         for connection in connections {
             let name = connection.name_any();
-            let resolved = resolve(cluster, seal, Arc::clone(&connection), &kinds, before.get(&name)).await;
+            let held = self.hold(cluster, &connection).await;
+            if let Err(why) = &held
+                && before.get(&name).is_none_or(|b| b.held.as_ref() != Err(why))
+            {
+                tracing::warn!(connection = name, "{why}");
+            }
+            let resolved = resolve(cluster, seal, Arc::clone(&connection), &kinds, before.get(&name), held).await;
             kinds
                 .entry(resolved.origin.clone())
                 .or_insert((connection.spec.rate_limit.scope, name.clone()));
@@ -161,7 +240,7 @@ impl Connections {
             after.insert(name, resolved);
         }
         changed.extend(before.keys().filter(|name| !after.contains_key(*name)).cloned());
-        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = after;
+        *self.resolved.write().unwrap_or_else(std::sync::PoisonError::into_inner) = after;
         changed
     }
 }
@@ -172,6 +251,7 @@ async fn resolve(
     connection: Arc<ChittyConnection>,
     kinds: &BTreeMap<String, (RateScope, String)>,
     before: Option<&Resolved>,
+    held: Result<(), String>,
 ) -> Resolved {
     let spec = &connection.spec;
     let delta = |d: kube::core::Duration| TimeDelta::from_std(d.into()).unwrap_or(TimeDelta::seconds(1));
@@ -207,7 +287,7 @@ async fn resolve(
         }
     };
     let fingerprint = format!(
-        "{} {} {materials}",
+        "{} {} {held:?} {materials}",
         connection.uid().unwrap_or_default(),
         connection.metadata.generation.unwrap_or_default()
     );
@@ -225,6 +305,7 @@ async fn resolve(
         connection,
         origin,
         limit,
+        held,
         usable,
         key_digest,
         fingerprint,

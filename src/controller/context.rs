@@ -66,6 +66,8 @@ pub struct Context {
     pub told: Locked<HashMap<Name, (String, Reason, Time)>>,
     /// Namespaces as last read.
     pub fresh_namespaces: Shared<Option<ObjectMeta>>,
+    /// Whether this installation serves a connection, as last read.
+    pub fresh_holds: Shared<bool>,
     /// When each Secret of a credential was last restored, and how often in a row.
     pub restored: Locked<HashMap<Name, (Instant, u32)>>,
     /// When a key that was refused may be tried again, by its digest.

@@ -61,7 +61,7 @@ impl Context {
         snapshot.connections = connections
             .iter()
             .filter(|r| !r.connection.spec.suspend)
-            .map(|r| (r.connection.name_any(), r.usable.is_ok()))
+            .map(|r| (r.connection.name_any(), r.usable.is_ok() && r.held.is_ok()))
             .collect();
         let runners: Vec<_> = self.scopes.lock().values().cloned().collect();
         for runner in runners {

@@ -137,6 +137,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             told: Locked::default(),
             preparing: Semaphore::new(context::PREPARED_AT_ONCE),
             fresh_namespaces: shared::Shared::default(),
+            fresh_holds: shared::Shared::default(),
             restored: Locked::default(),
             unauthorized: Locked::default(),
             triggers,

@@ -59,6 +59,15 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
         // The term may be over, or its renewal late.
         return Ok(Requeue::requeue(Duration::from_secs(1)));
     }
+    if context
+        .caches
+        .connections
+        .get(&credential.spec.connection)
+        .is_some_and(|r| r.held.is_err())
+    {
+        // Another installation's: not even its status is ours. That it becomes ours is told.
+        return Ok(Requeue::requeue(LONGEST));
+    }
     if credential.metadata.deletion_timestamp.is_some() {
         // Somebody's finalizer keeps it; what it held goes all the same.
         let name: Name = (credential.namespace().unwrap_or_default(), credential.name_any());

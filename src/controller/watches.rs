@@ -137,7 +137,7 @@ pub async fn await_synced(caches: &Caches) {
     while !caches.secrets.lock().synced() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let all = caches.connection_store.state();
+    let all = &caches.connection_store;
     caches.connections.refresh(&caches.cluster, &caches.seal, all).await;
 }
 
@@ -218,7 +218,8 @@ where
 /// Resolves connections anew whenever something they depend on has changed.
 async fn refresh(feed: Feed, mut changes: mpsc::UnboundedReceiver<()>) {
     let caches = &feed.caches;
-    let mut unread = false;
+    // The first pass is not this task's: what it could not read is looked at again like all else.
+    let mut unread = true;
     loop {
         // What could not be read for want of an answer has no event to wait for.
         if unread {
@@ -227,9 +228,13 @@ async fn refresh(feed: Feed, mut changes: mpsc::UnboundedReceiver<()>) {
             return;
         }
         while changes.try_recv().is_ok() {}
-        let all = caches.connection_store.state();
+        let all = &caches.connection_store;
         let renewed = caches.connections.refresh(&caches.cluster, &caches.seal, all).await;
-        unread = caches.connections.all().iter().any(|r| r.usable.is_err());
+        unread = caches
+            .connections
+            .all()
+            .iter()
+            .any(|r| r.usable.is_err() || r.held.is_err());
         if !renewed.is_empty() {
             feed.tell(|context| {
                 context.trigger_where(|c| renewed.contains(&c.spec.connection));
@@ -355,6 +360,9 @@ pub async fn report_for_ever(context: Arc<Context>) {
             context.measure_all();
         }
         for resolved in context.caches.connections.all() {
+            if resolved.held.is_err() {
+                continue;
+            }
             let name = resolved.connection.name_any();
             let at = kube::runtime::reflector::ObjectRef::new(&name);
             let Some(connection) = context.caches.connection_store.get(&at) else {
@@ -372,6 +380,7 @@ pub async fn report_for_ever(context: Arc<Context>) {
                 conditions: vec![condition],
                 used: ChittyConnectionStatus::fullest(&scopes),
                 scopes,
+                held_by: before.held_by.clone(),
             };
             if next == before {
                 continue;

@@ -8,6 +8,7 @@ mod attacks;
 mod budget;
 mod clock;
 mod crash;
+mod installs;
 mod journal;
 mod lifecycle;
 mod network;
