@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use chittyconnect_operator::controller::{self, Settings};
 use chittyconnect_operator::ops::telemetry::{self, Format};
@@ -46,6 +47,9 @@ struct RunArguments {
     /// Where /livez and /readyz are served.
     #[arg(long, env = "HEALTH_ADDR", default_value = ":8081", value_parser = address)]
     health_addr: SocketAddr,
+    /// How long a Lease lasts: so long nobody leads where a leader dies. It is renewed five times in that time.
+    #[arg(long, env = "LEASE_DURATION", default_value = "10s", value_parser = lease_duration)]
+    lease_duration: Duration,
     /// How log lines are written.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]
     log_format: Format,
@@ -66,6 +70,15 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     };
     full.parse()
         .map_err(|_| "expected an address such as :8080 or 127.0.0.1:8080".to_owned())
+}
+
+/// Seconds, such as `10s`: shorter than 5 s no API server answers reliably, and longer than 2 min nobody waits.
+fn lease_duration(text: &str) -> Result<Duration, String> {
+    let seconds = text.strip_suffix('s').and_then(|number| number.parse::<u64>().ok());
+    seconds
+        .filter(|seconds| (5..=120).contains(seconds))
+        .map(Duration::from_secs)
+        .ok_or_else(|| "expected 5s to 120s".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -96,6 +109,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         identity,
         metrics_addr,
         health_addr,
+        lease_duration,
         log_format,
         log,
         concurrency,
@@ -111,6 +125,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         concurrency,
         metrics_addr,
         health_addr,
+        lease_duration,
     };
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -166,6 +181,15 @@ mod tests {
         let arguments = run(&twice);
         assert_eq!((arguments.concurrency, arguments.log.as_str()), (64, "debug"));
         assert_eq!(run(&twice[1..]).concurrency, 64);
+    }
+
+    #[test]
+    fn a_lease_lasts_from_five_seconds_to_two_minutes() {
+        assert_eq!(run(&[]).lease_duration, Duration::from_secs(10));
+        assert_eq!(run(&["--lease-duration=60s"]).lease_duration, Duration::from_secs(60));
+        for bad in ["4s", "121s", "10", "1m", "-5s", ""] {
+            assert!(lease_duration(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

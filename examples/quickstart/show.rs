@@ -236,6 +236,7 @@ fn settings() -> Settings {
         concurrency: 8,
         metrics_addr: any_port,
         health_addr: any_port,
+        lease_duration: chittyconnect_operator::cluster::lease::DURATION,
     }
 }
 

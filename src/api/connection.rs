@@ -21,9 +21,11 @@ use serde::{Deserialize, Serialize};
     derive = "PartialEq",
     doc = "Where to ask ChittyConnect for credentials, with which key, and who may ask for what.",
     validation = Rule::new("size(self.metadata.name) <= 63").message("the name of a ChittyConnection has at most 63 characters"),
+    printcolumn(name = "API", type_ = "string", json_path = ".spec.api"),
     printcolumn(name = "URL", type_ = "string", json_path = ".spec.url"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
     printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(name = "Used", type_ = "string", json_path = ".status.used"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -65,6 +67,13 @@ pub struct ChittyConnectionSpec {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub access: Vec<AccessRule>,
+    /// The proxy to go through, for ChittyConnect and ChittyChronicle. Without it the controller's environment says so
+    /// (`HTTPS_PROXY`, `NO_PROXY`). Loopback and http hosts are always connected to directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxySpec>,
+    /// True: nothing is minted by this connection; tokens that are there are not renewed.
+    #[serde(default)]
+    pub suspend: bool,
     /// Where audit events go. Without it they go to the controller's log and to Kubernetes Events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<Audit>,
@@ -87,6 +96,39 @@ pub struct Auth {
     /// host. A changed key is picked up at once.
     #[serde(default = "default_key_ref")]
     pub api_key_secret_ref: KeyRef,
+    /// A Secret of type kubernetes.io/tls in the controller's namespace, with the certificate to show to ChittyConnect. It
+    /// is bound to a host as the API key is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_cert_secret_ref: Option<NameRef>,
+}
+
+/// A Secret in the controller's namespace.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct NameRef {
+    /// Name of the object.
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+}
+
+/// A forward proxy.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("isURL(self.httpsProxy) && url(self.httpsProxy).getScheme() in ['https', 'http'] && !self.httpsProxy.contains('@') && !self.httpsProxy.contains('?') && !self.httpsProxy.contains('#')")
+        .message("httpsProxy must be an http or https URL without user, query or fragment, such as http://proxy.example.com:3128; credentials go into a Secret")
+)]
+pub struct ProxySpec {
+    /// URL of the proxy that is asked to connect to https hosts.
+    #[schemars(length(min = 1, max = 253))]
+    pub https_proxy: String,
+    /// A Secret of type kubernetes.io/basic-auth in the controller's namespace with the proxy's user name and password.
+    /// Its annotation connect.chitty.cc/host must name the proxy's host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<NameRef>,
+    /// What to connect to directly: host names, domains with all below them, addresses and networks such as 10.0.0.0/8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253), regex(pattern = "^[^,\\s]+$")))]
+    pub no_proxy: Vec<String>,
 }
 
 fn default_key_ref() -> KeyRef {
@@ -245,13 +287,26 @@ pub struct Chronicle {
     /// Key of a Secret in the controller's namespace with the token. Like an API key it is sent to
     /// chronicle.chitty.cc alone, unless the Secret's annotation connect.chitty.cc/host names another.
     pub token_secret_ref: KeyRef,
+    /// Key of a ConfigMap in the controller's namespace with the PEM certificates to trust for ChittyChronicle instead of
+    /// the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle_ref: Option<KeyRef>,
 }
 
 fn default_chronicle_url() -> String {
     "https://chronicle.chitty.cc".to_owned()
 }
 
-/// What the controller last saw of a connection: a projection, never read back.
+/// The installation that serves a connection: of several in a cluster, only one does.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct HeldBy {
+    /// Its namespace.
+    pub namespace: String,
+    /// The uid of that namespace: one that was deleted and made anew is another.
+    pub uid: String,
+}
+
+/// What the controller last saw of a connection: a projection, never read back but for heldBy.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ChittyConnectionStatus {
@@ -262,9 +317,26 @@ pub struct ChittyConnectionStatus {
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// The installation that serves this connection. Another one takes over when its namespace is gone, or when this is
+    /// cleared by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<HeldBy>,
+    /// What the fullest of its budgets has used, of how many in a window: such as 7/10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<String>,
     /// The budget of each scope, by service (or "*" for the whole key). At most 64 are listed.
     #[serde(default)]
     pub scopes: BTreeMap<String, ScopeUsage>,
+}
+
+impl ChittyConnectionStatus {
+    /// The fullest budget of `scopes`, as `used` shows it: the one with the fewest requests left.
+    #[must_use]
+    pub fn fullest(scopes: &BTreeMap<String, ScopeUsage>) -> Option<String> {
+        let left = |scope: &&ScopeUsage| i64::from(scope.limit) - i64::from(scope.used);
+        let fullest = scopes.values().min_by_key(left)?;
+        Some(format!("{}/{}", fullest.used, fullest.limit))
+    }
 }
 
 /// How a budget stands.
@@ -285,4 +357,22 @@ pub struct ScopeUsage {
     /// Until when the server asked to be left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_until: Option<DateTime<Utc>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fullest_budget_is_the_one_with_the_fewest_requests_left() {
+        let scope = |limit, used| ScopeUsage {
+            limit,
+            used,
+            ..ScopeUsage::default()
+        };
+        let scopes = [("a", scope(100, 60)), ("b", scope(10, 7)), ("c", scope(5, 0))];
+        let scopes: BTreeMap<String, ScopeUsage> = scopes.map(|(name, scope)| (name.to_owned(), scope)).into();
+        assert_eq!(ChittyConnectionStatus::fullest(&scopes).as_deref(), Some("7/10"));
+        assert_eq!(ChittyConnectionStatus::fullest(&BTreeMap::new()), None);
+    }
 }

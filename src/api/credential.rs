@@ -211,6 +211,9 @@ pub struct EphemeralCredentialStatus {
     /// Names of the outputs of the current token; never their values.
     #[serde(default)]
     pub outputs: Vec<String>,
+    /// Names of the Secrets that hold the current token.
+    #[serde(default)]
+    pub secrets: Vec<String>,
     /// How many tokens were published for this credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,

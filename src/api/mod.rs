@@ -10,7 +10,7 @@ mod reason;
 pub use condition::{ConditionType, condition};
 pub use connection::{
     AccessRule, Audit, Auth, BrokerApi, ChittyConnection, ChittyConnectionSpec, ChittyConnectionStatus, Chronicle,
-    KeyRef, RateLimit, RateScope, ScopeUsage, ThroughConnect,
+    HeldBy, KeyRef, NameRef, ProxySpec, RateLimit, RateScope, ScopeUsage, ThroughConnect,
 };
 pub use credential::{
     EphemeralCredential, EphemeralCredentialSpec, EphemeralCredentialStatus, Preset, Rotation, SecretTemplate,
@@ -49,6 +49,7 @@ pub fn crd_files() -> Result<Vec<(&'static str, String)>, serde_yaml::Error> {
     let yaml = |crd| {
         let mut crd = serde_yaml::to_value(crd)?;
         join_lines(&mut crd);
+        start_unseen(&mut crd);
         serde_yaml::to_string(&crd)
     };
     Ok(vec![
@@ -61,6 +62,27 @@ pub fn crd_files() -> Result<Vec<(&'static str, String)>, serde_yaml::Error> {
             yaml(EphemeralCredential::crd())?,
         ),
     ])
+}
+
+/// An object that no controller has looked at has no conditions, and tools that go by kstatus (`helm --wait`, Flux, Argo CD)
+/// would call it up to date. So it starts with a generation that says otherwise. The default stands on `status` itself:
+/// the API server drops the status of a new object, and adds defaults when it reads the object back.
+fn start_unseen(crd: &mut serde_yaml::Value) {
+    let versions = crd.get_mut("spec").and_then(|spec| spec.get_mut("versions"));
+    for version in versions
+        .and_then(serde_yaml::Value::as_sequence_mut)
+        .into_iter()
+        .flatten()
+    {
+        let mut at = Some(version);
+        for field in ["schema", "openAPIV3Schema", "properties", "status"] {
+            at = at.and_then(|value| value.get_mut(field));
+        }
+        if let Some(status) = at.and_then(serde_yaml::Value::as_mapping_mut) {
+            let unseen = [("observedGeneration".into(), (-1).into())];
+            status.insert("default".into(), serde_yaml::Mapping::from_iter(unseen).into());
+        }
+    }
 }
 
 /// Doc comments break lines where source code does; `kubectl explain` breaks its own.

@@ -9,6 +9,7 @@ mod body;
 mod classify;
 mod deploy;
 mod provision;
+mod proxy;
 pub(crate) mod wire;
 
 #[cfg(test)]
@@ -28,6 +29,7 @@ use crate::core::Time;
 use crate::core::render::Outputs;
 use classify::{Call, Said};
 pub(crate) use classify::{retry_after, server_time};
+pub use proxy::Proxy;
 pub use wire::{BuildError, Endpoint, Sent};
 use wire::{Connections, Reply, Wire};
 

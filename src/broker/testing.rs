@@ -146,6 +146,8 @@ pub(crate) fn endpoint(url: &str, key: &str) -> Endpoint {
         url: Url::parse(url).unwrap(),
         key: key.into(),
         ca_bundle: None,
+        identity: None,
+        proxy: None,
         timeout: PATIENCE,
     }
 }

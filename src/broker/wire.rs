@@ -9,10 +9,12 @@ use std::{fmt, io};
 use chrono::TimeDelta;
 use http::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, USER_AGENT};
 use http::{Method, StatusCode};
-use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, Response, redirect, retry};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, RequestBuilder, Response, redirect, retry};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 use zeroize::Zeroizing;
+
+use super::proxy::Proxy;
 
 /// Most of a body that is read: an answer is a kilobyte or two.
 pub(crate) const BODY_LIMIT: usize = 256 * 1024;
@@ -25,6 +27,10 @@ pub struct Endpoint {
     pub key: SecretString,
     /// PEM certificates to trust instead of the system's.
     pub ca_bundle: Option<Vec<u8>>,
+    /// PEM certificate and private key to show who asks.
+    pub identity: Option<Zeroizing<Vec<u8>>>,
+    /// The proxy to go through, where it is for this host.
+    pub proxy: Option<Proxy>,
     /// How long to wait for a whole answer. Half of it may pass before there is a connection.
     pub timeout: TimeDelta,
 }
@@ -34,6 +40,8 @@ impl fmt::Debug for Endpoint {
         f.debug_struct("Endpoint")
             .field("origin", &origin(&self.url))
             .field("own_ca_bundle", &self.ca_bundle.is_some())
+            .field("own_identity", &self.identity.is_some())
+            .field("proxy", &self.proxy)
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }
@@ -51,6 +59,14 @@ pub enum BuildError {
     /// No certificates in the bundle.
     #[error("the CA bundle holds no PEM certificate that can be read: check caBundleRef")]
     CaBundle,
+    /// No certificate to show, or not its key.
+    #[error(
+        "the client certificate cannot be used: check tls.crt and tls.key of the Secret in auth.clientCertSecretRef"
+    )]
+    Identity,
+    /// Not a proxy.
+    #[error("the proxy's URL must be http://host:port or https://host:port: check spec.proxy, or HTTPS_PROXY")]
+    Proxy,
     /// No certificates on the system.
     #[error("no trusted CA certificates are installed here: set caBundleRef, or add them to the image")]
     NoRoots,
@@ -80,9 +96,22 @@ pub(crate) enum Lost {
     NotConnected,
     Untrusted,
     ConnectTimeout,
+    /// The server wants to know who asks, and does not take the certificate it was shown, if any.
+    Unproven,
+    Proxy(ProxyLost),
     Unbuilt,
     Timeout,
     Cut,
+}
+
+/// What is wrong with the way through a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProxyLost {
+    Unresolved,
+    NotConnected,
+    Timeout,
+    Unauthorized,
+    Refused,
 }
 
 impl Lost {
@@ -100,6 +129,14 @@ impl Lost {
             Self::NotConnected => "no connection came about",
             Self::Untrusted => "no TLS session came about, so check its certificate and caBundleRef",
             Self::ConnectTimeout => "no connection came about in time",
+            Self::Unproven => {
+                "it does not accept the client certificate, or asks for one: check auth.clientCertSecretRef"
+            }
+            Self::Proxy(ProxyLost::Unresolved) => "the host name of the proxy does not resolve",
+            Self::Proxy(ProxyLost::NotConnected) => "no connection to the proxy came about",
+            Self::Proxy(ProxyLost::Timeout) => "the proxy opened no way to it in time",
+            Self::Proxy(ProxyLost::Unauthorized) => "the proxy asks for other credentials (407)",
+            Self::Proxy(ProxyLost::Refused) => "the proxy opens no way to it",
             Self::Unbuilt => "the request cannot be written as HTTP",
             Self::Timeout => "no answer came in time",
             Self::Cut => "the connection ended before the answer did",
@@ -129,6 +166,7 @@ pub(crate) struct Wire {
     client: Client,
     base: Url,
     bearer: SecretString,
+    proxied: bool,
     pub(crate) timeout: TimeDelta,
 }
 
@@ -170,6 +208,7 @@ impl Wire {
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .http1_only()
+            // The process' environment is not reqwest's to read: loopback goes through no proxy.
             .no_proxy()
             // Shorter than the whole, so that "no connection" and "no answer" can be told apart.
             .connect_timeout(total / 2)
@@ -178,9 +217,24 @@ impl Wire {
             Connections::OneRequestEach => builder.pool_max_idle_per_host(0),
             Connections::Kept => builder.pool_max_idle_per_host(1),
         };
+        let proxy = match &endpoint.proxy {
+            Some(proxy) => proxy.between(url).map_err(|_| BuildError::Proxy)?,
+            None => None,
+        };
+        let proxied = proxy.is_some();
+        let builder = match proxy {
+            Some(proxy) => builder.proxy(proxy),
+            None => builder,
+        };
+        let builder = match &endpoint.identity {
+            Some(pem) => builder.identity(Identity::from_pem(pem).map_err(|_| BuildError::Identity)?),
+            None => builder,
+        };
         let client = trusting(builder, own_roots, plain)?
             .build()
             .map_err(|error| match own_roots {
+                // Its key was read: it is not this certificate's.
+                _ if is_key_mismatch(&error) => BuildError::Identity,
                 Some(_) => BuildError::CaBundle,
                 None if lacks_roots(&error) => BuildError::NoRoots,
                 None => BuildError::Client,
@@ -189,6 +243,7 @@ impl Wire {
             client,
             base: url.clone(),
             bearer,
+            proxied,
             timeout: endpoint.timeout,
         })
     }
@@ -224,6 +279,7 @@ impl Wire {
 
     /// Sends a request once and reads its answer.
     pub(crate) async fn exchange(&self, request: RequestBuilder) -> Result<Reply, Lost> {
+        let lost = |error: &reqwest::Error| lost(error, self.proxied);
         let mut response = request.send().await.map_err(|error| lost(&error))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let body = match read(&mut response).await {
@@ -263,24 +319,69 @@ async fn read(response: &mut Response) -> reqwest::Result<Option<Zeroizing<Vec<u
     Ok(Some(body))
 }
 
-fn lost(error: &reqwest::Error) -> Lost {
+fn lost(error: &reqwest::Error, proxied: bool) -> Lost {
     if error.is_builder() {
         Lost::Unbuilt
+    } else if is_unproven(error) {
+        // The handshake is over for us and not for the server: it has read nothing of the request.
+        Lost::Unproven
     } else if error.is_connect() {
-        if error.is_timeout() {
-            Lost::ConnectTimeout
-        } else if error.is_dns() {
-            Lost::Unresolved
-        } else if tls(error).is_some() {
-            Lost::Untrusted
-        } else {
-            Lost::NotConnected
+        let untrusted = tls(error).is_some();
+        match (proxied, error.is_timeout(), error.is_dns()) {
+            (false, true, _) => Lost::ConnectTimeout,
+            (false, _, true) => Lost::Unresolved,
+            (_, false, _) if untrusted => Lost::Untrusted,
+            (false, ..) => Lost::NotConnected,
+            (true, true, _) => Lost::Proxy(ProxyLost::Timeout),
+            (true, _, true) => Lost::Proxy(ProxyLost::Unresolved),
+            (true, ..) => Lost::Proxy(lost_proxy(error)),
         }
     } else if error.is_timeout() {
         Lost::Timeout
     } else {
         Lost::Cut
     }
+}
+
+/// Where the way through a proxy ended. The errors of hyper's tunnel are not public but for their texts; those that a
+/// later version words otherwise are the proxy's refusal.
+fn lost_proxy(error: &reqwest::Error) -> ProxyLost {
+    let mut next = error.source();
+    while let Some(error) = next {
+        match error.to_string().as_str() {
+            "tunnel error: proxy authorization required" => return ProxyLost::Unauthorized,
+            "tunnel error: failed to create underlying connection" | "tcp connect error" => {
+                return ProxyLost::NotConnected;
+            }
+            _ => next = error.source(),
+        }
+    }
+    ProxyLost::Refused
+}
+
+/// Whether the server ended the handshake for want of a client certificate it takes.
+fn is_unproven(error: &reqwest::Error) -> bool {
+    use rustls::AlertDescription::{
+        BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown, UnknownCA,
+        UnsupportedCertificate,
+    };
+    let Some(rustls::Error::AlertReceived(alert)) = tls(error) else {
+        return false;
+    };
+    matches!(
+        alert,
+        BadCertificate
+            | CertificateExpired
+            | CertificateRequired
+            | CertificateRevoked
+            | CertificateUnknown
+            | UnknownCA
+            | UnsupportedCertificate
+    )
+}
+
+fn is_key_mismatch(error: &reqwest::Error) -> bool {
+    matches!(tls(error), Some(rustls::Error::InconsistentKeys(_)))
 }
 
 fn lacks_roots(error: &reqwest::Error) -> bool {

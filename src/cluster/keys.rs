@@ -8,6 +8,7 @@ use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 use rand::Rng;
 use secrecy::SecretString;
+use zeroize::Zeroizing;
 
 use super::{Cluster, Error, bounded};
 use crate::api::{HOST_ANNOTATION, KeyRef, MANAGED_BY_LABEL, MANAGER};
@@ -91,6 +92,65 @@ impl Cluster {
         Ok(ApiKey { key: key.into(), host })
     }
 
+    /// Reads a client certificate with its key, as one PEM, and the host it may be shown to.
+    ///
+    /// # Errors
+    /// Which Secret or key is missing, or why it cannot be read.
+    pub async fn identity(&self, name: &str) -> Result<(Zeroizing<Vec<u8>>, Option<String>), KeyError> {
+        let (values, host) = self.secret(name, ["tls.crt", "tls.key"]).await?;
+        let mut pem = Zeroizing::new(Vec::with_capacity(values[0].len() + values[1].len() + 2));
+        for part in &values {
+            pem.extend_from_slice(part);
+            pem.push(b'\n');
+        }
+        Ok((pem, host))
+    }
+
+    /// Reads a user name and a password, and the host they may be sent to.
+    ///
+    /// # Errors
+    /// Which Secret or key is missing, or why it cannot be read.
+    pub async fn basic_auth(&self, name: &str) -> Result<((String, SecretString), Option<String>), KeyError> {
+        let keys = ["username", "password"];
+        let ([user, password], host) = self.secret(name, keys).await?;
+        let text = |bytes: &[u8], key: &str| {
+            let text = std::str::from_utf8(bytes)
+                .ok()
+                .map(|text| text.trim_end_matches(['\r', '\n']));
+            let text = text.filter(|text| !text.chars().any(char::is_control));
+            text.map(str::to_owned)
+                .ok_or_else(|| self.no_key("Secret", &key_ref(name, key)))
+        };
+        Ok(((text(&user, keys[0])?, text(&password, keys[1])?.into()), host))
+    }
+
+    async fn secret<const N: usize>(
+        &self,
+        name: &str,
+        keys: [&str; N],
+    ) -> Result<([Zeroizing<Vec<u8>>; N], Option<String>), KeyError> {
+        let kind = "Secret";
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut secret = bounded(api.get(name))
+            .await
+            .map_err(|e| self.unreadable(kind, &key_ref(name, keys[0]), e))?;
+        let host = secret
+            .metadata
+            .annotations
+            .as_mut()
+            .and_then(|a| a.remove(HOST_ANNOTATION));
+        let mut data = secret.data.unwrap_or_default();
+        let mut values = [(); N].map(|()| Zeroizing::new(Vec::new()));
+        for (value, key) in values.iter_mut().zip(keys) {
+            let found = data
+                .remove(key)
+                .map(|ByteString(bytes)| bytes)
+                .filter(|bytes| !bytes.is_empty());
+            *value = Zeroizing::new(found.ok_or_else(|| self.no_key(kind, &key_ref(name, key)))?);
+        }
+        Ok((values, host))
+    }
+
     /// Reads a bundle of certificates.
     ///
     /// # Errors
@@ -168,6 +228,13 @@ impl Cluster {
             namespace: self.namespace.clone(),
             key: at.key.clone(),
         }
+    }
+}
+
+fn key_ref(name: &str, key: &str) -> KeyRef {
+    KeyRef {
+        name: name.to_owned(),
+        key: key.to_owned(),
     }
 }
 

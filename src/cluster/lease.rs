@@ -25,14 +25,31 @@ use super::{Cluster, Error, bounded};
 
 /// Name of the Lease.
 pub const LEASE: &str = "chittyconnect-operator";
-/// A leader that has not renewed for this long is not one any more.
-const DURATION: Duration = Duration::from_secs(10);
-/// A leader renews this often.
-const RENEW_EVERY: Duration = Duration::from_secs(2);
-/// A leader that could not renew for this long steps down, well before others may take over.
-const RENEW_WITHIN: Duration = Duration::from_secs(7);
+/// How long a Lease lasts where nothing else is asked for.
+pub const DURATION: Duration = Duration::from_secs(10);
 /// A standby looks this often: a released Lease is taken over within two seconds.
 const LOOK_EVERY: Duration = Duration::from_millis(700);
+
+/// The times of a Lease, all from how long one lasts: they cannot contradict each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Times {
+    /// A leader that has not renewed for this long is not one any more.
+    duration: Duration,
+    /// A leader renews this often.
+    renew_every: Duration,
+    /// A leader that could not renew for this long steps down, well before others may take over.
+    renew_within: Duration,
+}
+
+impl Times {
+    fn of(duration: Duration) -> Self {
+        Self {
+            duration,
+            renew_every: duration / 5,
+            renew_within: duration * 7 / 10,
+        }
+    }
+}
 
 /// Stands for election, and leads.
 pub struct Election {
@@ -44,6 +61,7 @@ struct Candidate {
     cluster: Cluster,
     api: Api<Lease>,
     identity: String,
+    times: Times,
     /// The Lease as this process wrote it last: renewing it needs no read.
     held: Mutex<Option<Lease>>,
 }
@@ -76,8 +94,8 @@ impl Leading {
         )
     }
 
-    fn renewed(&self, asked: Duration) {
-        self.until.store(milliseconds(asked + RENEW_WITHIN), Ordering::Release);
+    fn renewed(&self, asked: Duration, within: Duration) {
+        self.until.store(milliseconds(asked + within), Ordering::Release);
     }
 }
 
@@ -96,7 +114,7 @@ impl Election {
     ///
     /// # Errors
     /// Where its thread or its client cannot be made.
-    pub fn new(config: Config, cluster: &Cluster, identity: &str) -> anyhow::Result<Self> {
+    pub fn new(config: Config, cluster: &Cluster, identity: &str, duration: Duration) -> anyhow::Result<Self> {
         let thread = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("lease")
@@ -111,6 +129,7 @@ impl Election {
             api: Api::namespaced(client, &cluster.namespace),
             cluster: cluster.clone(),
             identity: identity.to_owned(),
+            times: Times::of(duration),
             held: Mutex::default(),
         };
         Ok(Self {
@@ -172,7 +191,7 @@ impl Candidate {
                 Ok(Some(lease)) => {
                     self.hold(Some(lease));
                     let leading = Leading::default();
-                    leading.renewed(asked);
+                    leading.renewed(asked, self.times.renew_within);
                     return Arc::new(leading);
                 }
                 Ok(None) => {}
@@ -209,7 +228,7 @@ impl Candidate {
             let seconds = spec
                 .lease_duration_seconds
                 .and_then(|s| u64::try_from(s).ok())
-                .unwrap_or(DURATION.as_secs());
+                .unwrap_or(self.times.duration.as_secs());
             if seen.since.elapsed() < Duration::from_secs(seconds) {
                 return Ok(None);
             }
@@ -224,14 +243,14 @@ impl Candidate {
 
     async fn lead(&self, leading: &Leading, stop: &CancellationToken) {
         while stop
-            .run_until_cancelled(tokio::time::sleep(RENEW_EVERY))
+            .run_until_cancelled(tokio::time::sleep(self.times.renew_every))
             .await
             .is_some()
         {
             let asked = elapsed();
             // A slow API server has all the time that is left.
             match tokio::time::timeout(leading.remaining(), self.renew()).await {
-                Ok(Ok(true)) => leading.renewed(asked),
+                Ok(Ok(true)) => leading.renewed(asked, self.times.renew_within),
                 Ok(Ok(false)) => {
                     tracing::warn!("somebody else leads; stepping down");
                     return;
@@ -242,7 +261,7 @@ impl Candidate {
             if !leading.holds() {
                 tracing::warn!(
                     "the Lease could not be renewed for {} s; stepping down",
-                    RENEW_WITHIN.as_secs()
+                    self.times.renew_within.as_secs()
                 );
                 return;
             }
@@ -310,7 +329,7 @@ impl Candidate {
             metadata,
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.identity.clone()),
-                lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+                lease_duration_seconds: i32::try_from(self.times.duration.as_secs()).ok(),
                 acquire_time: if ours {
                     spec.acquire_time.clone()
                 } else {

@@ -1,5 +1,6 @@
 //! What users read: status and Events.
 
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
@@ -9,7 +10,7 @@ use serde_json::json;
 
 use super::{Cluster, Error, bounded, truncate};
 use crate::api::{
-    ChittyConnection, ChittyConnectionStatus, EphemeralCredential, EphemeralCredentialStatus, MANAGER, Reason,
+    ChittyConnection, ChittyConnectionStatus, EphemeralCredential, EphemeralCredentialStatus, HeldBy, MANAGER, Reason,
 };
 
 impl Cluster {
@@ -36,7 +37,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Writes the status of a connection.
+    /// Writes the status of a connection, if it is as it was looked at: whoever holds it by now is not written over.
     ///
     /// # Errors
     /// Where the API server does not take it.
@@ -49,12 +50,45 @@ impl Cluster {
         let patch = json!({
             "apiVersion": ChittyConnection::api_version(&()),
             "kind": ChittyConnection::kind(&()),
-            "metadata": {"name": of.name_any(), "uid": of.uid()},
+            "metadata": {"name": of.name_any(), "uid": of.uid(), "resourceVersion": of.resource_version()},
             "status": status,
         });
         let params = PatchParams::apply(MANAGER).force();
         bounded(api.patch_status(&of.name_any(), &params, &Patch::Apply(patch))).await?;
         Ok(())
+    }
+}
+
+impl Cluster {
+    /// This installation, as connections name their holder.
+    ///
+    /// # Errors
+    /// Where its namespace cannot be read.
+    pub async fn installation(&self) -> Result<HeldBy, Error> {
+        let uid = self.namespace_uid(&self.namespace).await?;
+        Ok(HeldBy {
+            namespace: self.namespace.clone(),
+            uid: uid.unwrap_or_default(),
+        })
+    }
+
+    /// The uid of a namespace, where it is there.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub async fn namespace_uid(&self, name: &str) -> Result<Option<String>, Error> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let found = bounded(api.get_metadata_opt(name)).await?;
+        Ok(found.and_then(|namespace| namespace.metadata.uid))
+    }
+
+    /// A connection as it is now.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub async fn connection(&self, name: &str) -> Result<Option<ChittyConnection>, Error> {
+        let api: Api<ChittyConnection> = Api::all(self.client.clone());
+        bounded(api.get_opt(name)).await
     }
 }
 

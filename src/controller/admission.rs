@@ -220,7 +220,7 @@ impl ScopeRunner {
         let window = limits.iter().map(|l| l.window).max().unwrap_or_default();
         futures::stream::iter(wishes)
             .map(|wish| async move {
-                let outcome = prepare(context, &self.scope, &wish, window).await;
+                let outcome = Box::pin(prepare(context, &self.scope, &wish, window)).await;
                 (wish, outcome)
             })
             .buffered(PREPARE)

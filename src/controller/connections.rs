@@ -6,15 +6,21 @@ use std::sync::{Arc, RwLock};
 use chrono::TimeDelta;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
+use kube::runtime::reflector::Store;
 use secrecy::ExposeSecret;
+use tokio::sync::{Mutex, OnceCell};
 use url::Url;
+use zeroize::Zeroizing;
 
-use crate::api::{BrokerApi, ChittyConnection, ConditionType, DEFAULT_HOST, KeyRef, RateScope, Reason, condition};
-use crate::broker::{Api, Broker, Endpoint};
+use crate::api::{
+    BrokerApi, ChittyConnection, ChittyConnectionStatus, ConditionType, DEFAULT_HOST, HeldBy, KeyRef, NameRef,
+    ProxySpec, RateScope, Reason, condition,
+};
+use crate::broker::{Api, Broker, Endpoint, Proxy};
 use crate::chronicle::{Chronicle, Form};
-use crate::cluster::Cluster;
-use crate::cluster::keys::ApiKey;
+use crate::cluster::{Cluster, Error};
 use crate::core::budget::Limit;
+use crate::core::hold::{Hold, hold};
 use crate::core::journal::{EndpointRef, Scope};
 use crate::core::seal::SealKey;
 use crate::core::{Problem, Time, access};
@@ -44,6 +50,8 @@ pub struct Resolved {
     pub origin: String,
     /// Its limit.
     pub limit: Limit,
+    /// Whether this installation serves it, or why not: then it and its credentials are left alone.
+    pub held: Result<(), String>,
     /// The client, or why there is none.
     pub usable: Result<Arc<Usable>, Problem>,
     /// Digest of its key; of the last one where it cannot be read now.
@@ -84,6 +92,12 @@ impl Resolved {
     #[must_use]
     pub fn condition(&self, previous: &[Condition], now: Time) -> Condition {
         let (ready, reason, message) = match &self.usable {
+            Ok(_) if self.connection.spec.suspend => (
+                false,
+                Reason::Suspended.as_str(),
+                "spec.suspend is true: nothing is minted by this connection, and tokens that are there are not renewed"
+                    .to_owned(),
+            ),
             Ok(_) => (
                 true,
                 "Ready",
@@ -96,9 +110,27 @@ impl Resolved {
     }
 }
 
+/// Why this installation does not serve a connection.
+#[derive(Debug, thiserror::Error)]
+enum NotHeld {
+    #[error(
+        "ChittyConnection {connection} is served by the installation in namespace {namespace}, so this one leaves it alone \
+         and mints nothing for it: uninstall one of the two, or clear its status.heldBy once that one has stopped"
+    )]
+    Theirs { connection: String, namespace: String },
+    #[error("it is not known yet which installation serves it: {}", .0.brief())]
+    Unsure(#[from] Error),
+}
+
 /// All connections.
 #[derive(Default)]
-pub struct Connections(RwLock<BTreeMap<String, Resolved>>);
+pub struct Connections {
+    resolved: RwLock<BTreeMap<String, Resolved>>,
+    /// One pass at a time: an older one must not write over what a newer one found.
+    refreshing: Mutex<()>,
+    /// This installation; it does not change while it runs.
+    own: OnceCell<HeldBy>,
+}
 
 impl Connections {
     /// The connection of that name.
@@ -126,16 +158,65 @@ impl Connections {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Resolved>> {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.resolved.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Resolves `connections` anew and returns the names of those that changed, or are gone.
-    pub async fn refresh(
-        &self,
-        cluster: &Cluster,
-        seal: &SealKey,
-        mut connections: Vec<Arc<ChittyConnection>>,
-    ) -> Vec<String> {
+    /// Takes a connection for this installation where nobody has it.
+    async fn hold(&self, cluster: &Cluster, connection: &ChittyConnection) -> Result<(), String> {
+        match self.try_hold(cluster, connection).await {
+            // It is not what the watch told of: one more look, at what it is now.
+            Err(NotHeld::Unsure(error)) if error.is_conflict() => {
+                match cluster.connection(&connection.name_any()).await {
+                    Ok(Some(now)) => self.try_hold(cluster, &now).await,
+                    Ok(None) => Err(NotHeld::Unsure(error)),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            held => held,
+        }
+        .map_err(|error| error.to_string())
+    }
+
+    async fn try_hold(&self, cluster: &Cluster, connection: &ChittyConnection) -> Result<(), NotHeld> {
+        let own = self.own.get_or_try_init(|| cluster.installation()).await?;
+        let status = connection.status.clone().unwrap_or_default();
+        let holder = status.held_by.as_ref();
+        let there = match holder.filter(|holder| *holder != own) {
+            Some(holder) => cluster.namespace_uid(&holder.namespace).await?,
+            None => None,
+        };
+        match hold(holder, own, there.as_deref()) {
+            Hold::Ours => Ok(()),
+            Hold::Take => {
+                let next = ChittyConnectionStatus {
+                    held_by: Some(own.clone()),
+                    ..status
+                };
+                Ok(cluster.write_connection_status(connection, &next).await?)
+            }
+            Hold::Theirs => Err(NotHeld::Theirs {
+                connection: connection.name_any(),
+                namespace: holder.map(|holder| holder.namespace.clone()).unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// Whether this installation serves the connection of that name as it is now, and not as it was last told of.
+    ///
+    /// # Errors
+    /// Where the connection cannot be read.
+    pub async fn still_holds(&self, cluster: &Cluster, name: &str) -> Result<bool, Error> {
+        let now = cluster.connection(name).await?;
+        let holder = now
+            .and_then(|connection| connection.status)
+            .and_then(|status| status.held_by);
+        Ok(holder.is_some() && holder.as_ref() == self.own.get())
+    }
+
+    /// Resolves all connections anew and returns the names of those that changed, or are gone.
+    pub async fn refresh(&self, cluster: &Cluster, seal: &SealKey, store: &Store<ChittyConnection>) -> Vec<String> {
+        let _alone = self.refreshing.lock().await;
+        let mut connections = store.state();
         connections.sort_by_key(|c| (c.creation_timestamp(), c.name_any()));
         let before = self.read().clone();
         let mut kinds: BTreeMap<String, (RateScope, String)> = BTreeMap::new();
@@ -143,7 +224,13 @@ impl Connections {
         let mut changed: Vec<String> = Vec::new();
         for connection in connections {
             let name = connection.name_any();
-            let resolved = resolve(cluster, seal, Arc::clone(&connection), &kinds, before.get(&name)).await;
+            let held = self.hold(cluster, &connection).await;
+            if let Err(why) = &held
+                && before.get(&name).is_none_or(|b| b.held.as_ref() != Err(why))
+            {
+                tracing::warn!(connection = name, "{why}");
+            }
+            let resolved = resolve(cluster, seal, Arc::clone(&connection), &kinds, before.get(&name), held).await;
             kinds
                 .entry(resolved.origin.clone())
                 .or_insert((connection.spec.rate_limit.scope, name.clone()));
@@ -153,7 +240,7 @@ impl Connections {
             after.insert(name, resolved);
         }
         changed.extend(before.keys().filter(|name| !after.contains_key(*name)).cloned());
-        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = after;
+        *self.resolved.write().unwrap_or_else(std::sync::PoisonError::into_inner) = after;
         changed
     }
 }
@@ -164,6 +251,7 @@ async fn resolve(
     connection: Arc<ChittyConnection>,
     kinds: &BTreeMap<String, (RateScope, String)>,
     before: Option<&Resolved>,
+    held: Result<(), String>,
 ) -> Resolved {
     let spec = &connection.spec;
     let delta = |d: kube::core::Duration| TimeDelta::from_std(d.into()).unwrap_or(TimeDelta::seconds(1));
@@ -199,7 +287,7 @@ async fn resolve(
         }
     };
     let fingerprint = format!(
-        "{} {} {materials}",
+        "{} {} {held:?} {materials}",
         connection.uid().unwrap_or_default(),
         connection.metadata.generation.unwrap_or_default()
     );
@@ -217,6 +305,7 @@ async fn resolve(
         connection,
         origin,
         limit,
+        held,
         usable,
         key_digest,
         fingerprint,
@@ -231,31 +320,33 @@ async fn build(
 ) -> Result<(Usable, String), Problem> {
     let spec = &connection.spec;
     let timeout = TimeDelta::from_std(spec.timeout.into()).unwrap_or(TimeDelta::seconds(10));
-    let key_ref = &spec.auth.api_key_secret_ref;
-    let endpoint = endpoint(
-        cluster,
+    let proxy = proxy(cluster, spec.proxy.as_ref()).await?;
+    let target = Target {
         url,
-        key_ref,
-        spec.ca_bundle_ref.as_ref(),
-        timeout,
-        DEFAULT_HOST,
-    )
-    .await?;
+        key: &spec.auth.api_key_secret_ref,
+        ca: spec.ca_bundle_ref.as_ref(),
+        identity: spec.auth.client_cert_secret_ref.as_ref(),
+        default_host: DEFAULT_HOST,
+    };
+    let endpoint = endpoint(cluster, &target, proxy.clone(), timeout).await?;
     let key_digest = seal.digest_of_key(endpoint.key.expose_secret());
     let broker = Broker::new(&endpoint, speaks(spec.api)).map_err(|e| not_ready(e.to_string()))?;
-    let mut materials = key_digest.clone();
-    if let Some(bundle) = &endpoint.ca_bundle {
-        materials.push_str(&crate::core::spec::digest([bundle]));
-    }
+    let mut materials = vec![key_digest.clone(), secrets_digest(seal, &endpoint)];
     let audit = spec.audit.clone().unwrap_or_default();
     let chronicle = match (audit.chronicle, audit.through_connect) {
         (Some(chronicle), _) => {
             let url = Url::parse(&chronicle.url)
                 .map_err(|_| Problem::new(Reason::InvalidSpec, "audit.chronicle.url cannot be parsed"))?;
-            let ca = spec.ca_bundle_ref.as_ref();
-            let host = DEFAULT_CHRONICLE_HOST;
-            let endpoint = self::endpoint(cluster, &url, &chronicle.token_secret_ref, ca, timeout, host).await?;
-            materials.push_str(&seal.digest_of_key(endpoint.key.expose_secret()));
+            let target = Target {
+                url: &url,
+                key: &chronicle.token_secret_ref,
+                ca: chronicle.ca_bundle_ref.as_ref(),
+                identity: None,
+                default_host: DEFAULT_CHRONICLE_HOST,
+            };
+            let endpoint = self::endpoint(cluster, &target, proxy, timeout).await?;
+            materials.push(seal.digest_of_key(endpoint.key.expose_secret()));
+            materials.push(secrets_digest(seal, &endpoint));
             Some((endpoint, Form::Entries))
         }
         (None, Some(_)) => Some((endpoint, Form::ThroughConnect)),
@@ -271,7 +362,21 @@ async fn build(
         timeout,
         chronicle,
     };
-    Ok((usable, materials))
+    Ok((usable, materials.join(" ")))
+}
+
+/// A digest of all that an endpoint is made from besides its key and the connection itself.
+fn secrets_digest(seal: &SealKey, endpoint: &Endpoint) -> String {
+    let proxy = endpoint.proxy.as_ref().and_then(|proxy| proxy.credentials.as_ref());
+    let (user, password) = proxy.map_or(("", ""), |(user, password)| (user, password.expose_secret()));
+    let identity = endpoint.identity.as_ref().map_or(&[][..], |pem| pem);
+    let identity = Zeroizing::new(String::from_utf8_lossy(identity).into_owned());
+    [
+        crate::core::spec::digest(endpoint.ca_bundle.iter()),
+        seal.digest_of_key(&identity),
+        seal.digest_of_key(&Zeroizing::new(format!("{user}\n{password}"))),
+    ]
+    .join(" ")
 }
 
 fn not_ready(message: String) -> Problem {
@@ -285,27 +390,70 @@ const fn speaks(api: BrokerApi) -> Api {
     }
 }
 
-/// Reads key and certificates for `url`, if the key may go there.
+/// What is asked, as a connection names it.
+struct Target<'a> {
+    url: &'a Url,
+    key: &'a KeyRef,
+    ca: Option<&'a KeyRef>,
+    identity: Option<&'a NameRef>,
+    default_host: &'a str,
+}
+
+/// Reads key and certificates for a target, if they may go there.
 async fn endpoint(
     cluster: &Cluster,
-    url: &Url,
-    key: &KeyRef,
-    ca: Option<&KeyRef>,
+    to: &Target<'_>,
+    proxy: Option<Proxy>,
     timeout: TimeDelta,
-    default_host: &str,
 ) -> Result<Endpoint, Problem> {
-    let read = cluster.api_key(key).await.map_err(|e| not_ready(e.to_string()))?;
-    may_go(&read, url, default_host, &key.name)?;
-    let ca_bundle = match ca {
+    let read = cluster.api_key(to.key).await.map_err(|e| not_ready(e.to_string()))?;
+    may_go(read.host.as_deref(), to.url, Some(to.default_host), &to.key.name)?;
+    let identity = match to.identity {
+        Some(at) => {
+            let (identity, host) = cluster.identity(&at.name).await.map_err(|e| not_ready(e.to_string()))?;
+            may_go(host.as_deref(), to.url, Some(to.default_host), &at.name)?;
+            Some(identity)
+        }
+        None => None,
+    };
+    let ca_bundle = match to.ca {
         Some(at) => Some(cluster.ca_bundle(at).await.map_err(|e| not_ready(e.to_string()))?),
         None => None,
     };
     Ok(Endpoint {
-        url: url.clone(),
+        url: to.url.clone(),
         key: read.key,
         ca_bundle,
+        identity,
+        proxy,
         timeout,
     })
+}
+
+/// The proxy that a connection names, or else the environment does.
+async fn proxy(cluster: &Cluster, spec: Option<&ProxySpec>) -> Result<Option<Proxy>, Problem> {
+    let Some(spec) = spec else {
+        return Ok(Proxy::of_environment(|name| std::env::var(name).ok()));
+    };
+    let url = Url::parse(&spec.https_proxy)
+        .map_err(|_| Problem::new(Reason::InvalidSpec, "proxy.httpsProxy cannot be parsed"))?;
+    let credentials = match &spec.credentials_secret_ref {
+        Some(at) => {
+            let (credentials, host) = cluster
+                .basic_auth(&at.name)
+                .await
+                .map_err(|e| not_ready(e.to_string()))?;
+            // No proxy is known beforehand, so this Secret always names its host.
+            may_go(host.as_deref(), &url, None, &at.name)?;
+            Some(credentials)
+        }
+        None => None,
+    };
+    Ok(Some(Proxy {
+        url: spec.https_proxy.clone(),
+        no_proxy: spec.no_proxy.join(","),
+        credentials,
+    }))
 }
 
 /// A client for what the journal remembers of a connection that may be gone.
@@ -314,32 +462,35 @@ async fn endpoint(
 /// What is missing for it by now.
 pub async fn remembered(cluster: &Cluster, at: &EndpointRef) -> Result<Broker, Problem> {
     let url = Url::parse(&at.url).map_err(|_| Problem::new(Reason::InvalidSpec, "url cannot be parsed"))?;
-    let endpoint = endpoint(
-        cluster,
-        &url,
-        &at.key,
-        at.ca.as_ref(),
-        TimeDelta::seconds(10),
-        DEFAULT_HOST,
-    )
-    .await?;
+    let target = Target {
+        url: &url,
+        key: &at.key,
+        ca: at.ca.as_ref(),
+        identity: None,
+        default_host: DEFAULT_HOST,
+    };
+    let proxy = proxy(cluster, None).await?;
+    let endpoint = endpoint(cluster, &target, proxy, TimeDelta::seconds(10)).await?;
     Broker::new(&endpoint, speaks(at.api)).map_err(|e| not_ready(e.to_string()))
 }
 
-/// A key goes to its default host alone, unless its own Secret names another: whoever may edit a
-/// connection cannot send the key elsewhere.
-fn may_go(key: &ApiKey, url: &Url, default: &str, secret: &str) -> Result<(), Problem> {
+/// What a Secret holds goes to its default host alone, unless the Secret itself names another: whoever may edit a
+/// connection cannot send it elsewhere.
+fn may_go(bound_to: Option<&str>, url: &Url, default: Option<&str>, secret: &str) -> Result<(), Problem> {
     let host = url.host_str().unwrap_or_default();
     let with_port = url.port().map(|port| format!("{host}:{port}"));
     let named = |name: &str| name == host || with_port.as_deref() == Some(name);
-    if (host == default && url.port().is_none()) || key.host.as_deref().is_some_and(named) {
+    if (default == Some(host) && url.port().is_none()) || bound_to.is_some_and(named) {
         return Ok(());
     }
+    let now = match default {
+        Some(default) => format!("may be sent to {default} alone"),
+        None => "names no host it may be sent to".to_owned(),
+    };
     Err(Problem::new(
         Reason::NotPermitted,
         format!(
-            "the key in Secret {secret} may be sent to {default} alone; to send it to {host}, annotate that Secret with \
-             {}={host}",
+            "what Secret {secret} holds {now}; to send it to {host}, annotate that Secret with {}={host}",
             crate::api::HOST_ANNOTATION
         ),
     ))
@@ -350,11 +501,7 @@ mod tests {
     use super::*;
 
     fn may(url: &str, host: Option<&str>) -> bool {
-        let key = ApiKey {
-            key: "k".into(),
-            host: host.map(str::to_owned),
-        };
-        may_go(&key, &Url::parse(url).unwrap(), DEFAULT_HOST, "s").is_ok()
+        may_go(host, &Url::parse(url).unwrap(), Some(DEFAULT_HOST), "s").is_ok()
     }
 
     #[test]
@@ -367,5 +514,13 @@ mod tests {
         assert!(may("http://127.0.0.1:8080", Some("127.0.0.1")));
         assert!(may("http://127.0.0.1:8080", Some("127.0.0.1:8080")));
         assert!(!may("http://127.0.0.1:8081", Some("127.0.0.1:8080")));
+    }
+
+    #[test]
+    fn what_has_no_default_host_goes_where_its_own_secret_says_and_nowhere_else() {
+        let proxy = Url::parse("http://proxy.example:3128").unwrap();
+        assert!(may_go(Some("proxy.example"), &proxy, None, "s").is_ok());
+        assert!(may_go(None, &proxy, None, "s").is_err());
+        assert!(may_go(Some("other.example"), &proxy, None, "s").is_err());
     }
 }

@@ -16,19 +16,20 @@ use super::credential_index::CredentialIndex;
 use super::delivery;
 use super::shared::Shared;
 use super::supervisor::Supervisor;
-use crate::api::EphemeralCredential;
+use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Cluster;
 use crate::cluster::config::MOST_CALLS;
 use crate::cluster::journal::Journals;
 use crate::cluster::lease::Leading;
 use crate::cluster::records::Events;
-use crate::cluster::secrets::Seen;
+use crate::cluster::secrets::{Owner, Seen};
 use crate::core::audit::AuditEvent;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{Journal, Live, Scope};
+use crate::core::plan::Verdict;
 use crate::core::seal::SealKey;
-use crate::core::{Problem, Time};
-use crate::ops::metrics::Metrics;
+use crate::core::{Problem, Time, status};
+use crate::ops::metrics::{Metrics, ScopeLabels};
 
 /// A credential, as queues and stores name it.
 pub type CredentialRef = ObjectRef<EphemeralCredential>;
@@ -59,8 +60,12 @@ pub struct Context {
     pub minting: Arc<Semaphore>,
     /// Why a mint could not be prepared, by uid.
     pub unprepared: Locked<HashMap<String, Unprepared>>,
+    /// What each credential that is not ready waits for, and since when; with its uid, by name.
+    pub told: Locked<HashMap<ObjectName, (String, Reason, Time)>>,
     /// Namespaces as last read.
     pub fresh_namespaces: Shared<Option<ObjectMeta>>,
+    /// Whether this installation serves a connection, as last read.
+    pub fresh_holds: Shared<bool>,
     /// When each Secret of a credential was last restored, and how often in a row.
     pub restored: Locked<HashMap<ObjectName, (Instant, u32)>>,
     /// When a key that was refused may be tried again, by its digest.
@@ -277,9 +282,44 @@ impl Context {
         true
     }
 
+    /// What a credential waits for, and since when.
+    pub fn told_of(&self, owner: &Owner, credential: &EphemeralCredential) -> Option<(Reason, Time)> {
+        let name = ObjectName::new(owner.namespace.as_str(), owner.name.as_str());
+        let known = self
+            .told
+            .lock()
+            .get(&name)
+            .filter(|(uid, ..)| *uid == owner.uid)
+            .cloned();
+        let known = known.map(|(_, reason, since)| (reason, since));
+        known.or_else(|| status::told_before(credential.status.as_ref()))
+    }
+
+    /// Notes what a credential is told after what it was told `before`.
+    pub fn tell(&self, owner: &Owner, verdict: &Verdict, before: Option<(Reason, Time)>) {
+        let name = ObjectName::new(owner.namespace.as_str(), owner.name.as_str());
+        if verdict.ready {
+            self.told.lock().remove(&name);
+            return;
+        }
+        let goes_on = before.filter(|(reason, _)| *reason == verdict.reason);
+        let (reason, since) = goes_on.unwrap_or((verdict.reason, self.now()));
+        self.told.lock().insert(name, (owner.uid.clone(), reason, since));
+    }
+
     /// Logs a committed audit event: the record that is there whatever becomes of `ChittyChronicle`.
     pub fn log_event(&self, event: &AuditEvent) {
-        self.metrics.outcome(event.event.as_str(), event.reason);
+        self.metrics.event(event.event.as_str(), event.reason);
+        if event.event.ends_mint() {
+            let connection = &event.request.connection;
+            let kind = self
+                .caches
+                .connections
+                .get(connection)
+                .map(|r| r.connection.spec.rate_limit.scope);
+            let scope = ScopeLabels::new(connection, kind.unwrap_or_default(), &event.request.service);
+            self.metrics.minted(scope, event.reason);
+        }
         tracing::info!(
             target: "audit",
             id = %event.id,

@@ -131,6 +131,7 @@ impl Delivery {
                     self.backoff = FIRST_BACKOFF;
                 }
                 Err(NotDelivered::Refused { status }) => {
+                    self.context.metrics.undelivered();
                     let tries = self.refused.entry(event.id.clone()).or_default();
                     *tries += 1;
                     if *tries >= TRIES
@@ -145,6 +146,7 @@ impl Delivery {
                     rest = Some(FIRST_BACKOFF);
                 }
                 Err(NotDelivered::Unavailable { message, retry_after }) => {
+                    self.context.metrics.undelivered();
                     tracing::warn!(
                         scope = self.runner.scope.title(),
                         waiting = journal.audit.len(),
@@ -215,6 +217,7 @@ impl Delivery {
         let cluster = &self.context.cluster;
         let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
         tracing::error!(id = %event.id, "an audit event cannot be delivered: {why}; it is kept in ConfigMap {DEAD_LETTERS}");
+        self.context.metrics.dead_letter();
         let entry = event.entry().to_string();
         let Ok(known) = bounded(api.get_opt(DEAD_LETTERS)).await else {
             return false;

@@ -58,7 +58,10 @@ pub(super) async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: 
     let request = request_of(claim, &p.wanted);
     let started = Instant::now();
     let answer = p.usable.broker.mint(&request, context.now()).await;
-    context.metrics.answered(started.elapsed());
+    let failed = answer.as_ref().err().map(|refusal| refusal.reason);
+    let up = !matches!(failed, Some(Reason::BrokerUnavailable | Reason::OutcomeUnknown));
+    let connection = &p.wanted.connection;
+    context.metrics.answered(connection, started.elapsed(), failed, up);
     match answer {
         Ok(answer) => match publish(context, journal, &p.owner, &p.wanted, claim, &answer).await {
             Published::Yes(live) => succeed(context, journal, scope, p, claim, *live).await,
@@ -161,6 +164,7 @@ pub(super) async fn succeed(
     context.accepted(&key).await;
     context.supersede(&p.owner.uid, scope).await;
     let Some(Some(event)) = committed else { return };
+    context.measure(&p.credential, kind);
     context.log_event(&event);
     let note = format!(
         "revision {} ({kind:?}) is valid until {}; run_id {}",

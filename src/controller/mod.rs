@@ -9,6 +9,7 @@ pub mod connections;
 pub mod context;
 mod credential_index;
 mod delivery;
+mod measure;
 mod mint;
 mod observe;
 mod prepare;
@@ -70,6 +71,8 @@ pub struct Settings {
     pub metrics_addr: SocketAddr,
     /// Where `/livez` and `/readyz` are served.
     pub health_addr: SocketAddr,
+    /// How long the Lease lasts.
+    pub lease_duration: Duration,
 }
 
 /// Runs the controller until `stop` fires.
@@ -77,8 +80,10 @@ pub struct Settings {
 /// # Errors
 /// Where it cannot start: the namespace or the seal key, an address that is taken.
 pub async fn run(config: Config, settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
-    let cluster = Cluster::new(client(config.clone())?, settings.namespace.clone());
     let metrics = Metrics::new();
+    let calls = metrics.clone();
+    let called = move |verb: &str, code| calls.called(verb, code);
+    let cluster = Cluster::new(client(config.clone(), called)?, settings.namespace.clone());
     let health = Health::default();
     crate::ops::health::serve(settings.health_addr, health.clone(), stop.clone()).await?;
     crate::ops::metrics::serve(settings.metrics_addr, metrics.clone(), stop.clone()).await?;
@@ -107,7 +112,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
         return supervisor.outcome();
     }
     let events = Events::new(&cluster, &settings.identity);
-    let election = Election::new(config, &cluster, &settings.identity)?;
+    let election = Election::new(config, &cluster, &settings.identity, settings.lease_duration)?;
     // Requests in flight outlive a term: the next must not take them for lost.
     let working = Arc::new(Locked::default());
     let supervised = supervisor.clone();
@@ -119,7 +124,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             break;
         };
         tracing::info!("leading");
-        metrics.leads(true);
+        metrics.begin_term();
         let over = stop.child_token();
         let (triggers, triggered) = mpsc::unbounded_channel();
         let context = Arc::new(Context {
@@ -134,7 +139,9 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             working: Arc::clone(&working),
             unprepared: Locked::default(),
             minting: Arc::new(Semaphore::new(context::MINTS_AT_ONCE)),
+            told: Locked::default(),
             fresh_namespaces: shared::Shared::default(),
+            fresh_holds: shared::Shared::default(),
             restored: Locked::default(),
             unauthorized: Locked::default(),
             triggers,
@@ -152,7 +159,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
         election.lead(&leads, &stop).await;
         leads.end();
         *term.lock() = None;
-        metrics.leads(false);
+        metrics.end_term();
         over.cancel();
         work.await?;
         election.release().await;
@@ -225,15 +232,15 @@ async fn drive(
             let context = Arc::clone(&context);
             async move {
                 match outcome {
-                    Ok(_) => context.metrics.reconciled(true),
+                    Ok(_) => {}
                     Err(ControllerError::ObjectNotFound(gone)) => {
                         let name = ObjectName::new(gone.namespace.clone().unwrap_or_default(), gone.name.clone());
                         context.seen(&name);
+                        context.told.lock().remove(&name);
                         let supervisor = context.supervisor.clone();
                         supervisor.see_through("sweep of a name", async move { context.sweep_name(&name).await });
                     }
                     Err(ControllerError::ReconcilerFailed(error, object)) => {
-                        context.metrics.reconciled(false);
                         tracing::warn!(
                             namespace = object.namespace.as_deref().unwrap_or_default(),
                             name = %object.name,

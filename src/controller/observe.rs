@@ -134,6 +134,7 @@ pub(super) async fn observe(
         held_up: working.clone().flatten(),
         working: working.is_some(),
         blind,
+        told: context.told_of(&owner, credential),
         holder: context.identity.clone(),
         waiting,
         unprepared,
@@ -175,6 +176,14 @@ pub(super) fn connection_state(
             ));
         }
     };
+    if resolved.connection.spec.suspend {
+        return Connection::Unusable(Problem::new(
+            Reason::Suspended,
+            format!(
+                "ChittyConnection {name} is suspended: nothing is minted by it, and a token that is there is not renewed"
+            ),
+        ));
+    }
     let probe_at = context.unauthorized.lock().get(&usable.key_digest).copied();
     match probe_at {
         Some(probe_at) => Connection::Unauthorized {

@@ -86,10 +86,16 @@ pub(super) async fn prepare(
         .connections
         .get(&credential.spec.connection)
         .ok_or(NotPrepared::Changed)?;
+    let connection = &credential.spec.connection;
+    let ours = context.caches.connections.still_holds(&context.cluster, connection);
+    if !context.fresh_holds.get(connection, ours).await.map_err(unreachable)? {
+        return Err(NotPrepared::Changed);
+    }
     let wanted = wanted(&credential, Some(resolved.connection.spec.api)).map_err(|_| NotPrepared::Changed)?;
     let labels = namespace.labels.unwrap_or_default();
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
+        || resolved.connection.spec.suspend
         || wanted.digest() != wish.asks
         || resolved.scope(&wanted.service).as_ref() != Some(scope)
         || access::allowed(

@@ -1,7 +1,7 @@
 //! One credential at a time: observe -> plan -> act -> record.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 use kube::runtime::controller::Action as Requeue;
@@ -46,8 +46,10 @@ pub enum ReconcileError {
 pub async fn reconcile(credential: Arc<EphemeralCredential>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
     let name = name_of(&*credential);
     let led = context.leading();
+    let started = Instant::now();
     let outcome = pass(&credential, &context).await;
     if led {
+        context.metrics.reconciled(outcome.is_ok(), started.elapsed());
         context.seen(&name);
     }
     outcome
@@ -57,6 +59,15 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
     if !context.leading() {
         // The term may be over, or its renewal late.
         return Ok(Requeue::requeue(Duration::from_secs(1)));
+    }
+    if context
+        .caches
+        .connections
+        .get(&credential.spec.connection)
+        .is_some_and(|r| r.held.is_err())
+    {
+        // Another installation's: not even its status is ours. That it becomes ours is told.
+        return Ok(Requeue::requeue(LONGEST));
     }
     if credential.metadata.deletion_timestamp.is_some() {
         // Somebody's finalizer keeps it; what it held goes all the same.
@@ -82,6 +93,7 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
         return Ok(Requeue::requeue(Duration::from_millis(1)));
     }
     if let Some(verdict) = &plan.verdict {
+        context.tell(&scene.owner, verdict, scene.observed.told);
         let wanted = scene.observed.wanted.as_ref().ok();
         let next = status::status(
             verdict,

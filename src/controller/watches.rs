@@ -21,6 +21,7 @@ use super::admission::ScopeRunner;
 use super::caches::{Caches, Writers};
 use super::changes::{Changes, name_of};
 use super::context::Context;
+use super::measure::MEASURE_EVERY;
 use super::secret_index::{Listed, OwnedBy};
 use super::supervisor::Supervisor;
 use super::time::Term;
@@ -32,8 +33,6 @@ use crate::core::ids::ObjectName;
 
 /// How often a connection's status may be written, apart from changes of its condition.
 const REPORT_EVERY: Duration = Duration::from_secs(30);
-/// How often credentials are counted for the metrics.
-const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// Scopes a connection's status lists at most.
 const MOST_SCOPES: usize = 64;
 
@@ -144,7 +143,7 @@ pub async fn await_synced(caches: &Caches) {
     while !caches.secrets.lock().synced() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let all = caches.connection_store.state();
+    let all = &caches.connection_store;
     caches.connections.refresh(&caches.cluster, &caches.seal, all).await;
 }
 
@@ -225,7 +224,8 @@ where
 /// Resolves connections anew whenever something they depend on has changed.
 async fn refresh(feed: Feed, mut changes: mpsc::UnboundedReceiver<()>) {
     let caches = &feed.caches;
-    let mut unread = false;
+    // The first pass is not this task's: what it could not read is looked at again like all else.
+    let mut unread = true;
     loop {
         // What could not be read for want of an answer has no event to wait for.
         if unread {
@@ -234,9 +234,13 @@ async fn refresh(feed: Feed, mut changes: mpsc::UnboundedReceiver<()>) {
             return;
         }
         while changes.try_recv().is_ok() {}
-        let all = caches.connection_store.state();
+        let all = &caches.connection_store;
         let renewed = caches.connections.refresh(&caches.cluster, &caches.seal, all).await;
-        unread = caches.connections.all().iter().any(|r| r.usable.is_err());
+        unread = caches
+            .connections
+            .all()
+            .iter()
+            .any(|r| r.usable.is_err() || r.held.is_err());
         if !renewed.is_empty() {
             feed.tell(|context| {
                 context.trigger_where(|c| renewed.contains(&c.spec.connection));
@@ -350,19 +354,22 @@ fn note<T>(event: &Result<T, WatchError>, what: &str) {
 /// Writes the connections' status: a changed condition within a second, figures now and then.
 pub async fn report_for_ever(context: Arc<Context>) {
     let mut written: HashMap<String, Instant> = HashMap::new();
-    let mut counted: Option<Instant> = None;
+    let mut measured = None;
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
         if !context.leading() {
             continue;
         }
-        if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
-            counted = Some(Instant::now());
-            context.observe_metrics();
+        if measured.is_none_or(|at: Instant| at.elapsed() >= MEASURE_EVERY) {
+            measured = Some(Instant::now());
+            context.measure_all();
         }
         // Before all were looked at, the figures say nothing.
         let warm = context.warm.load(Ordering::Acquire);
         for resolved in context.caches.connections.all() {
+            if resolved.held.is_err() {
+                continue;
+            }
             let name = resolved.connection.name_any();
             let at = kube::runtime::reflector::ObjectRef::new(&name);
             let Some(connection) = context.caches.connection_store.get(&at) else {
@@ -375,14 +382,17 @@ pub async fn report_for_ever(context: Arc<Context>) {
             if !sharp && (lately || !warm) {
                 continue;
             }
+            let scopes = if warm {
+                context.usage_of(&resolved)
+            } else {
+                before.scopes.clone()
+            };
             let next = ChittyConnectionStatus {
                 observed_generation: resolved.connection.metadata.generation,
                 conditions: vec![condition],
-                scopes: if warm {
-                    context.usage_of(&resolved)
-                } else {
-                    before.scopes.clone()
-                },
+                used: ChittyConnectionStatus::fullest(&scopes),
+                scopes,
+                held_by: before.held_by.clone(),
             };
             if next == before {
                 continue;
@@ -427,23 +437,5 @@ impl Context {
             (title, scope)
         });
         told.collect()
-    }
-
-    fn observe_metrics(&self) {
-        let mut counts: std::collections::HashMap<(bool, String), i64> = std::collections::HashMap::new();
-        for credential in self.caches.credentials.state() {
-            let ready = credential
-                .status
-                .as_ref()
-                .and_then(|s| s.conditions.iter().find(|c| c.type_ == "Ready"));
-            let key = ready.map_or((false, "Unknown".to_owned()), |c| {
-                (c.status == "True", c.reason.clone())
-            });
-            *counts.entry(key).or_default() += 1;
-        }
-        self.metrics.credentials(&counts);
-        for runner in self.scopes.lock().values() {
-            self.metrics.budget(runner.scope.title(), &runner.usage());
-        }
     }
 }

@@ -35,6 +35,15 @@ pub enum EventType {
 }
 
 impl EventType {
+    /// Whether it is the outcome of a request for tokens.
+    #[must_use]
+    pub const fn ends_mint(self) -> bool {
+        matches!(
+            self,
+            Self::Provisioned | Self::Rotated | Self::Denied | Self::RateLimited | Self::Failed | Self::OutcomeUnknown
+        )
+    }
+
     /// As in `ChittyChronicle`'s `eventType`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

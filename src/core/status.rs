@@ -9,7 +9,7 @@ use super::journal::Record;
 use super::plan::Verdict;
 use super::schedule::renew_at;
 use super::spec::Wanted;
-use crate::api::{ConditionType, EphemeralCredentialStatus, condition};
+use crate::api::{ConditionType, EphemeralCredentialStatus, Reason, condition};
 
 /// The status of a credential whose plan came to `verdict`.
 ///
@@ -51,6 +51,7 @@ pub fn status(
         observed_generation: generation,
         conditions,
         outputs: outputs.into_iter().collect(),
+        secrets: live.map(|l| l.secrets.keys().cloned().collect()).unwrap_or_default(),
         revision: record.map(|r| r.revision).filter(|r| *r > 0),
         issued_at: live.map(|l| whole(l.issued_at)),
         expires_at: live.map(|l| whole(l.ends_at)),
@@ -58,6 +59,19 @@ pub fn status(
         next_attempt_at: verdict.next_attempt.map(whole),
         orphans: record.map(|r| r.orphans.clone()).unwrap_or_default(),
     }
+}
+
+/// What a credential that is not ready was last told to wait for, and since when, as far as its status can say: a
+/// process that has just started knows no better. For how a wait is shown, and for nothing else.
+#[must_use]
+pub fn told_before(status: Option<&EphemeralCredentialStatus>) -> Option<(Reason, Time)> {
+    let ready = status?
+        .conditions
+        .iter()
+        .find(|c| c.type_ == ConditionType::Ready.as_str())?;
+    let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == ready.reason)?;
+    let since = Time::from_timestamp(ready.last_transition_time.0.as_second(), 0)?;
+    (ready.status == "False").then_some((reason, since))
 }
 
 fn issued_message(issued: bool, record: Option<&Record>) -> &'static str {
@@ -73,4 +87,26 @@ fn issued_message(issued: bool, record: Option<&Record>) -> &'static str {
 fn whole(at: Time) -> Time {
     use chrono::SubsecRound;
     at.trunc_subsecs(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::t;
+
+    fn told(ready: bool, reason: &str) -> Option<(Reason, Time)> {
+        let status = EphemeralCredentialStatus {
+            conditions: vec![condition(ConditionType::Ready, ready, reason, "", None, &[], t(7))],
+            ..EphemeralCredentialStatus::default()
+        };
+        told_before(Some(&status))
+    }
+
+    #[test]
+    fn a_status_tells_what_an_unready_credential_waits_for_and_since_when() {
+        assert_eq!(told(false, "NotPermitted"), Some((Reason::NotPermitted, t(7))));
+        assert_eq!(told(true, "NotPermitted"), None);
+        assert_eq!(told(false, "EditedByHand"), None);
+        assert_eq!(told_before(None), None);
+    }
 }

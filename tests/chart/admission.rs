@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use serde_json::{Value, json};
 
 use crate::rendered::everything;
-use crate::support::{Cluster, RELEASE, SYSTEM, chart, fail, read, succeed, wait_for};
+use crate::support::{Cluster, RELEASE, SYSTEM, chart, fail, helm, read, succeed, wait_for};
 
 /// A cluster with the release, every policy on, and no controller that could interfere.
 static INSTALLED: LazyLock<Cluster> = LazyLock::new(|| {
@@ -179,6 +179,27 @@ fn edit_writes_credentials_and_view_reads_them_and_neither_touches_status_or_con
 }
 
 #[test]
+fn whom_the_chart_names_may_read_connections_and_do_nothing_else_with_them() {
+    let cluster = team("readers");
+    let path = chart();
+    let mut template = helm(&["template", "other", path.to_str().unwrap(), "--namespace", SYSTEM]);
+    cluster.apply(&succeed(template.args([
+        "--show-only=templates/rbac-users.yaml",
+        "--set=rbac.aggregate=false",
+        "--set-json=rbac.connectionReaders=[{\"kind\":\"User\",\"name\":\"erin\"}]",
+    ])));
+    let may = |user: &str, verb: &str| {
+        let mut command = cluster.kubectl_as(user, &["auth", "can-i", verb, "chittyconnections.connect.chitty.cc"]);
+        String::from_utf8(command.output().unwrap().stdout).unwrap().trim() == "yes"
+    };
+    wait_for("the binding", || may("erin", "list").then_some(()));
+    assert!(!may("bob", "list"));
+    for verb in ["create", "update", "patch", "delete", "use"] {
+        assert!(!may("erin", verb), "{verb}");
+    }
+}
+
+#[test]
 fn only_the_controller_changes_the_data_of_a_managed_secret() {
     let cluster = team("managed");
     cluster
@@ -305,8 +326,11 @@ fn the_api_server_takes_everything_the_chart_can_render() {
     let list = |items: Vec<Value>| json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
     cluster.apply(&list(crds));
     succeed(&mut cluster.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]));
-    // Of a kind that is not there.
-    let others = others.into_iter().filter(|d| d["kind"] != "ServiceMonitor").collect();
+    // The Prometheus operator's kinds are not there.
+    let others = others
+        .into_iter()
+        .filter(|d| d["apiVersion"] != "monitoring.coreos.com/v1")
+        .collect();
     let mut apply = cluster.kubectl(&["apply", "--dry-run=server", "--validate=strict", "-f", "-"]);
     let output = Cluster::with_input(&mut apply, &list(others));
     let said = String::from_utf8_lossy(&output.stderr);

@@ -3,5 +3,6 @@
 mod admission;
 mod examples;
 mod install;
+mod monitoring;
 mod rendered;
 mod support;

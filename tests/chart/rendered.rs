@@ -16,6 +16,7 @@ const HOW: &str = "run `UPDATE_CHART=1 cargo test --test chart` and commit what 
 /// Every option that adds an object or a field, at once.
 const EVERYTHING: &[&str] = &[
     "--set=connection.create=true,admission.requireUse=true,admission.protectSecrets=true,networkPolicy.enabled=true",
+    "--set=metrics.prometheusRule.enabled=true,metrics.dashboard.enabled=true",
     "--set=metrics.serviceMonitor.enabled=true,priorityClassName=system-cluster-critical,image.registry=r.example",
     "--set-json=connection.spec={\"access\":[{\"namespaces\":[\"ci-*\"],\"services\":[\"*\"],\"purposes\":[\"*\"],\"repos\":[\"*\"]}]}",
     "--set-json=extraEnv=[{\"name\":\"A\",\"value\":\"b\"}]",
@@ -29,6 +30,15 @@ const EVERYTHING: &[&str] = &[
     "--set-json=commonLabels={\"owner\":\"platform\"}",
     "--set-json=serviceAccount.annotations={\"a\":\"b\"}",
     "--set-json=metrics.service.annotations={\"a\":\"b\"}",
+    "--set-json=rbac.connectionReaders=[{\"kind\":\"Group\",\"name\":\"developers\"},{\"kind\":\"ServiceAccount\",\"name\":\"a\",\"namespace\":\"b\"}]",
+    "--set-json=extraVolumes=[{\"name\":\"v\",\"emptyDir\":{}}]",
+    "--set-json=extraVolumeMounts=[{\"name\":\"v\",\"mountPath\":\"/v\"}]",
+    "--set-json=extraObjects=[{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"{{ .Release.Name }}-extra\",\"namespace\":\"{{ .Release.Namespace }}\"}}]",
+    "--set-json=strategy={\"type\":\"Recreate\"}",
+    "--set-json=dnsConfig={\"options\":[{\"name\":\"ndots\",\"value\":\"1\"}]}",
+    "--set-json=hostAliases=[{\"ip\":\"10.0.0.1\",\"hostnames\":[\"broker.example\"]}]",
+    "--set-json=networkPolicy.extraEgress=[{\"ports\":[{\"port\":3128}]}]",
+    "--set=dnsPolicy=Default,proxy.httpsProxy=http://proxy.example:3128,leaderElection.leaseDuration=30s,connection.existingSecret=key",
     "--set-json=networkPolicy.metricsFrom=[{\"namespaceSelector\":{}}]",
 ];
 
@@ -106,6 +116,13 @@ fn a_value_nobody_reads_is_refused() {
         ("--set=log.format=xml", "format"),
         ("--set=image.digest=sha256:12", "digest"),
         ("--set=connection.spec.acess=x", "acess"),
+        ("--set=proxy.httpProxy=http://p:1", "httpProxy"),
+        ("--set=proxy.httpsProxy=http://user:password@p:1", "httpsProxy"),
+        ("--set=leaderElection.leaseDuration=4s", "leaseDuration"),
+        ("--set=strategy.typ=Recreate", "typ"),
+        ("--set=networkPolicy.egres=x", "egres"),
+        ("--set=metrics.prometheusRule.disabled={ChittyTypo}", "disabled"),
+        ("--set=rbac.connectionReaders[0].kind=Team", "connectionReaders"),
         (
             "--set-json=connection.spec.access=[{\"namespace\":[\"a\"],\"services\":[\"a\"],\"purposes\":[\"a\"],\"repos\":[\"a\"]}]",
             "namespace",
@@ -255,8 +272,12 @@ fn the_controller_may_do_this_and_no_more() {
         ["ephemeralcredentials : get list watch"]
     );
     assert_eq!(
+        rights("ClusterRole", "chittyconnect-operator-connections-view"),
+        ["chittyconnections : get list watch"]
+    );
+    assert_eq!(
         of_kind(&rendered, "ClusterRole").len() + of_kind(&rendered, "Role").len(),
-        4
+        5
     );
 }
 
@@ -351,4 +372,104 @@ fn a_connection_is_a_hook_only_where_its_kind_is_not_served_yet() {
 /// For the tests with an API server: everything the chart can render.
 pub fn everything() -> Vec<Value> {
     render(EVERYTHING)
+}
+
+/// The rows that values.yaml's comments make: value, default, and what it is for.
+fn rows(values: &str) -> Vec<[String; 3]> {
+    let mut rows: Vec<[String; 3]> = Vec::new();
+    let mut path: Vec<(usize, String)> = Vec::new();
+    let mut comment = String::new();
+    for line in values.lines() {
+        let text = line.trim_start();
+        let indent = line.len() - text.len();
+        if let Some(said) = text.strip_prefix("# ") {
+            comment += if comment.is_empty() { "" } else { " " };
+            comment += said;
+            continue;
+        }
+        let Some((key, value)) = text
+            .split_once(':')
+            .filter(|(key, _)| !key.starts_with('-') && !key.is_empty())
+        else {
+            comment.clear();
+            continue;
+        };
+        path.retain(|(at, _)| *at < indent);
+        path.push((indent, key.to_owned()));
+        let names: Vec<&str> = path.iter().map(|(_, name)| name.as_str()).collect();
+        let value = value.trim();
+        let said = std::mem::take(&mut comment).replace('|', "\\|");
+        if !value.is_empty() || !said.is_empty() {
+            let default = if value.is_empty() {
+                String::new()
+            } else {
+                format!("`{value}`")
+            };
+            rows.push([format!("`{}`", names.join(".")), default, said]);
+        }
+    }
+    rows
+}
+
+#[test]
+fn the_readme_lists_every_value_with_what_values_yaml_says_of_it() {
+    let path = chart().join("README.md");
+    let readme = read(&path);
+    let (before, rest) = readme.split_once("<!-- values:").unwrap();
+    let (how, rest) = rest.split_once("-->\n").unwrap();
+    let (_, after) = rest.split_once("<!-- /values -->").unwrap();
+    let values = read(&chart().join("values.yaml"));
+    let mut table = "| value | default | |\n| --- | --- | --- |\n".to_owned();
+    for [name, default, said] in rows(&values) {
+        table += &["| ", &name, " | ", &default, " | ", &said, " |\n"].concat();
+    }
+    same_or_written(
+        &path,
+        &format!("{before}<!-- values:{how}-->\n{table}<!-- /values -->{after}"),
+    );
+    // Every leaf of the values is there.
+    let values = &documents(&values)[0];
+    let mut left = vec![(String::new(), values)];
+    while let Some((at, value)) = left.pop() {
+        match value.as_object().filter(|map| !map.is_empty()) {
+            Some(map) => left.extend(map.iter().map(|(key, value)| (format!("{at}.{key}"), value))),
+            None => assert!(table.contains(&format!("| `{}` |", at.trim_start_matches('.'))), "{at}"),
+        }
+    }
+}
+
+#[test]
+fn a_proxy_goes_to_the_environment_and_an_existing_secret_to_the_connection() {
+    let pod = deployment(&["--set=proxy.httpsProxy=http://p:1,proxy.noProxy=a\\,b"])
+        .spec
+        .unwrap();
+    let env = pod.template.spec.unwrap().containers[0].env.clone().unwrap();
+    let value = |name: &str| env.iter().find(|e| e.name == name).and_then(|e| e.value.clone());
+    assert_eq!(value("HTTPS_PROXY").as_deref(), Some("http://p:1"));
+    assert_eq!(value("NO_PROXY").as_deref(), Some("a,b"));
+
+    let auth = |arguments: &[&str]| of_kind(&render(arguments), "ChittyConnection")[0]["spec"]["auth"].clone();
+    let existing = "--set=connection.create=true,connection.existingSecret=mine";
+    assert_eq!(
+        auth(&[existing])["apiKeySecretRef"],
+        json!({"name": "mine", "key": "api-key"})
+    );
+    let both = auth(&[existing, "--set=connection.spec.auth.clientCertSecretRef.name=cert"]);
+    assert_eq!(both["apiKeySecretRef"]["name"], "mine");
+    assert_eq!(both["clientCertSecretRef"]["name"], "cert");
+}
+
+#[test]
+fn on_openshift_user_and_group_are_left_to_it() {
+    let nulls = "--set=podSecurityContext.runAsUser=null,podSecurityContext.runAsGroup=null";
+    let context = deployment(&[nulls])
+        .spec
+        .unwrap()
+        .template
+        .spec
+        .unwrap()
+        .security_context
+        .unwrap();
+    assert_eq!((context.run_as_user, context.run_as_group), (None, None));
+    assert_eq!(context.run_as_non_root, Some(true));
 }

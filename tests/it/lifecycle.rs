@@ -39,6 +39,7 @@ async fn the_secret_holds_what_the_broker_issued_and_its_end() {
         ["account_id", "cloudflare_token", "github_token", "npm_token"]
     );
     assert_eq!(status.revision, Some(1));
+    assert_eq!(status.secrets, ["a"]);
 }
 
 #[tokio::test]

@@ -207,3 +207,42 @@ async fn services_and_connections_can_be_selected_by_field() {
     let of = kube::api::ListParams::default().fields(&format!("spec.connection={}", case.connection));
     assert_eq!(case.credentials().list(&of).await.unwrap().items.len(), 2);
 }
+
+#[tokio::test]
+async fn what_no_controller_has_looked_at_says_so_from_the_first_moment() {
+    // Without a controller: nobody writes a status here.
+    let world = World::without_controller("unseen").await;
+    let client = world.client().await;
+    create_namespace(&client, "unseen", &json!({})).await;
+    let credentials: kube::Api<kube::core::DynamicObject> = kube::Api::namespaced_with(
+        client.clone(),
+        "unseen",
+        &kube::api::ApiResource::erase::<chittyconnect_operator::api::EphemeralCredential>(&()),
+    );
+    let connections: kube::Api<kube::core::DynamicObject> = kube::Api::all_with(
+        client,
+        &kube::api::ApiResource::erase::<chittyconnect_operator::api::ChittyConnection>(&()),
+    );
+    let object = |kind: &str, spec: Value| -> kube::core::DynamicObject {
+        let object = json!({
+            "apiVersion": "connect.chitty.cc/v1alpha1", "kind": kind,
+            "metadata": {"name": "a"}, "spec": spec,
+            // The API server drops this; and the default is there all the same.
+            "status": {"observedGeneration": 1},
+        });
+        serde_json::from_value(object).unwrap()
+    };
+    let params = kube::api::PostParams::default();
+    let asked = object("EphemeralCredential", json!({"service": "s", "purpose": "p"}));
+    credentials.create(&params, &asked).await.unwrap();
+    connections
+        .create(&params, &object("ChittyConnection", json!({})))
+        .await
+        .unwrap();
+    for stored in [credentials.get("a").await.unwrap(), connections.get("a").await.unwrap()] {
+        let status = &stored.data["status"];
+        assert_eq!(status["observedGeneration"], -1);
+        assert_eq!(status["conditions"], json!([]));
+        assert_eq!(stored.metadata.generation, Some(1));
+    }
+}

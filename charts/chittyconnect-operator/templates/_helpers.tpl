@@ -45,3 +45,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
 {{- end }}
 {{- end }}
+
+{{- define "chittyconnect.connectionSpec" -}}
+{{- $spec := deepCopy .Values.connection.spec }}
+{{- with .Values.connection.existingSecret }}
+{{- $auth := dict "apiKeySecretRef" (dict "name" . "key" "api-key") }}
+{{- $spec = mergeOverwrite (dict "auth" $auth) $spec }}
+{{- end }}
+{{- toYaml $spec }}
+{{- end }}

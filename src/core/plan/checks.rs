@@ -10,6 +10,8 @@ use super::{CONFLICT_POLL, Connection, LEFTOVER_POLL, Observed, SecretState, Sta
 pub(super) struct Objection {
     pub(super) problem: Problem,
     pub(super) stalled: bool,
+    /// It passes by itself, whatever its reason.
+    pub(super) passes: bool,
     pub(super) until: Option<Time>,
     /// It only waits for its turn: the demand stands.
     pub(super) queued: bool,
@@ -20,6 +22,7 @@ impl Objection {
         Self {
             problem,
             stalled: false,
+            passes: false,
             until: None,
             queued: false,
         }
@@ -30,6 +33,10 @@ impl Objection {
             ..Self::new(problem)
         }
     }
+    fn passing(mut self) -> Self {
+        self.passes = true;
+        self
+    }
     pub(super) fn until(mut self, at: Time) -> Self {
         self.until = Some(at);
         self
@@ -37,11 +44,11 @@ impl Objection {
 }
 
 pub(super) fn not_permitted(o: &Observed) -> Option<Objection> {
-    o.permitted.as_ref().err().cloned().map(Objection::stalled)
+    o.permitted.as_ref().err().cloned().map(Objection::new)
 }
 
 pub(super) fn invalid(o: &Observed) -> Option<Objection> {
-    o.wanted.as_ref().err().cloned().map(Objection::stalled)
+    o.wanted.as_ref().err().cloned().map(Objection::new)
 }
 
 pub(super) fn suspended(o: &Observed) -> Option<Objection> {
@@ -75,7 +82,7 @@ pub(super) fn conflict(o: &Observed, now: Time) -> Option<Objection> {
         match o.secrets.get(&secret.name) {
             Some(SecretState::Foreign) => {
                 return Some(
-                    Objection::stalled(Problem::new(
+                    Objection::new(Problem::new(
                         Reason::SecretConflict,
                         format!(
                             "Secret {} exists and is not this credential's; it is left alone: delete it, or name another in spec.secrets",
@@ -98,16 +105,14 @@ pub(super) fn conflict(o: &Observed, now: Time) -> Option<Objection> {
                 );
             }
             Some(SecretState::Leftover) => {
-                return Some(
-                    Objection::new(Problem::new(
-                        Reason::SecretConflict,
-                        format!(
-                            "Secret {} still is that of a deleted credential; waiting for it to be collected",
-                            secret.name
-                        ),
-                    ))
-                    .until(now + LEFTOVER_POLL),
-                );
+                let objection = Objection::new(Problem::new(
+                    Reason::SecretConflict,
+                    format!(
+                        "Secret {} still is that of a deleted credential; waiting for it to be collected",
+                        secret.name
+                    ),
+                ));
+                return Some(objection.passing().until(now + LEFTOVER_POLL));
             }
             _ => {}
         }
@@ -131,9 +136,7 @@ pub(super) fn failed(o: &Observed, standing: &Standing<'_>, now: Time) -> Option
                 failure.reason,
                 format!("{}; asked again at {}", failure.message, clock(at, now)),
             );
-            let mut objection = Objection::new(problem).until(at);
-            objection.stalled = failure.reason == Reason::Denied;
-            Some(objection)
+            Some(Objection::new(problem).until(at))
         }
         None => Some(Objection::stalled(Problem::new(
             failure.reason,

@@ -39,6 +39,8 @@ pub struct Observed {
     pub held_up: Option<Problem>,
     /// The journal cannot be read: nothing is known, and so nothing is done.
     pub blind: bool,
+    /// What it was last told to wait for, and since when it waits for that.
+    pub told: Option<(Reason, Time)>,
     /// This process's identity, as claims name it.
     pub holder: String,
     /// What the budget said last.

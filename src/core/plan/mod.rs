@@ -6,6 +6,7 @@
 mod checks;
 mod facts;
 mod sift;
+mod stall;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use checks::{
 };
 pub use facts::{Action, Connection, Content, Observed, Plan, SecretState, Verdict};
 use sift::{deletes, is_held, sift};
+use stall::stalls_at;
 
 /// How soon to look again at a Secret that is not ours and that nothing tells us about.
 const CONFLICT_POLL: TimeDelta = TimeDelta::seconds(15);
@@ -88,7 +90,15 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
     if let Some(at) = objection.as_ref().and_then(|objection| objection.until) {
         plan.wake_at(at);
     }
-    plan.verdict = verdict(o, &standing, objection, now);
+    let stalls = objection
+        .as_ref()
+        .filter(|_| !standing.ready())
+        .and_then(|x| stalls(o, x, now));
+    if let Some(at) = stalls.filter(|at| *at > now) {
+        plan.wake_at(at);
+    }
+    let stalled = stalls.is_some_and(|at| at <= now);
+    plan.verdict = verdict(o, &standing, objection, stalled, now);
     plan
 }
 
@@ -235,7 +245,26 @@ fn sealed_by(o: &Observed, name: &str, claim: &str) -> bool {
     matches!(o.secrets.get(name), Some(SecretState::Ours { seal: Some(seal), .. }) if seal.live.claim == claim)
 }
 
-fn verdict(o: &Observed, standing: &Standing<'_>, objection: Option<Objection>, now: Time) -> Option<Verdict> {
+/// When `objection` is one that only a change by somebody ends.
+fn stalls(o: &Observed, objection: &Objection, now: Time) -> Option<Time> {
+    if objection.stalled {
+        return Some(now);
+    }
+    let reason = objection.problem.reason;
+    let since = o
+        .told
+        .filter(|(told, _)| *told == reason)
+        .map_or(now, |(_, since)| since);
+    stalls_at(reason, since).filter(|_| !objection.passes)
+}
+
+fn verdict(
+    o: &Observed,
+    standing: &Standing<'_>,
+    objection: Option<Objection>,
+    stalled: bool,
+    now: Time,
+) -> Option<Verdict> {
     let next_attempt = objection.as_ref().and_then(|x| x.until);
     let rested = standing.live.filter(|_| standing.ready());
     match objection {
@@ -253,7 +282,7 @@ fn verdict(o: &Observed, standing: &Standing<'_>, objection: Option<Objection>, 
             Some(Verdict {
                 ready: standing.ready(),
                 issued: standing.intact,
-                stalled: x.stalled && !standing.ready(),
+                stalled,
                 reason: lapsed(o, standing, x.problem.reason),
                 message: x.problem.message,
                 next_attempt,

@@ -58,6 +58,7 @@ fn fresh() -> Observed {
         working: false,
         held_up: None,
         blind: false,
+        told: None,
         holder: "me".into(),
         waiting: None,
         unprepared: None,
@@ -95,6 +96,70 @@ fn failed_with(reason: Reason, retry_at: Option<Time>) -> Failure {
 fn ready(plan: &Plan) -> (bool, Reason) {
     let v = plan.verdict.as_ref().expect("a verdict");
     (v.ready, v.reason)
+}
+
+fn stalled_after(o: &Observed, told: Option<Reason>, seconds: i64) -> (bool, Option<Time>) {
+    let told = told.map(|reason| (reason, t(0)));
+    let plan = plan(&Observed { told, ..o.clone() }, t(seconds));
+    (plan.verdict.expect("a verdict").stalled, plan.wake)
+}
+
+#[test]
+fn what_only_a_change_of_the_spec_can_end_is_stalled_at_once() {
+    let refused = |reason| Observed {
+        wanted: Err(Problem::new(reason, "no")),
+        ..fresh()
+    };
+    let held = SecretState::Terminating { held: true };
+    let conflict = Observed {
+        secrets: [("a".to_owned(), held)].into(),
+        ..fresh()
+    };
+    for o in [refused(Reason::InvalidSpec), refused(Reason::InvalidTemplate), conflict] {
+        assert!(stalled_after(&o, None, 0).0);
+    }
+}
+
+#[test]
+fn a_template_that_failed_once_is_stalled_though_it_is_tried_again() {
+    let mut o = fresh();
+    let failure = failed_with(Reason::InvalidTemplate, Some(t(600)));
+    o.record = Some(Record {
+        failure: Some(failure),
+        ..Record::default()
+    });
+    assert_eq!(stalled_after(&o, None, 1), (true, Some(t(600))));
+}
+
+#[test]
+fn what_somebody_may_be_about_to_allow_or_to_create_is_stalled_after_two_minutes() {
+    let not_permitted = Observed {
+        permitted: Err(Problem::new(Reason::NotPermitted, "no")),
+        ..fresh()
+    };
+    let not_found = Observed {
+        connection: Connection::Unusable(Problem::new(Reason::ConnectionNotFound, "no")),
+        ..fresh()
+    };
+    for (o, reason) in [
+        (not_permitted, Reason::NotPermitted),
+        (not_found, Reason::ConnectionNotFound),
+    ] {
+        assert_eq!(stalled_after(&o, None, 500), (false, Some(t(620))));
+        assert_eq!(stalled_after(&o, Some(reason), 119), (false, Some(t(120))));
+        assert_eq!(stalled_after(&o, Some(reason), 120), (true, None));
+        // Another reason before: this wait has only begun.
+        assert_eq!(stalled_after(&o, Some(Reason::RateLimited), 500), (false, Some(t(620))));
+    }
+}
+
+#[test]
+fn a_credential_with_a_valid_secret_is_never_stalled() {
+    let o = Observed {
+        connection: Connection::Unusable(Problem::new(Reason::ConnectionNotFound, "no")),
+        ..issued()
+    };
+    assert!(!stalled_after(&o, Some(Reason::ConnectionNotFound), 500).0);
 }
 
 #[test]
@@ -173,7 +238,7 @@ fn an_open_claim_does_not_keep_an_expired_secret() {
 }
 
 #[test]
-fn lost_permission_takes_everything_and_stalls() {
+fn lost_permission_takes_everything() {
     let o = Observed {
         permitted: Err(Problem::new(Reason::NotPermitted, "no rule")),
         ..issued()
@@ -189,7 +254,6 @@ fn lost_permission_takes_everything_and_stalls() {
         ]
     );
     assert_eq!(ready(&plan), (false, Reason::NotPermitted));
-    assert!(plan.verdict.unwrap().stalled);
     assert_eq!(plan.demand, None);
 }
 

@@ -21,6 +21,7 @@ pub mod node;
 mod pki;
 mod ports;
 pub mod process;
+pub mod proxy;
 mod rules;
 mod server;
 
@@ -28,6 +29,7 @@ pub use binaries::{Binaries, Tool};
 pub use chittyconnect::ChittyConnect;
 pub use chronicle::Chronicle;
 pub use control_plane::{ControlPlane, Options};
+pub use proxy::Proxy;
 pub use rules::RuleId;
 
 /// Makes ring rustls' provider for this process, once. Clients that are built without it panic.

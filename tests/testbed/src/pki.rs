@@ -14,6 +14,7 @@ pub(crate) struct Authority {
 }
 
 /// A certificate with its key, both as PEM.
+#[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) cert: String,
     pub(crate) key: String,

@@ -18,6 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -61,6 +62,8 @@ pub(crate) struct Endpoint {
     pub(crate) bind: SocketAddr,
     /// The names and addresses of its certificate; plain HTTP without.
     pub(crate) tls: Option<Vec<String>>,
+    /// With TLS: clients show a certificate by the server's own authority.
+    pub(crate) client_certificates: bool,
 }
 
 impl Default for Endpoint {
@@ -68,6 +71,7 @@ impl Default for Endpoint {
         Self {
             bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             tls: None,
+            client_certificates: false,
         }
     }
 }
@@ -78,6 +82,7 @@ pub(crate) struct Server {
     address: SocketAddr,
     host: String,
     ca_pem: Option<String>,
+    client: Option<Identity>,
     commands: Option<mpsc::UnboundedSender<Command>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -98,6 +103,7 @@ impl Server {
         };
         let mut ca_pem = None;
         let mut acceptor = None;
+        let mut client = None;
         if let Some(sans) = &endpoint.tls {
             let ca = Authority::new(&format!("{name} simulator"))?;
             let mut sans = sans.clone();
@@ -108,7 +114,11 @@ impl Server {
                     sans.push(host.clone());
                 }
             }
-            acceptor = Some(tls_acceptor(&ca.server(name, &sans)?)?);
+            let clients = endpoint.client_certificates.then(|| ca.pem());
+            acceptor = Some(tls_acceptor(&ca.server(name, &sans)?, clients.as_deref())?);
+            if endpoint.client_certificates {
+                client = Some(ca.client("a client", &[])?);
+            }
             ca_pem = Some(ca.pem());
         }
         let (commands, inbox) = mpsc::unbounded_channel();
@@ -125,6 +135,7 @@ impl Server {
             address,
             host,
             ca_pem,
+            client,
             commands: Some(commands),
             thread: Some(thread),
         })
@@ -152,6 +163,13 @@ impl Server {
 
     pub(crate) fn ca_pem(&self) -> Option<&str> {
         self.ca_pem.as_deref()
+    }
+
+    /// A certificate that it accepts, and its key, where it asks for one.
+    pub(crate) fn client(&self) -> Option<(&str, &str)> {
+        self.client
+            .as_ref()
+            .map(|client| (client.cert.as_str(), client.key.as_str()))
     }
 
     /// Stops listening and closes every connection, or listens again on the same port. Requests
@@ -198,14 +216,22 @@ fn bind(wanted: SocketAddr) -> anyhow::Result<(std::net::TcpListener, SocketAddr
     bail!("failed to find a free port on {}", wanted.ip())
 }
 
-fn tls_acceptor(identity: &Identity) -> anyhow::Result<TlsAcceptor> {
+fn tls_acceptor(identity: &Identity, clients: Option<&str>) -> anyhow::Result<TlsAcceptor> {
     let certs = vec![CertificateDer::from_pem_slice(identity.cert.as_bytes())?];
     let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(certs, key)?;
+    let builder =
+        rustls::ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(authority) => {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_slice(authority.as_bytes())?)?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(certs, key)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

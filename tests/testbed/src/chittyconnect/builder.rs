@@ -102,6 +102,13 @@ impl Builder {
         self
     }
 
+    /// With TLS: answers only those who show the certificate of [`ChittyConnect::client_certificate`].
+    #[must_use]
+    pub fn client_certificates(mut self) -> Self {
+        self.endpoint.client_certificates = true;
+        self
+    }
+
     /// Speaks plain HTTP.
     #[must_use]
     pub fn plain(mut self) -> Self {

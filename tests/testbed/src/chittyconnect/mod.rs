@@ -100,6 +100,12 @@ impl ChittyConnect {
         self.server.ca_pem()
     }
 
+    /// The certificate it asks clients for, and its key, both as PEM.
+    #[must_use]
+    pub fn client_certificate(&self) -> Option<(&str, &str)> {
+        self.server.client()
+    }
+
     /// The API key it started with.
     #[must_use]
     pub fn api_key(&self) -> &str {

@@ -1,0 +1,138 @@
+//! What metrics tell of a leader's world.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use futures::FutureExt;
+use kube::ResourceExt;
+
+use super::context::Context;
+use crate::api::{EphemeralCredential, EphemeralCredentialStatus};
+use crate::core::Time;
+use crate::core::journal::Kind;
+use crate::ops::metrics::{ScopeFigures, ScopeLabels, Snapshot};
+
+/// How often.
+pub(super) const MEASURE_EVERY: Duration = Duration::from_secs(5);
+/// A renewal that is due for longer is overdue.
+const OVERDUE: TimeDelta = TimeDelta::minutes(1);
+
+/// Where the renewal of a token stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Renewal {
+    overdue: bool,
+    /// Half of the time between when it was due and the token's end has passed.
+    at_risk: bool,
+}
+
+fn renewal(status: &EphemeralCredentialStatus, now: Time) -> Option<Renewal> {
+    let (due, end) = (status.renew_at?, status.expires_at?);
+    let late = now - due;
+    Some(Renewal {
+        overdue: late > OVERDUE.min((end - due) / 2),
+        at_risk: late > (end - due) / 2,
+    })
+}
+
+impl Context {
+    /// Sets all that only a leader knows.
+    pub(super) fn measure_all(&self) {
+        let now = self.now();
+        let mut snapshot = Snapshot::default();
+        let mut counts: BTreeMap<(bool, String), i64> = BTreeMap::new();
+        for credential in self.caches.credentials.state() {
+            let status = credential.status.as_ref();
+            let ready = status.and_then(|s| s.conditions.iter().find(|c| c.type_ == "Ready"));
+            let state = ready.map_or((false, "Unknown".to_owned()), |c| {
+                (c.status == "True", c.reason.clone())
+            });
+            *counts.entry(state).or_default() += 1;
+            let end = status.and_then(|s| s.expires_at).map(|at| at.timestamp());
+            snapshot.nearest_expiry = snapshot.nearest_expiry.into_iter().chain(end).min();
+            if let Some(renewal) = status.and_then(|s| renewal(s, now)) {
+                snapshot.overdue += i64::from(renewal.overdue);
+                snapshot.at_risk += i64::from(renewal.at_risk);
+            }
+        }
+        snapshot.credentials = counts.into_iter().collect();
+        snapshot.in_flight = i64::try_from(self.working.lock().len()).unwrap_or(i64::MAX);
+        let connections = self.caches.connections.all();
+        snapshot.connections = connections
+            .iter()
+            .filter(|r| !r.connection.spec.suspend)
+            .map(|r| (r.connection.name_any(), r.usable.is_ok() && r.held.is_ok()))
+            .collect();
+        let runners: Vec<_> = self.scopes.lock().values().cloned().collect();
+        for runner in runners {
+            let scope = &runner.scope;
+            // The names are in order: of several that share a budget it is always the same.
+            let Some(resolved) = connections.iter().find(|r| r.scope(&scope.of).as_ref() == Some(scope)) else {
+                continue;
+            };
+            let labels = ScopeLabels::new(&resolved.connection.name_any(), scope.kind, &scope.of);
+            let usage = runner.usage();
+            // What is not read yet is not waited for.
+            let journal = runner.journal.view().now_or_never().and_then(Result::ok);
+            let figures = ScopeFigures {
+                limit: usage.limit,
+                used: usage.used,
+                kept: usage.kept,
+                waiting: usage.waiting,
+                backlog: journal.as_ref().map_or(0, |j| j.audit.len()),
+                backlog_percent: journal.as_ref().map_or(0, |j| j.backlog()),
+                owed: journal
+                    .as_ref()
+                    .map_or(0, |j| j.revocations.values().filter(|r| r.due <= now).count()),
+            };
+            snapshot.scopes.push((labels, figures));
+        }
+        snapshot.scopes.sort_by(|(a, _), (b, _)| a.cmp(b));
+        self.metrics.observe(&snapshot);
+    }
+
+    /// Notes how long a token that was just published was waited for, by what its credential said before.
+    pub(super) fn measure(&self, credential: &EphemeralCredential, kind: Kind) {
+        let since = match kind {
+            Kind::First => credential
+                .creation_timestamp()
+                .and_then(|at| Time::from_timestamp(at.0.as_second(), 0)),
+            Kind::Renewal => credential.status.as_ref().and_then(|status| status.renew_at),
+            _ => None,
+        };
+        let Some(since) = since else { return };
+        let waited = (self.now() - since).to_std().unwrap_or_default();
+        if kind == Kind::First {
+            self.metrics.first_token(waited);
+        } else {
+            self.metrics.rotated(waited);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::t;
+
+    fn at(renews: i64, ends: i64, now: i64) -> (bool, bool) {
+        let status = EphemeralCredentialStatus {
+            renew_at: Some(t(renews)),
+            expires_at: Some(t(ends)),
+            ..EphemeralCredentialStatus::default()
+        };
+        let renewal = renewal(&status, t(now)).unwrap();
+        (renewal.overdue, renewal.at_risk)
+    }
+
+    #[test]
+    fn a_renewal_is_overdue_after_a_minute_and_at_risk_after_half_of_the_runway() {
+        assert_eq!(at(2400, 3600, 2400), (false, false));
+        assert_eq!(at(2400, 3600, 2460), (false, false));
+        assert_eq!(at(2400, 3600, 2461), (true, false));
+        assert_eq!(at(2400, 3600, 3001), (true, true));
+        // A runway shorter than two minutes has no minute to wait.
+        assert_eq!(at(0, 60, 31), (true, true));
+        assert_eq!(renewal(&EphemeralCredentialStatus::default(), t(0)), None);
+    }
+}
