@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::api::MANAGER;
-use crate::broker::wire::{Connections, Lost, Reply, Wire};
+use crate::broker::wire::{ConnectionReuse, Reply, TransportError, Wire};
 use crate::broker::{BuildError, Endpoint, retry_after, server_time};
 use crate::core::audit::{AuditEvent, EventType};
 
@@ -68,7 +68,7 @@ impl Chronicle {
     /// Where URL, token or certificates cannot be used; it says what to change.
     pub fn new(endpoint: &Endpoint, form: Form) -> Result<Self, BuildError> {
         // A dead connection costs a repeat here, and a new one for each of 2,000 events costs more.
-        let wire = Wire::new(endpoint, Connections::Kept)?;
+        let wire = Wire::new(endpoint, ConnectionReuse::Kept)?;
         Ok(Self { wire, form })
     }
 
@@ -110,9 +110,9 @@ fn through_connect(event: &AuditEvent) -> Value {
     body
 }
 
-fn unanswered(lost: Lost) -> NotDelivered {
+fn unanswered(lost: TransportError) -> NotDelivered {
     NotDelivered::unavailable(match lost {
-        Lost::Timeout | Lost::Cut => format!("ChittyChronicle gave no answer: {}", lost.phrase()),
+        TransportError::Timeout | TransportError::Cut => format!("ChittyChronicle gave no answer: {}", lost.phrase()),
         _ => format!("ChittyChronicle cannot be reached: {}", lost.phrase()),
     })
 }

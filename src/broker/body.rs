@@ -17,7 +17,7 @@ const SKIPPED: [&str; 2] = ["details", "usage_instructions"];
 
 /// Why no token can be taken from an answer that reports success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flaw {
+pub(super) enum InvalidBody {
     TooLarge,
     Html,
     NotJson,
@@ -32,7 +32,7 @@ pub(super) enum Flaw {
     PastExpiry,
 }
 
-impl Flaw {
+impl InvalidBody {
     pub(super) const fn phrase(self) -> &'static str {
         match self {
             Self::TooLarge => "the answer is larger than 256 KiB",
@@ -63,9 +63,9 @@ pub(super) enum Member {
 }
 
 impl Members {
-    pub(super) fn parse(body: &[u8]) -> Result<Self, Flaw> {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, InvalidBody> {
         if body.trim_ascii_start().starts_with(b"<") {
-            return Err(Flaw::Html);
+            return Err(InvalidBody::Html);
         }
         let mut json = serde_json::Deserializer::from_slice(body);
         Object { nested: true }
@@ -73,11 +73,11 @@ impl Members {
             .and_then(|members| json.end().map(|()| members))
             .map_err(|error| {
                 if error.is_eof() {
-                    Flaw::Truncated
+                    InvalidBody::Truncated
                 } else if error.is_data() {
-                    Flaw::NotAnObject
+                    InvalidBody::NotAnObject
                 } else {
-                    Flaw::NotJson
+                    InvalidBody::NotJson
                 }
             })
     }
@@ -109,17 +109,17 @@ impl Members {
     }
 
     /// `expires_at`, which must lie ahead of `now` where it is there.
-    pub(super) fn expiry(&self, now: Time) -> Result<Option<Time>, Flaw> {
+    pub(super) fn expiry(&self, now: Time) -> Result<Option<Time>, InvalidBody> {
         let text = match self.get("expires_at") {
             None => return Ok(None),
             Some(Member::Text(text)) => text.expose_secret(),
-            Some(_) => return Err(Flaw::BadExpiry),
+            Some(_) => return Err(InvalidBody::BadExpiry),
         };
         let at = chrono::DateTime::parse_from_rfc3339(text)
-            .map_err(|_| Flaw::BadExpiry)?
+            .map_err(|_| InvalidBody::BadExpiry)?
             .to_utc();
         if at <= now {
-            return Err(Flaw::PastExpiry);
+            return Err(InvalidBody::PastExpiry);
         }
         Ok(Some(at))
     }
@@ -299,21 +299,21 @@ mod tests {
     fn a_body_that_is_no_object_is_told_apart_by_what_it_is() {
         let deep = "[".repeat(100_000);
         for (body, flaw) in [
-            (" \n<!doctype html><html>", Flaw::Html),
-            ("", Flaw::Truncated),
-            (r#"{"cloudflare_token":"cf_eph"#, Flaw::Truncated),
-            (r#"{"a":"b"} trailing"#, Flaw::NotJson),
-            ("Not Found", Flaw::NotJson),
-            ("404 Not Found", Flaw::NotAnObject),
-            ("{\"a\":\"\u{1}\"}", Flaw::NotJson),
-            ("[1]", Flaw::NotAnObject),
-            ("\"text\"", Flaw::NotAnObject),
-            ("null", Flaw::NotAnObject),
-            (deep.as_str(), Flaw::NotAnObject),
+            (" \n<!doctype html><html>", InvalidBody::Html),
+            ("", InvalidBody::Truncated),
+            (r#"{"cloudflare_token":"cf_eph"#, InvalidBody::Truncated),
+            (r#"{"a":"b"} trailing"#, InvalidBody::NotJson),
+            ("Not Found", InvalidBody::NotJson),
+            ("404 Not Found", InvalidBody::NotAnObject),
+            ("{\"a\":\"\u{1}\"}", InvalidBody::NotJson),
+            ("[1]", InvalidBody::NotAnObject),
+            ("\"text\"", InvalidBody::NotAnObject),
+            ("null", InvalidBody::NotAnObject),
+            (deep.as_str(), InvalidBody::NotAnObject),
         ] {
             assert_eq!(Members::parse(body.as_bytes()).err(), Some(flaw), "{body:.40}");
         }
-        assert_eq!(Members::parse(b"{\"a\":\"\xff\"}").err(), Some(Flaw::NotJson));
+        assert_eq!(Members::parse(b"{\"a\":\"\xff\"}").err(), Some(InvalidBody::NotJson));
     }
 
     #[test]
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(expiry(r#""2026-01-06T12:00:00Z""#), Ok(Some(noon)));
         assert_eq!(expiry(r#""2026-01-06T13:00:00.000+01:00""#), Ok(Some(noon)));
         assert_eq!(expiry("null"), Ok(None));
-        assert_eq!(expiry(r#""2026-01-06T11:00:00Z""#), Err(Flaw::PastExpiry));
+        assert_eq!(expiry(r#""2026-01-06T11:00:00Z""#), Err(InvalidBody::PastExpiry));
         for text in [
             r#""tomorrow""#,
             r#""""#,
@@ -333,7 +333,7 @@ mod tests {
             "{}",
             "true",
         ] {
-            assert_eq!(expiry(text), Err(Flaw::BadExpiry), "{text}");
+            assert_eq!(expiry(text), Err(InvalidBody::BadExpiry), "{text}");
         }
     }
 }

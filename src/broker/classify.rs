@@ -8,8 +8,8 @@ use http::header::{DATE, HeaderMap, RETRY_AFTER};
 use http::{Method, StatusCode};
 use secrecy::ExposeSecret;
 
-use super::body::{Flaw, Member, Members};
-use super::wire::{Lost, Sent};
+use super::body::{InvalidBody, Member, Members};
+use super::wire::{Sent, TransportError};
 use super::{Reason, Refusal};
 use crate::core::Time;
 
@@ -67,7 +67,7 @@ pub(super) enum Phrase {
 
 /// A refusal's body, without its text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct ErrorBody {
     /// Whether it was JSON of `ChittyConnect`'s shape, and not a page of something in between.
     json: bool,
     phrases: Vec<Phrase>,
@@ -91,7 +91,7 @@ const FIELDS: [&str; 14] = [
     "token_id",
 ];
 
-impl Said {
+impl ErrorBody {
     /// Reads a body; one that cannot be read says nothing.
     pub(super) fn in_body(body: Option<&[u8]>) -> Self {
         body.and_then(|body| Members::parse(body).ok())
@@ -124,9 +124,9 @@ impl Said {
 }
 
 fn phrases(text: &str) -> Vec<Phrase> {
-    let word = |wanted: &str| {
+    let word = |desired: &str| {
         text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-            .any(|word| word.eq_ignore_ascii_case(wanted))
+            .any(|word| word.eq_ignore_ascii_case(desired))
     };
     let field = FIELDS
         .into_iter()
@@ -158,7 +158,7 @@ fn is_upstream_404(text: &str) -> bool {
 }
 
 /// What an answer that is no success means.
-pub(super) fn classify(status: StatusCode, headers: &HeaderMap, said: &Said, call: Call, now: Time) -> Refusal {
+pub(super) fn classify(status: StatusCode, headers: &HeaderMap, said: &ErrorBody, call: Call, now: Time) -> Refusal {
     let code = status.as_u16();
     let reason = match code {
         401 => Reason::Unauthorized,
@@ -199,7 +199,7 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, said: &Said, cal
     }
 }
 
-fn unauthorized(said: &Said) -> String {
+fn unauthorized(said: &ErrorBody) -> String {
     let why = if said.says(Phrase::InactiveKey) {
         "it is inactive"
     } else if said.says(Phrase::MissingKey) {
@@ -210,7 +210,7 @@ fn unauthorized(said: &Said) -> String {
     format!("ChittyConnect does not accept the API key (401): {why}")
 }
 
-fn rate_limited(said: &Said, call: Call) -> String {
+fn rate_limited(said: &ErrorBody, call: Call) -> String {
     let until = if call == Call::Provision && said.says(Phrase::HourlyLimit) {
         " before the next full hour"
     } else {
@@ -219,7 +219,7 @@ fn rate_limited(said: &Said, call: Call) -> String {
     format!("ChittyConnect takes no more requests{until} (429)")
 }
 
-fn rejected(code: u16, said: &Said, call: Call) -> String {
+fn rejected(code: u16, said: &ErrorBody, call: Call) -> String {
     if code == 404 && !said.json {
         return format!(
             "ChittyConnect does not serve {} {} at this URL (404): check spec.url and spec.api of the connection",
@@ -247,7 +247,7 @@ fn rejected(code: u16, said: &Said, call: Call) -> String {
     format!("ChittyConnect rejected the request ({code}): {why}")
 }
 
-fn unavailable(code: u16, said: &Said, call: Call) -> String {
+fn unavailable(code: u16, said: &ErrorBody, call: Call) -> String {
     let unsure = if call.mints() {
         "; whether a token was made is unknown"
     } else {
@@ -260,8 +260,8 @@ fn unavailable(code: u16, said: &Said, call: Call) -> String {
 }
 
 /// What it means that no whole answer came.
-pub(super) fn lost(lost: Lost, timeout: TimeDelta, call: Call) -> Refusal {
-    if lost == Lost::Unbuilt {
+pub(super) fn lost(lost: TransportError, timeout: TimeDelta, call: Call) -> Refusal {
+    if lost == TransportError::Unbuilt {
         return Refusal::new(
             Reason::InvalidSpec,
             "The request cannot be written as HTTP; nothing was sent",
@@ -281,7 +281,7 @@ pub(super) fn lost(lost: Lost, timeout: TimeDelta, call: Call) -> Refusal {
         ),
         sent => {
             let what = match lost {
-                Lost::Timeout => format!("ChittyConnect did not answer within {}", seconds(timeout)),
+                TransportError::Timeout => format!("ChittyConnect did not answer within {}", seconds(timeout)),
                 _ => "The connection to ChittyConnect ended before its answer did".to_owned(),
             };
             Refusal::new(Reason::OutcomeUnknown, format!("{what}; {unsure} is unknown"), sent)
@@ -290,7 +290,7 @@ pub(super) fn lost(lost: Lost, timeout: TimeDelta, call: Call) -> Refusal {
 }
 
 /// What it means that an answer reports success and lacks what success brings.
-pub(super) fn flawed(flaw: Flaw, status: StatusCode, call: Call) -> Refusal {
+pub(super) fn flawed(flaw: InvalidBody, status: StatusCode, call: Call) -> Refusal {
     let so = if call.mints() {
         "; a token it made is held by nobody"
     } else {
@@ -338,7 +338,7 @@ pub(crate) fn retry_after(headers: &HeaderMap, server_now: Option<Time>) -> Opti
 }
 
 /// The provision API counts by UTC clock hours and does not say so in a header.
-fn next_hour(said: &Said, call: Call, code: u16, server_now: Time) -> Option<TimeDelta> {
+fn next_hour(said: &ErrorBody, call: Call, code: u16, server_now: Time) -> Option<TimeDelta> {
     let counted = code == 429 && call == Call::Provision && said.says(Phrase::HourlyLimit);
     counted.then(|| TimeDelta::hours(1) - TimeDelta::seconds((server_now.minute() * 60 + server_now.second()).into()))
 }

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde::Serialize;
 
-use super::body::{Flaw, Members};
+use super::body::{InvalidBody, Members};
 use super::classify::{Call, flawed, server_time};
 use super::{Answer, Broker, MintRequest, Refusal, accepted};
 use crate::core::Time;
@@ -50,13 +50,13 @@ pub(super) async fn mint(broker: &Broker, request: &MintRequest, now: Time) -> R
         .map_err(|flaw| flawed(flaw, StatusCode::OK, Call::Deploy))
 }
 
-fn answer(members: Members, now: Time) -> Result<Answer, Flaw> {
+fn answer(members: Members, now: Time) -> Result<Answer, InvalidBody> {
     let expires_at = members.expiry(now)?;
     let outputs = members.into_outputs(&ABOUT);
     if outputs.is_empty() {
-        return Err(Flaw::NoOutputs);
+        return Err(InvalidBody::NoOutputs);
     }
-    let expires_at = expires_at.ok_or(Flaw::NoExpiry)?;
+    let expires_at = expires_at.ok_or(InvalidBody::NoExpiry)?;
     Ok(Answer {
         outputs,
         expires_at: Some(expires_at),
@@ -74,7 +74,7 @@ mod tests {
     fn now() -> Time {
         chrono::Utc.with_ymd_and_hms(2026, 1, 6, 11, 0, 0).unwrap()
     }
-    fn read(body: &str) -> Result<Answer, Flaw> {
+    fn read(body: &str) -> Result<Answer, InvalidBody> {
         answer(Members::parse(body.as_bytes())?, now())
     }
 
@@ -104,23 +104,23 @@ mod tests {
     #[test]
     fn an_answer_without_tokens_or_without_an_end_ahead_is_none() {
         for (body, flaw) in [
-            (r"{}", Flaw::NoOutputs),
-            (r#"{"expires_at":"2026-01-06T12:00:00Z"}"#, Flaw::NoOutputs),
+            (r"{}", InvalidBody::NoOutputs),
+            (r#"{"expires_at":"2026-01-06T12:00:00Z"}"#, InvalidBody::NoOutputs),
             (
                 r#"{"npm_token":"","expires_at":"2026-01-06T12:00:00Z"}"#,
-                Flaw::NoOutputs,
+                InvalidBody::NoOutputs,
             ),
             (
                 r#"{"npm_token":12,"expires_at":"2026-01-06T12:00:00Z"}"#,
-                Flaw::NoOutputs,
+                InvalidBody::NoOutputs,
             ),
-            (r#"{"npm_token":"t"}"#, Flaw::NoExpiry),
-            (r#"{"npm_token":"t","expires_at":null}"#, Flaw::NoExpiry),
-            (r#"{"npm_token":"t","expires_at":1767700800}"#, Flaw::BadExpiry),
-            (r#"{"npm_token":"t","expires_at":"later"}"#, Flaw::BadExpiry),
+            (r#"{"npm_token":"t"}"#, InvalidBody::NoExpiry),
+            (r#"{"npm_token":"t","expires_at":null}"#, InvalidBody::NoExpiry),
+            (r#"{"npm_token":"t","expires_at":1767700800}"#, InvalidBody::BadExpiry),
+            (r#"{"npm_token":"t","expires_at":"later"}"#, InvalidBody::BadExpiry),
             (
                 r#"{"npm_token":"t","expires_at":"2026-01-06T10:59:59Z"}"#,
-                Flaw::PastExpiry,
+                InvalidBody::PastExpiry,
             ),
         ] {
             assert_eq!(read(body).err(), Some(flaw), "{body}");

@@ -27,11 +27,11 @@ use serde::Serialize;
 use crate::api::Reason;
 use crate::core::Time;
 use crate::core::render::Outputs;
-use classify::{Call, Said};
+use classify::{Call, ErrorBody};
 pub(crate) use classify::{retry_after, server_time};
 pub use proxy::Proxy;
 pub use wire::{BuildError, Endpoint, Sent};
-use wire::{Connections, Reply, Wire};
+use wire::{ConnectionReuse, Reply, Wire};
 
 /// The API to speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -152,7 +152,7 @@ impl Broker {
     /// # Errors
     /// Where URL, key or certificates cannot be used; it says what to change.
     pub fn new(endpoint: &Endpoint, api: Api) -> Result<Self, BuildError> {
-        let wire = Wire::new(endpoint, Connections::OneRequestEach)?;
+        let wire = Wire::new(endpoint, ConnectionReuse::OneRequestEach)?;
         Ok(Self { wire, api })
     }
 
@@ -233,19 +233,19 @@ impl Broker {
 /// The members of an answer that reports success; otherwise what the answer means.
 fn accepted(reply: &Reply, call: Call, now: Time) -> Result<body::Members, Refusal> {
     let body = reply.body.as_deref().map(Vec::as_slice);
-    let refused = |said: &Said| classify::classify(reply.status, &reply.headers, said, call, now);
+    let refused = |said: &ErrorBody| classify::classify(reply.status, &reply.headers, said, call, now);
     if !reply.status.is_success() {
-        return Err(refused(&Said::in_body(body)));
+        return Err(refused(&ErrorBody::in_body(body)));
     }
     let flawed = |flaw| classify::flawed(flaw, reply.status, call);
-    let members = body::Members::parse(body.ok_or_else(|| flawed(body::Flaw::TooLarge))?).map_err(flawed)?;
+    let members = body::Members::parse(body.ok_or_else(|| flawed(body::InvalidBody::TooLarge))?).map_err(flawed)?;
     if members.says_failure() {
-        let said = Said::in_members(&members);
+        let said = ErrorBody::in_members(&members);
         // A denial stays one whatever status it comes with.
         return Err(if said.says(classify::Phrase::Denied) {
             classify::classify(StatusCode::FORBIDDEN, &reply.headers, &said, call, now)
         } else {
-            flawed(body::Flaw::SaysFailure)
+            flawed(body::InvalidBody::SaysFailure)
         });
     }
     Ok(members)

@@ -8,8 +8,8 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::body::{Flaw, Members, insert};
-use super::classify::{Call, Phrase, Said, flawed, server_time};
+use super::body::{InvalidBody, Members, insert};
+use super::classify::{Call, ErrorBody, Phrase, flawed, server_time};
 use super::{Answer, Broker, MintRequest, Probe, Reason, Refusal, Revoked, Sent, accepted, is_token_id};
 use crate::core::Time;
 use crate::core::render::Outputs;
@@ -64,8 +64,10 @@ fn body(request: &MintRequest) -> Result<Body<'_>, Refusal> {
 }
 
 /// A flaw comes with the ids of tokens that were made all the same.
-fn answer(members: &Members, now: Time) -> Result<Answer, (Flaw, Vec<String>)> {
-    let credential = members.object("credential").ok_or((Flaw::NoCredential, Vec::new()))?;
+fn answer(members: &Members, now: Time) -> Result<Answer, (InvalidBody, Vec<String>)> {
+    let credential = members
+        .object("credential")
+        .ok_or((InvalidBody::NoCredential, Vec::new()))?;
     let outputs = outputs(credential);
     let token_ids: Vec<String> = credential
         .text("token_id")
@@ -74,7 +76,7 @@ fn answer(members: &Members, now: Time) -> Result<Answer, (Flaw, Vec<String>)> {
         .into_iter()
         .collect();
     if outputs.is_empty() {
-        return Err((Flaw::NoValue, token_ids));
+        return Err((InvalidBody::NoValue, token_ids));
     }
     match credential.expiry(now) {
         Ok(expires_at) => Ok(Answer {
@@ -119,7 +121,7 @@ pub(super) async fn revoke(broker: &Broker, token_id: &str, now: Time) -> Result
     match accepted(&reply, Call::Revoke, now) {
         Ok(_) => Ok(Revoked::Now),
         Err(refusal) => {
-            let said = Said::in_body(reply.body.as_deref().map(Vec::as_slice));
+            let said = ErrorBody::in_body(reply.body.as_deref().map(Vec::as_slice));
             // The worker wraps Cloudflare's 404 for a token that is gone in a 500 of its own.
             if reply.status.as_u16() == 500 && said.says(Phrase::NoSuchToken) {
                 Ok(Revoked::Already)
@@ -170,7 +172,7 @@ pub(super) async fn candidates(
     accepted(&reply, Call::Audit, now)?;
     let body = reply.body.as_deref().map(Vec::as_slice).unwrap_or_default();
     let audit: Audit =
-        serde_json::from_slice(body).map_err(|_| flawed(Flaw::NotAnObject, reply.status, Call::Audit))?;
+        serde_json::from_slice(body).map_err(|_| flawed(InvalidBody::NotAnObject, reply.status, Call::Audit))?;
     Ok(found(audit, request, type_, since))
 }
 

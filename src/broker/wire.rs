@@ -91,7 +91,7 @@ pub enum Sent {
 
 /// Why no whole answer came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lost {
+pub(crate) enum TransportError {
     Unresolved,
     NotConnected,
     Untrusted,
@@ -114,7 +114,7 @@ pub(crate) enum ProxyLost {
     Refused,
 }
 
-impl Lost {
+impl TransportError {
     pub(crate) const fn sent(self) -> Sent {
         match self {
             Self::Timeout | Self::Cut => Sent::Unknown,
@@ -154,7 +154,7 @@ pub(crate) struct Reply {
 
 /// Whether connections are kept for the next request.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Connections {
+pub(crate) enum ConnectionReuse {
     /// A kept connection may be dead, and then nobody can say whether the request left.
     OneRequestEach,
     Kept,
@@ -181,7 +181,7 @@ fn origin(url: &Url) -> String {
 }
 
 impl Wire {
-    pub(crate) fn new(endpoint: &Endpoint, connections: Connections) -> Result<Self, BuildError> {
+    pub(crate) fn new(endpoint: &Endpoint, connections: ConnectionReuse) -> Result<Self, BuildError> {
         let url = &endpoint.url;
         let plain = match url.scheme() {
             "http" => true,
@@ -214,8 +214,8 @@ impl Wire {
             .connect_timeout(total / 2)
             .timeout(total);
         let builder = match connections {
-            Connections::OneRequestEach => builder.pool_max_idle_per_host(0),
-            Connections::Kept => builder.pool_max_idle_per_host(1),
+            ConnectionReuse::OneRequestEach => builder.pool_max_idle_per_host(0),
+            ConnectionReuse::Kept => builder.pool_max_idle_per_host(1),
         };
         let proxy = match &endpoint.proxy {
             Some(proxy) => proxy.between(url).map_err(|_| BuildError::Proxy)?,
@@ -278,7 +278,7 @@ impl Wire {
     }
 
     /// Sends a request once and reads its answer.
-    pub(crate) async fn exchange(&self, request: RequestBuilder) -> Result<Reply, Lost> {
+    pub(crate) async fn exchange(&self, request: RequestBuilder) -> Result<Reply, TransportError> {
         let lost = |error: &reqwest::Error| lost(error, self.proxied);
         let mut response = request.send().await.map_err(|error| lost(&error))?;
         let (status, headers) = (response.status(), response.headers().clone());
@@ -319,27 +319,27 @@ async fn read(response: &mut Response) -> reqwest::Result<Option<Zeroizing<Vec<u
     Ok(Some(body))
 }
 
-fn lost(error: &reqwest::Error, proxied: bool) -> Lost {
+fn lost(error: &reqwest::Error, proxied: bool) -> TransportError {
     if error.is_builder() {
-        Lost::Unbuilt
+        TransportError::Unbuilt
     } else if is_unproven(error) {
         // The handshake is over for us and not for the server: it has read nothing of the request.
-        Lost::Unproven
+        TransportError::Unproven
     } else if error.is_connect() {
         let untrusted = tls(error).is_some();
         match (proxied, error.is_timeout(), error.is_dns()) {
-            (false, true, _) => Lost::ConnectTimeout,
-            (false, _, true) => Lost::Unresolved,
-            (_, false, _) if untrusted => Lost::Untrusted,
-            (false, ..) => Lost::NotConnected,
-            (true, true, _) => Lost::Proxy(ProxyLost::Timeout),
-            (true, _, true) => Lost::Proxy(ProxyLost::Unresolved),
-            (true, ..) => Lost::Proxy(lost_proxy(error)),
+            (false, true, _) => TransportError::ConnectTimeout,
+            (false, _, true) => TransportError::Unresolved,
+            (_, false, _) if untrusted => TransportError::Untrusted,
+            (false, ..) => TransportError::NotConnected,
+            (true, true, _) => TransportError::Proxy(ProxyLost::Timeout),
+            (true, _, true) => TransportError::Proxy(ProxyLost::Unresolved),
+            (true, ..) => TransportError::Proxy(lost_proxy(error)),
         }
     } else if error.is_timeout() {
-        Lost::Timeout
+        TransportError::Timeout
     } else {
-        Lost::Cut
+        TransportError::Cut
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use kube::Client;
 
 use crate::core::Time;
-use crate::core::clock::{Pause, SteadyClock};
+use crate::core::clock::{SteadyClock, Suspension};
 
 /// How long one call to the API server may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,7 +73,7 @@ impl Error {
     /// This without the API server's own words, for writes of values: whoever refused one may have
     /// repeated it.
     #[must_use]
-    pub fn unspoken(mut self) -> Self {
+    pub fn redacted(mut self) -> Self {
         if let Self::Kube(kube::Error::Api(status)) = &mut self {
             status.message = format!("refused with {} {}", status.code, status.reason);
             status.details = None;
@@ -130,7 +130,7 @@ pub struct Cluster {
 struct Timekeeping {
     steady: SteadyClock,
     /// Since this process was started.
-    pauses: Vec<Pause>,
+    pauses: Vec<Suspension>,
 }
 
 impl Cluster {
@@ -155,7 +155,7 @@ impl Cluster {
     }
 
     /// Now, and the pauses after the first `known` that this time has passed over.
-    pub(crate) fn now_and_pauses(&self, known: usize) -> (Time, Vec<Pause>) {
+    pub(crate) fn now_and_pauses(&self, known: usize) -> (Time, Vec<Suspension>) {
         let time = self.time();
         let pauses = time.pauses.get(known..).unwrap_or_default().to_vec();
         (time.steady.now(clock::elapsed()), pauses)

@@ -12,7 +12,7 @@ use zeroize::Zeroize;
 use super::{Cluster, Error, bounded};
 use crate::api::{EXPIRES_AT_ANNOTATION, EphemeralCredential, MANAGED_BY_LABEL, MANAGER, SEAL_ANNOTATION, SecretType};
 use crate::core::audit::Subject;
-use crate::core::journal::{Live, RequestFacts};
+use crate::core::journal::{ActiveToken, RequestFacts};
 use crate::core::plan::{Content, SecretState};
 use crate::core::render::{Data, fingerprint};
 use crate::core::seal::{Seal, SealKey};
@@ -44,7 +44,7 @@ impl Owner {
 
 /// A Secret as the spec wants it dressed.
 #[derive(Clone, Debug)]
-pub struct Dress {
+pub struct SecretMetadata {
     /// Name of the Secret.
     pub name: String,
     /// Its type.
@@ -59,7 +59,7 @@ pub struct Dress {
 
 /// A Secret that was looked at: its state, and what guards a write to it.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct InspectedSecret {
     /// Its state.
     pub state: SecretState,
     /// Uid and resource version, where it exists.
@@ -68,7 +68,7 @@ pub struct Seen {
     pub keys: Vec<String>,
 }
 
-impl Seen {
+impl InspectedSecret {
     /// Of a Secret that is as it was written: nothing of it has to be read.
     #[must_use]
     pub fn settled(uid: &str, version: &str) -> Self {
@@ -76,7 +76,7 @@ impl Seen {
             state: SecretState::Ours {
                 seal: None,
                 content: Content::Intact,
-                dressed: true,
+                metadata_matches: true,
             },
             guard: Some(Preconditions {
                 uid: Some(uid.to_owned()),
@@ -93,7 +93,7 @@ impl Seen {
             self.state,
             SecretState::Ours {
                 content: Content::Intact,
-                dressed: true,
+                metadata_matches: true,
                 ..
             }
         )
@@ -120,7 +120,7 @@ impl Seen {
 #[derive(Clone, Copy, Debug)]
 pub struct Write<'a> {
     /// The token whose values it gets; none for a dry run.
-    pub live: Option<&'a Live>,
+    pub live: Option<&'a ActiveToken>,
     /// Nothing of that name was seen.
     pub absent: bool,
 }
@@ -176,13 +176,13 @@ impl Cluster {
         &self,
         owner: &Owner,
         name: &str,
-        live: Option<&Live>,
+        live: Option<&ActiveToken>,
         labels: Option<&BTreeMap<String, String>>,
         seal: &SealKey,
-    ) -> Result<Seen, Error> {
+    ) -> Result<InspectedSecret, Error> {
         let secret = bounded(self.secrets(&owner.namespace).get_opt(name)).await?.map(Wiped);
         Ok(match secret {
-            None => Seen::absent(),
+            None => InspectedSecret::absent(),
             Some(secret) => seen(&secret.0, owner, live, labels, seal),
         })
     }
@@ -196,24 +196,24 @@ impl Cluster {
     pub async fn write_secret(
         &self,
         owner: &Owner,
-        dress: &Dress,
+        metadata: &SecretMetadata,
         data: &Data,
         seal: &SealKey,
         write: Write<'_>,
-    ) -> Result<Seen, WriteError> {
+    ) -> Result<InspectedSecret, WriteError> {
         let dry_run = write.live.is_none();
         let api = self.secrets(&owner.namespace);
         let post = PostParams {
             dry_run,
             ..PostParams::default()
         };
-        let desired = Wiped(desired(owner, dress, data));
+        let desired = Wiped(desired(owner, metadata, data));
         // A Secret cannot change its type, and somebody may be faster: look, write, look again.
         for attempt in 0..4 {
             let existing = if write.absent && attempt == 0 {
                 None
             } else {
-                bounded(api.get_opt(&dress.name)).await?.map(Wiped)
+                bounded(api.get_opt(&metadata.name)).await?.map(Wiped)
             };
             // A webhook sees what is replaced, too.
             let speaks = dry_run && existing.is_none();
@@ -223,25 +223,25 @@ impl Cluster {
                     if !is_ours(&existing.0, owner, seal) {
                         return Err(WriteError::NotOurs);
                     }
-                    if existing.0.type_.as_deref() != Some(dress.type_.as_str()) {
+                    if existing.0.type_.as_deref() != Some(metadata.type_.as_str()) {
                         if dry_run {
                             return Ok(seen(&existing.0, owner, None, None, seal));
                         }
-                        self.delete_secret(&owner.namespace, &dress.name, Some(guard(&existing.0)))
+                        self.delete_secret(&owner.namespace, &metadata.name, Some(guard(&existing.0)))
                             .await?;
                         continue;
                     }
                     let replacement = Wiped(over(&existing.0, &desired.0));
-                    bounded(api.replace(&dress.name, &post, &replacement.0)).await
+                    bounded(api.replace(&metadata.name, &post, &replacement.0)).await
                 }
             };
             match outcome {
                 Ok(written) => {
-                    return Ok(seen(&Wiped(written).0, owner, write.live, Some(&dress.labels), seal));
+                    return Ok(seen(&Wiped(written).0, owner, write.live, Some(&metadata.labels), seal));
                 }
                 Err(e) if e.is_conflict() => {}
                 Err(e) if speaks => return Err(e.into()),
-                Err(e) => return Err(e.unspoken().into()),
+                Err(e) => return Err(e.redacted().into()),
             }
         }
         Err(WriteError::Api(Error::Timeout))
@@ -254,18 +254,18 @@ impl Cluster {
     pub async fn restore_secret(
         &self,
         owner: &Owner,
-        dress: &Dress,
+        metadata: &SecretMetadata,
         keys: &[String],
         seal: &SealKey,
     ) -> Result<(), WriteError> {
         let api = self.secrets(&owner.namespace);
-        let Some(existing) = bounded(api.get_opt(&dress.name)).await?.map(Wiped) else {
+        let Some(existing) = bounded(api.get_opt(&metadata.name)).await?.map(Wiped) else {
             return Ok(());
         };
         if !is_ours(&existing.0, owner, seal) {
             return Err(WriteError::NotOurs);
         }
-        let mut replacement = Wiped(over(&existing.0, &desired(owner, dress, &Data::new())));
+        let mut replacement = Wiped(over(&existing.0, &desired(owner, metadata, &Data::new())));
         let mut data = existing.0.data.clone().unwrap_or_default();
         data.retain(|key, ByteString(bytes)| {
             let ours = keys.contains(key);
@@ -275,8 +275,8 @@ impl Cluster {
             ours
         });
         replacement.0.data = Some(data);
-        let written = bounded(api.replace(&dress.name, &PostParams::default(), &replacement.0)).await;
-        drop(Wiped(written.map_err(Error::unspoken)?));
+        let written = bounded(api.replace(&metadata.name, &PostParams::default(), &replacement.0)).await;
+        drop(Wiped(written.map_err(Error::redacted)?));
         Ok(())
     }
 
@@ -294,7 +294,7 @@ impl Cluster {
         let held = match bounded(api.delete(name, &params)).await {
             Ok(deleted) => deleted.left().map(Wiped).filter(|s| is_held(&s.0)),
             Err(e) if e.is_not_found() => return Ok(()),
-            Err(e) => return Err(e.unspoken()),
+            Err(e) => return Err(e.redacted()),
         };
         if let Some(held) = held {
             let keys = held.0.data.iter().flat_map(BTreeMap::keys);
@@ -306,7 +306,7 @@ impl Cluster {
             };
             // One that its user made immutable cannot be; it is tried again with the next look.
             if let Err(error) = bounded(api.replace(name, &PostParams::default(), &empty)).await {
-                tracing::warn!(namespace, secret = name, error = %error.unspoken(), "failed to empty a Secret that a finalizer holds");
+                tracing::warn!(namespace, secret = name, error = %error.redacted(), "failed to empty a Secret that a finalizer holds");
             }
         }
         Ok(())
@@ -316,12 +316,12 @@ impl Cluster {
 fn seen(
     secret: &Secret,
     owner: &Owner,
-    live: Option<&Live>,
+    live: Option<&ActiveToken>,
     labels: Option<&BTreeMap<String, String>>,
     seal: &SealKey,
-) -> Seen {
+) -> InspectedSecret {
     let (state, keys) = inspect(secret, owner, live, labels, seal);
-    Seen {
+    InspectedSecret {
         guard: Some(guard(secret)),
         state,
         keys,
@@ -359,7 +359,7 @@ fn is_ours(secret: &Secret, owner: &Owner, seal: &SealKey) -> bool {
 fn inspect(
     secret: &Secret,
     owner: &Owner,
-    live: Option<&Live>,
+    live: Option<&ActiveToken>,
     labels: Option<&BTreeMap<String, String>>,
     key: &SealKey,
 ) -> (SecretState, Vec<String>) {
@@ -398,20 +398,20 @@ fn inspect(
         }
         _ => Content::Altered,
     };
-    let dressed = is_dressed(secret, owner, live, seal.as_ref(), labels);
+    let metadata_matches = metadata_matches(secret, owner, live, seal.as_ref(), labels);
     let other = seal.filter(|s| live.is_none_or(|l| l.claim != s.live.claim));
     let state = SecretState::Ours {
         seal: other.map(Box::new),
         content,
-        dressed,
+        metadata_matches,
     };
     (state, keys)
 }
 
-fn is_dressed(
+fn metadata_matches(
     secret: &Secret,
     owner: &Owner,
-    live: Option<&Live>,
+    live: Option<&ActiveToken>,
     seal: Option<&Seal>,
     labels: Option<&BTreeMap<String, String>>,
 ) -> bool {
@@ -436,17 +436,17 @@ pub fn rfc3339(at: crate::core::Time) -> String {
     at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
 
-fn desired(owner: &Owner, dress: &Dress, data: &Data) -> Secret {
-    let mut labels = dress.labels.clone();
+fn desired(owner: &Owner, metadata: &SecretMetadata, data: &Data) -> Secret {
+    let mut labels = metadata.labels.clone();
     labels.insert(MANAGED_BY_LABEL.to_owned(), MANAGER.to_owned());
     Secret {
         metadata: ObjectMeta {
-            name: Some(dress.name.clone()),
+            name: Some(metadata.name.clone()),
             namespace: Some(owner.namespace.clone()),
             labels: Some(labels),
             annotations: Some(BTreeMap::from([
-                (SEAL_ANNOTATION.to_owned(), dress.seal.clone()),
-                (EXPIRES_AT_ANNOTATION.to_owned(), dress.expires_at.clone()),
+                (SEAL_ANNOTATION.to_owned(), metadata.seal.clone()),
+                (EXPIRES_AT_ANNOTATION.to_owned(), metadata.expires_at.clone()),
             ])),
             owner_references: Some(vec![OwnerReference {
                 api_version: EphemeralCredential::api_version(&()).into_owned(),
@@ -459,7 +459,7 @@ fn desired(owner: &Owner, dress: &Dress, data: &Data) -> Secret {
             }]),
             ..ObjectMeta::default()
         },
-        type_: Some(dress.type_.as_str().to_owned()),
+        type_: Some(metadata.type_.as_str().to_owned()),
         data: Some(data.iter().map(|(k, v)| (k.clone(), ByteString(v.to_vec()))).collect()),
         ..Secret::default()
     }

@@ -3,51 +3,51 @@
 use std::sync::Arc;
 
 use super::context::Context;
-use super::publish::dress;
+use super::publish::metadata;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::secrets::WriteError;
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType};
 use crate::core::ids::ObjectName;
-use crate::core::journal::Live;
+use crate::core::journal::ActiveToken;
 use crate::core::plan::Action;
 
 use super::claims::{adopt, give_up, rebuild};
-use super::observe::Scene;
+use super::observe::Snapshot;
 use super::reconcile::ReconcileError;
 
 /// Does one thing; true where the credential should be looked at anew at once.
 pub(super) async fn act(
     context: &Arc<Context>,
-    scene: &Scene,
+    snapshot: &Snapshot,
     action: &Action,
     credential: &EphemeralCredential,
 ) -> Result<bool, ReconcileError> {
-    let owner = &scene.owner;
+    let owner = &snapshot.owner;
     match action {
         Action::Delete { secret } => {
-            remove(context, scene, secret).await?;
+            remove(context, snapshot, secret).await?;
             Ok(false)
         }
         Action::DeleteUnknown { secret, claim } => {
             // Wherever it may have been made: the credential can have moved meanwhile.
             let mut scopes = context.index.lock().records_of(&owner.uid);
-            scopes.extend(scene.scope.clone());
+            scopes.extend(snapshot.scope.clone());
             for scope in scopes {
                 let (uid, claim) = (owner.uid.clone(), claim.clone());
-                let journal = &context.runner(&scope).journal;
+                let journal = &context.scheduler(&scope).journal;
                 if journal.fresh(move |journal| journal.knows(&uid, &claim)).await? {
                     return Ok(true);
                 }
             }
-            remove(context, scene, secret).await?;
+            remove(context, snapshot, secret).await?;
             Ok(false)
         }
         Action::DeleteTampered { secret } => {
             let uid = owner.uid.clone();
             let first = record(
                 context,
-                scene,
+                snapshot,
                 EventType::Tampered,
                 Reason::Tampered,
                 move |journal, live, _| {
@@ -64,7 +64,7 @@ pub(super) async fn act(
             if first == Recorded::Behind {
                 return Ok(true);
             }
-            remove(context, scene, secret).await?;
+            remove(context, snapshot, secret).await?;
             if first == Recorded::Yes {
                 let note = format!("Secret {secret} was changed by somebody else; it is removed and made anew");
                 context
@@ -80,8 +80,8 @@ pub(super) async fn act(
                 tracing::warn!(namespace = %at.namespace, secret = %at.name, "somebody undoes what is restored on a managed Secret");
                 return Ok(false);
             }
-            restore(context, scene, secret).await?;
-            context.caches.looked_at.lock().remove(&owner.uid);
+            restore(context, snapshot, secret).await?;
+            context.caches.inspection_cache.lock().remove(&owner.uid);
             Ok(true)
         }
         Action::Release { reason } => {
@@ -91,7 +91,7 @@ pub(super) async fn act(
                 EventType::Released
             };
             let (uid, why) = (owner.uid.clone(), *reason);
-            let released = record(context, scene, event, *reason, move |journal, _, now| {
+            let released = record(context, snapshot, event, *reason, move |journal, _, now| {
                 // An expired token has no life left to revoke, but its broker may not agree.
                 let released = journal.live_of(&uid).is_some();
                 if why == Reason::NotPermitted {
@@ -104,7 +104,7 @@ pub(super) async fn act(
             })
             .await?;
             if *reason == Reason::NotPermitted {
-                context.revoke_elsewhere(&owner.uid, scene.live_home.as_ref()).await;
+                context.revoke_elsewhere(&owner.uid, snapshot.live_scope.as_ref()).await;
             }
             if released != Recorded::Yes {
                 return Ok(false);
@@ -116,18 +116,18 @@ pub(super) async fn act(
             context.events.publish(credential, true, *reason, "Release", note).await;
             Ok(true)
         }
-        Action::Adopt => adopt(context, scene).await,
-        Action::GiveUp => give_up(context, scene, credential).await,
-        Action::Rebuild => rebuild(context, scene).await,
+        Action::Adopt => adopt(context, snapshot).await,
+        Action::GiveUp => give_up(context, snapshot, credential).await,
+        Action::Rebuild => rebuild(context, snapshot).await,
     }
 }
 
 /// Removes a Secret as it was when looked at.
-async fn remove(context: &Context, scene: &Scene, secret: &str) -> Result<(), ReconcileError> {
-    let guard = scene.seen.get(secret).and_then(|s| s.guard.clone());
+async fn remove(context: &Context, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
+    let guard = snapshot.seen.get(secret).and_then(|s| s.guard.clone());
     let cluster = &context.cluster;
-    cluster.delete_secret(&scene.owner.namespace, secret, guard).await?;
-    context.caches.looked_at.lock().remove(&scene.owner.uid);
+    cluster.delete_secret(&snapshot.owner.namespace, secret, guard).await?;
+    context.caches.inspection_cache.lock().remove(&snapshot.owner.uid);
     Ok(())
 }
 
@@ -145,18 +145,18 @@ pub(super) enum Recorded {
 /// Commits `change` with an audit event about the live token, if `change` says that it did something.
 async fn record(
     context: &Arc<Context>,
-    scene: &Scene,
+    snapshot: &Snapshot,
     event: EventType,
     reason: Reason,
-    mut change: impl FnMut(&mut crate::core::journal::Journal, &Live, Time) -> bool + Send + 'static,
+    mut change: impl FnMut(&mut crate::core::journal::Journal, &ActiveToken, Time) -> bool + Send + 'static,
 ) -> Result<Recorded, ReconcileError> {
-    let live = scene.observed.record.as_ref().and_then(|r| r.live.clone());
-    let (Some(live), Some(home)) = (live, &scene.live_home) else {
+    let live = snapshot.observed.record.as_ref().and_then(|r| r.live.clone());
+    let (Some(live), Some(owning_scope)) = (live, &snapshot.live_scope) else {
         return Ok(Recorded::Behind);
     };
-    let (owner, deliver) = (scene.owner.clone(), scene.deliver);
+    let (owner, deliver) = (snapshot.owner.clone(), snapshot.deliver);
     let committed = context
-        .runner(home)
+        .scheduler(owning_scope)
         .journal
         .commit(move |journal, now| {
             let now_live = journal.live_of(&owner.uid);
@@ -180,24 +180,24 @@ async fn record(
     })
 }
 
-pub(super) async fn restore(context: &Arc<Context>, scene: &Scene, secret: &str) -> Result<(), ReconcileError> {
-    let live = scene.observed.record.as_ref().and_then(|r| r.live.as_ref());
-    let wanted = scene.observed.wanted.as_ref().ok();
-    let (Some(live), Some(wanted)) = (live, wanted) else {
+pub(super) async fn restore(context: &Arc<Context>, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
+    let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
+    let desired = snapshot.observed.desired.as_ref().ok();
+    let (Some(live), Some(desired)) = (live, desired) else {
         return Ok(());
     };
-    let template = wanted.secrets.iter().find(|s| s.name == secret);
-    let (Some(template), Some(seen)) = (template, scene.seen.get(secret)) else {
+    let template = desired.secrets.iter().find(|s| s.name == secret);
+    let (Some(template), Some(seen)) = (template, snapshot.seen.get(secret)) else {
         return Ok(());
     };
     let mut live = live.clone();
     if let Some(written) = live.secrets.get_mut(secret) {
         written.keys.clone_from(&seen.keys);
     }
-    let dress = dress(context, &scene.owner, template, &live);
+    let metadata = metadata(context, &snapshot.owner, template, &live);
     match context
         .cluster
-        .restore_secret(&scene.owner, &dress, &seen.keys, &context.seal)
+        .restore_secret(&snapshot.owner, &metadata, &seen.keys, &context.seal)
         .await
     {
         // Changed since: the next look decides.

@@ -7,9 +7,10 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, Store};
+use parking_lot::Mutex;
 
 use super::connections::Connections;
-use super::context::{Locked, Look};
+use super::context::CachedInspection;
 use super::secret_index::SecretIndex;
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::Cluster;
@@ -31,12 +32,12 @@ pub struct Caches {
     /// The namespaces.
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
     /// The managed Secrets.
-    pub secrets: Locked<SecretIndex>,
+    pub secrets: Mutex<SecretIndex>,
     /// Secrets that are not as they were written, or of which the watch has yet to tell, as last looked at: by uid and
     /// name, with the resource version and the claim that held then.
-    pub looked_at: Locked<HashMap<String, BTreeMap<String, Look>>>,
+    pub inspection_cache: Mutex<HashMap<String, BTreeMap<String, CachedInspection>>>,
     /// Secrets that no watch tells of and that are there all the same: somebody else's, or without our label.
-    pub unlisted: Locked<HashSet<ObjectName>>,
+    pub unlisted: Mutex<HashSet<ObjectName>>,
 }
 
 /// What fills the stores.
@@ -63,9 +64,9 @@ impl Caches {
             credentials,
             connection_store,
             namespaces,
-            secrets: Locked::default(),
-            looked_at: Locked::default(),
-            unlisted: Locked::default(),
+            secrets: Mutex::default(),
+            inspection_cache: Mutex::default(),
+            unlisted: Mutex::default(),
         };
         let writers = Writers {
             connections: connection_writer,

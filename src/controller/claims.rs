@@ -7,16 +7,16 @@ use super::mint::look_for_orphans;
 use crate::api::{EphemeralCredential, Reason};
 use crate::core::audit::{AuditEvent, EventType};
 use crate::core::ids::ObjectName;
-use crate::core::journal::{Ending, Failure};
+use crate::core::journal::{Failure, Outcome};
 use crate::core::plan::SecretState;
 use crate::core::schedule::{Bounds, Try, retry_at};
 use crate::core::seal::{Seal, live_of};
 
-use super::observe::Scene;
+use super::observe::Snapshot;
 use super::reconcile::ReconcileError;
 
-pub(super) fn seals<'a>(scene: &'a Scene, claim: Option<&str>) -> Vec<&'a Seal> {
-    scene
+pub(super) fn seals<'a>(snapshot: &'a Snapshot, claim: Option<&str>) -> Vec<&'a Seal> {
+    snapshot
         .observed
         .secrets
         .values()
@@ -27,25 +27,25 @@ pub(super) fn seals<'a>(scene: &'a Scene, claim: Option<&str>) -> Vec<&'a Seal> 
         .collect()
 }
 
-pub(super) async fn adopt(context: &Arc<Context>, scene: &Scene) -> Result<bool, ReconcileError> {
-    let (Some(claim), Some(home)) = (&scene.observed.claim, &scene.home) else {
+pub(super) async fn adopt(context: &Arc<Context>, snapshot: &Snapshot) -> Result<bool, ReconcileError> {
+    let (Some(claim), Some(owning_scope)) = (&snapshot.observed.claim, &snapshot.owning_scope) else {
         return Ok(false);
     };
-    let Some(live) = live_of(&seals(scene, Some(&claim.id))) else {
+    let Some(live) = live_of(&seals(snapshot, Some(&claim.id))) else {
         return Ok(false);
     };
-    let (owner, id, deliver) = (scene.owner.clone(), claim.id.clone(), scene.deliver);
+    let (owner, id, deliver) = (snapshot.owner.clone(), claim.id.clone(), snapshot.deliver);
     let reason = if live.revision > 1 {
         Reason::Rotated
     } else {
         Reason::Issued
     };
     let event = context
-        .runner(home)
+        .scheduler(owning_scope)
         .journal
         .commit(move |journal, now| {
             // The claim's own place in the budget stays where the answer was: it is known to have come.
-            if !journal.end(&owner.uid, &id, Ending::Published(Box::new(live.clone())), now) {
+            if !journal.end(&owner.uid, &id, Outcome::Published(Box::new(live.clone())), now) {
                 return None;
             }
             let subject = owner.subject(&live.request, live.revision);
@@ -59,22 +59,22 @@ pub(super) async fn adopt(context: &Arc<Context>, scene: &Scene) -> Result<bool,
         })
         .await?;
     if let Some(event) = event {
-        tracing::info!(namespace = %scene.owner.namespace, name = %scene.owner.name, "adopted a finished mint");
+        tracing::info!(namespace = %snapshot.owner.namespace, name = %snapshot.owner.name, "adopted a finished mint");
         context.log_event(&event);
-        context.supersede(&scene.owner.uid, home).await;
+        context.supersede(&snapshot.owner.uid, owning_scope).await;
     }
     Ok(true)
 }
 
 pub(super) async fn give_up(
     context: &Arc<Context>,
-    scene: &Scene,
+    snapshot: &Snapshot,
     credential: &EphemeralCredential,
 ) -> Result<bool, ReconcileError> {
-    let (Some(claim), Some(home)) = (&scene.observed.claim, &scene.home) else {
+    let (Some(claim), Some(owning_scope)) = (&snapshot.observed.claim, &snapshot.owning_scope) else {
         return Ok(false);
     };
-    let (owner, deliver) = (scene.owner.clone(), scene.deliver);
+    let (owner, deliver) = (snapshot.owner.clone(), snapshot.deliver);
     let known = claim.minted.is_some();
     let (reason, message) = if known {
         (
@@ -89,11 +89,11 @@ pub(super) async fn give_up(
         )
     };
     // Written to some of its Secrets, a token has ids that are known.
-    let sealed = seals(scene, Some(&claim.id));
+    let sealed = seals(snapshot, Some(&claim.id));
     let written: Vec<String> = sealed.iter().flat_map(|s| s.live.token_ids.clone()).collect();
-    let (claim, window, timeout) = (claim.clone(), scene.window, scene.timeout);
+    let (claim, window, timeout) = (claim.clone(), snapshot.window, snapshot.timeout);
     let event = context
-        .runner(home)
+        .scheduler(owning_scope)
         .journal
         .commit(move |journal, now| {
             let count = journal.failures_in_a_row(&owner.uid, &claim.request_hash, &claim.rotate);
@@ -116,10 +116,10 @@ pub(super) async fn give_up(
                 layout_hash: claim.layout_hash.clone(),
                 rotate: claim.rotate.clone(),
             };
-            if !journal.end(&owner.uid, &claim.id, Ending::Failed { failure, counted: true }, now) {
+            if !journal.end(&owner.uid, &claim.id, Outcome::Failed { failure, counted: true }, now) {
                 return None;
             }
-            journal.disown(&owner.uid, &claim, &written, now);
+            journal.revoke_unpublished(&owner.uid, &claim, &written, now);
             let subject = owner.subject(&claim.request, claim.revision);
             let event = AuditEvent::new(EventType::of_failure(reason), reason, &subject, now, deliver);
             Some(journal.record_event(&owner.uid, event))
@@ -130,15 +130,15 @@ pub(super) async fn give_up(
         .connections
         .get(&credential.spec.connection)
         .and_then(|r| r.usable.ok());
-    if let (Some(usable), Ok(wanted), Some(claim), false) =
-        (usable, &scene.observed.wanted, &scene.observed.claim, known)
+    if let (Some(usable), Ok(desired), Some(claim), false) =
+        (usable, &snapshot.observed.desired, &snapshot.observed.claim, known)
     {
         look_for_orphans(
             context,
-            &context.runner(home).journal,
+            &context.scheduler(owning_scope).journal,
             &usable,
-            &scene.owner.uid,
-            wanted,
+            &snapshot.owner.uid,
+            desired,
             claim,
         )
         .await;
@@ -150,24 +150,24 @@ pub(super) async fn give_up(
     Ok(true)
 }
 
-pub(super) async fn rebuild(context: &Arc<Context>, scene: &Scene) -> Result<bool, ReconcileError> {
-    let Some(scope) = &scene.scope else { return Ok(false) };
-    let seals = seals(scene, None);
+pub(super) async fn rebuild(context: &Arc<Context>, snapshot: &Snapshot) -> Result<bool, ReconcileError> {
+    let Some(scope) = &snapshot.scope else { return Ok(false) };
+    let seals = seals(snapshot, None);
     let Some(live) = live_of(&seals) else { return Ok(false) };
-    let owner = scene.owner.clone();
+    let owner = snapshot.owner.clone();
     context
-        .runner(scope)
+        .scheduler(scope)
         .journal
         .commit(move |journal, now| {
             let name = (owner.namespace.as_str(), owner.name.as_str());
             journal.adopt_lost(&owner.uid, name, live.clone(), now);
         })
         .await?;
-    let name = ObjectName::new(scene.owner.namespace.as_str(), scene.owner.name.as_str());
-    context.index.lock().add_record(&scene.owner.uid, &name, scope);
+    let name = ObjectName::new(snapshot.owner.namespace.as_str(), snapshot.owner.name.as_str());
+    context.index.lock().add_record(&snapshot.owner.uid, &name, scope);
     tracing::warn!(
-        namespace = %scene.owner.namespace,
-        name = %scene.owner.name,
+        namespace = %snapshot.owner.namespace,
+        name = %snapshot.owner.name,
         scope = scope.title(),
         "the journal knew nothing of a live token; it was rebuilt from the sealed Secrets"
     );

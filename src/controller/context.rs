@@ -1,16 +1,17 @@
 //! What every part of the shell shares.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::reflector::ObjectRef;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::admission::ScopeRunner;
+use super::budget_scheduler::BudgetScheduler;
 use super::caches::Caches;
 use super::credential_index::CredentialIndex;
 use super::delivery;
@@ -22,10 +23,10 @@ use crate::cluster::config::MOST_CALLS;
 use crate::cluster::journal::Journals;
 use crate::cluster::lease::Leading;
 use crate::cluster::records::Events;
-use crate::cluster::secrets::{Owner, Seen};
+use crate::cluster::secrets::{InspectedSecret, Owner};
 use crate::core::audit::AuditEvent;
 use crate::core::ids::ObjectName;
-use crate::core::journal::{Journal, Live, Scope};
+use crate::core::journal::{ActiveToken, Journal, Scope};
 use crate::core::plan::Verdict;
 use crate::core::seal::SealKey;
 use crate::core::{Problem, Time, status};
@@ -50,26 +51,26 @@ pub struct Context {
     /// What the watches tell.
     pub caches: Arc<Caches>,
     /// Where each credential's records are, and in whose line it is.
-    pub index: Locked<CredentialIndex>,
+    pub index: Mutex<CredentialIndex>,
     /// The scopes with a budget task.
-    pub scopes: Locked<HashMap<Scope, Arc<ScopeRunner>>>,
+    pub scopes: Mutex<HashMap<Scope, Arc<BudgetScheduler>>>,
     /// Requests this process has under way, by uid; with what holds their publication up.
-    pub working: Arc<Locked<HashMap<String, Option<Problem>>>>,
+    pub working: Arc<Mutex<HashMap<String, Option<Problem>>>>,
     /// [`MINTS_AT_ONCE`] mints begin at once, in all scopes together: what they hold in memory is bounded, and none is
     /// prepared long before it is claimed.
     pub minting: Arc<Semaphore>,
     /// Why a mint could not be prepared, by uid.
-    pub unprepared: Locked<HashMap<String, Unprepared>>,
+    pub unprepared: Mutex<HashMap<String, Unprepared>>,
     /// What each credential that is not ready waits for, and since when; with its uid, by name.
-    pub told: Locked<HashMap<ObjectName, (String, Reason, Time)>>,
+    pub told: Mutex<HashMap<ObjectName, (String, Reason, Time)>>,
     /// Namespaces as last read.
     pub fresh_namespaces: Shared<Option<ObjectMeta>>,
     /// Whether this installation serves a connection, as last read.
     pub fresh_holds: Shared<bool>,
     /// When each Secret of a credential was last restored, and how often in a row.
-    pub restored: Locked<HashMap<ObjectName, (Instant, u32)>>,
+    pub restored: Mutex<HashMap<ObjectName, (Instant, u32)>>,
     /// When a key that was refused may be tried again, by its digest.
-    pub unauthorized: Locked<HashMap<String, Time>>,
+    pub unauthorized: Mutex<HashMap<String, Time>>,
     /// Wakes the reconciler for a credential.
     pub triggers: mpsc::UnboundedSender<CredentialRef>,
     /// Kubernetes Events.
@@ -79,9 +80,9 @@ pub struct Context {
     /// Whether this process leads.
     pub leads: Arc<Leading>,
     /// Credentials that were there at the start and were not looked at yet; unknown before the first list.
-    pub unseen: Locked<Option<HashSet<ObjectName>>>,
+    pub unreconciled: Mutex<Option<HashSet<ObjectName>>>,
     /// Whether all of those were: only then is it known who waits.
-    pub warm: AtomicBool,
+    pub initial_sync_done: AtomicBool,
     /// Fires when the term is over.
     pub stop: CancellationToken,
     /// Ends the process where a task panics.
@@ -90,23 +91,23 @@ pub struct Context {
 
 /// A Secret as it was looked at.
 #[derive(Clone)]
-pub struct Look {
+pub struct CachedInspection {
     /// Its resource version then.
     pub resource_version: String,
     /// What the look compared it with.
     pub against: String,
     /// The result.
-    pub seen: Seen,
+    pub seen: InspectedSecret,
     /// When it was written, if that is where this comes from: the watch may not have told of it yet.
     pub written: Option<Instant>,
 }
 
-impl Look {
+impl CachedInspection {
     /// The result of a look, or of a write, that compared the Secret with `live` and `labels`.
     #[must_use]
     pub fn new(
-        seen: Seen,
-        live: Option<&Live>,
+        seen: InspectedSecret,
+        live: Option<&ActiveToken>,
         labels: Option<&BTreeMap<String, String>>,
         written: Option<Instant>,
     ) -> Self {
@@ -120,7 +121,7 @@ impl Look {
 
     /// What a look at a Secret depends on besides the Secret.
     #[must_use]
-    pub fn against(live: Option<&Live>, labels: Option<&BTreeMap<String, String>>) -> String {
+    pub fn against(live: Option<&ActiveToken>, labels: Option<&BTreeMap<String, String>>) -> String {
         format!("{} {labels:?}", live.map_or("", |l| l.claim.as_str()))
     }
 
@@ -151,22 +152,6 @@ pub const WATCH_BEHIND: Duration = Duration::from_secs(3);
 /// So many restorations in a row, each within this time of the one before; then a rest as long.
 const RESTORES: u32 = 5;
 const RESTORE_MEMORY: Duration = Duration::from_secs(30);
-
-/// A mutex whose holder never panics halfway.
-#[derive(Default)]
-pub struct Locked<T>(Mutex<T>);
-
-impl<T> Locked<T> {
-    /// With this inside.
-    pub const fn new(value: T) -> Self {
-        Self(Mutex::new(value))
-    }
-
-    /// Holds it; never across an await.
-    pub fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 impl Context {
     /// Runs `task` until it ends or the term is over.
@@ -204,23 +189,23 @@ impl Context {
     }
 
     /// The budget task of `scope`, started where there is none yet.
-    pub fn runner(self: &Arc<Self>, scope: &Scope) -> Arc<ScopeRunner> {
+    pub fn scheduler(self: &Arc<Self>, scope: &Scope) -> Arc<BudgetScheduler> {
         let mut scopes = self.scopes.lock();
         Arc::clone(scopes.entry(scope.clone()).or_insert_with(|| {
-            let runner = ScopeRunner::start(self, scope.clone());
-            delivery::start(self, &runner);
-            runner
+            let scheduler = BudgetScheduler::start(self, scope.clone());
+            delivery::start(self, &scheduler);
+            scheduler
         }))
     }
 
     /// Takes a credential out of the line it is in, and its renewals out of that budget, unless that is
     /// that of `now`, where it belongs under this name.
-    pub fn leave_line(&self, uid: &str, now: Option<(&Scope, &ObjectName)>) {
-        let before = self.index.lock().line_up(uid, now);
+    pub fn dequeue(&self, uid: &str, now: Option<(&Scope, &ObjectName)>) {
+        let before = self.index.lock().set_queue(uid, now);
         let left = before.filter(|b| now.is_none_or(|(scope, _)| b != scope));
-        if let Some(runner) = left.and_then(|left| self.scopes.lock().get(&left).cloned()) {
-            runner.forget(uid);
-            runner.reserve(uid, None);
+        if let Some(scheduler) = left.and_then(|left| self.scopes.lock().get(&left).cloned()) {
+            scheduler.forget(uid);
+            scheduler.reserve(uid, None);
         }
     }
 
@@ -229,42 +214,42 @@ impl Context {
         if self.unauthorized.lock().remove(key).is_none() {
             return;
         }
-        let runners: Vec<Arc<ScopeRunner>> = self.scopes.lock().values().cloned().collect();
-        for runner in runners {
-            runner.wake();
+        let schedulers: Vec<Arc<BudgetScheduler>> = self.scopes.lock().values().cloned().collect();
+        for scheduler in schedulers {
+            scheduler.wake();
             let marked = |j: &Journal| j.unauthorized.as_ref().is_some_and(|refused| refused.key == key);
-            if !runner.journal.view().await.is_ok_and(|j| marked(&j)) {
+            if !scheduler.journal.view().await.is_ok_and(|j| marked(&j)) {
                 continue;
             }
             let key = key.to_owned();
-            let cleared = runner
+            let cleared = scheduler
                 .journal
                 .commit(move |journal, _| journal.unauthorized.take_if(|refused| refused.key == key).is_some());
             if let Err(error) = cleared.await {
-                tracing::warn!(scope = runner.scope.title(), %error, "failed to note that a key is accepted");
+                tracing::warn!(scope = scheduler.scope.title(), %error, "failed to note that a key is accepted");
             }
         }
     }
 
     /// Notes that a credential was looked at; once all were, newcomers may be admitted.
     pub fn seen(&self, name: &ObjectName) {
-        if self.warm.load(Ordering::Acquire) {
+        if self.initial_sync_done.load(Ordering::Acquire) {
             return;
         }
-        let all_seen = self.unseen.lock().as_mut().is_some_and(|unseen| {
-            unseen.remove(name);
-            unseen.is_empty()
+        let all_seen = self.unreconciled.lock().as_mut().is_some_and(|unreconciled| {
+            unreconciled.remove(name);
+            unreconciled.is_empty()
         });
         if all_seen {
-            self.warmed();
+            self.finish_initial_sync();
         }
     }
 
     /// Lets newcomers in.
-    pub fn warmed(&self) {
-        self.warm.store(true, Ordering::Release);
-        for runner in self.scopes.lock().values() {
-            runner.wake();
+    pub fn finish_initial_sync(&self) {
+        self.initial_sync_done.store(true, Ordering::Release);
+        for scheduler in self.scopes.lock().values() {
+            scheduler.wake();
         }
     }
 
@@ -344,16 +329,16 @@ impl Context {
 mod tests {
     use super::*;
 
-    fn look(version: &str, written: Option<Instant>) -> Look {
-        Look {
+    fn look(version: &str, written: Option<Instant>) -> CachedInspection {
+        CachedInspection {
             resource_version: version.to_owned(),
             against: "claim".to_owned(),
-            seen: Seen::absent(),
+            seen: InspectedSecret::absent(),
             written,
         }
     }
 
-    fn holds(look: &Look, listed: Option<&str>) -> bool {
+    fn holds(look: &CachedInspection, listed: Option<&str>) -> bool {
         look.holds(listed, "claim")
     }
 

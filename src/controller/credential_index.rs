@@ -46,7 +46,7 @@ impl CredentialIndex {
     }
 
     /// Notes in whose line `uid` is, if in any; returns in whose it was.
-    pub fn line_up(&mut self, uid: &str, line: Option<(&Scope, &ObjectName)>) -> Option<Scope> {
+    pub fn set_queue(&mut self, uid: &str, line: Option<(&Scope, &ObjectName)>) -> Option<Scope> {
         let Some((scope, name)) = line else {
             let before = self.by_uid.get_mut(uid)?.line.take();
             self.forget_if_empty(uid);
@@ -126,17 +126,17 @@ mod tests {
         for scope in [&one, &other, &one] {
             index.add_record("u", &name, scope);
         }
-        assert_eq!(index.line_up("v", Some((&one, &name))), None);
+        assert_eq!(index.set_queue("v", Some((&one, &name))), None);
         assert_eq!(index.records_of("u").len(), 2);
         assert_eq!(index.uids_of(&name), ["u".into(), "v".into()]);
         index.remove_record("u", &one);
         assert!(index.has("u"));
         index.remove_record("u", &other);
         assert!(!index.has("u"));
-        assert_eq!(index.line_up("v", Some((&other, &name))), Some(one));
+        assert_eq!(index.set_queue("v", Some((&other, &name))), Some(one));
         assert_eq!(index.all(), [("v".into(), name.clone())]);
-        assert_eq!(index.line_up("v", None), Some(other));
-        assert_eq!(index.line_up("v", None), None);
+        assert_eq!(index.set_queue("v", None), Some(other));
+        assert_eq!(index.set_queue("v", None), None);
         assert!(index.uids_of(&name).is_empty() && index.all().is_empty());
     }
 }

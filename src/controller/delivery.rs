@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 
-use super::admission::ScopeRunner;
+use super::budget_scheduler::BudgetScheduler;
 use super::context::Context;
 use crate::api::{MANAGED_BY_LABEL, MANAGER};
 use crate::chronicle::{Chronicle, NotDelivered};
@@ -31,8 +31,8 @@ const DEAD_LETTERS: &str = "chittyconnect-audit-dead-letters";
 const MOST_DEAD_LETTERS: usize = 500;
 
 /// Delivers what the journal of a scope holds until the term is over.
-pub fn start(context: &Arc<Context>, runner: &Arc<ScopeRunner>) {
-    let mut delivery = Delivery::new(Arc::clone(context), Arc::clone(runner));
+pub fn start(context: &Arc<Context>, scheduler: &Arc<BudgetScheduler>) {
+    let mut delivery = Delivery::new(Arc::clone(context), Arc::clone(scheduler));
     context.spawn("audit delivery", async move { delivery.run().await });
 }
 
@@ -56,7 +56,7 @@ enum Destination {
 
 struct Delivery {
     context: Arc<Context>,
-    runner: Arc<ScopeRunner>,
+    scheduler: Arc<BudgetScheduler>,
     /// Delivered, and not yet acknowledged in the journal.
     delivered: HashSet<(Uid, u64)>,
     since: Instant,
@@ -66,10 +66,10 @@ struct Delivery {
 }
 
 impl Delivery {
-    fn new(context: Arc<Context>, runner: Arc<ScopeRunner>) -> Self {
+    fn new(context: Arc<Context>, scheduler: Arc<BudgetScheduler>) -> Self {
         Self {
             context,
-            runner,
+            scheduler,
             delivered: HashSet::new(),
             since: Instant::now(),
             refused: HashMap::new(),
@@ -79,12 +79,12 @@ impl Delivery {
 
     async fn run(&mut self) {
         loop {
-            let view = self.runner.journal.view().await;
+            let view = self.scheduler.journal.view().await;
             let (Ok(journal), true) = (view, self.context.leading()) else {
                 tokio::time::sleep(NOT_NOW).await;
                 continue;
             };
-            let news = self.runner.journal.changed_since(&journal);
+            let news = self.scheduler.journal.changed_since(&journal);
             // Boxed: there is one of these for each scope, and it mostly waits.
             match Box::pin(self.round(&journal)).await {
                 Next::Rest(rest) => tokio::time::sleep(rest).await,
@@ -111,7 +111,10 @@ impl Delivery {
                 Destination::Chronicle(chronicle) => chronicle,
                 Destination::Nowhere => {
                     // Waiting for nobody, it would fill the backlog until minting stops.
-                    if self.bury(event, "its connection has no spec.audit any more").await {
+                    if self
+                        .keep_as_dead_letter(event, "its connection has no spec.audit any more")
+                        .await
+                    {
                         self.note(event);
                     } else {
                         held.insert(&event.uid);
@@ -136,7 +139,7 @@ impl Delivery {
                     *tries += 1;
                     if *tries >= TRIES
                         && self
-                            .bury(event, &format!("ChittyChronicle refuses it with {status}"))
+                            .keep_as_dead_letter(event, &format!("ChittyChronicle refuses it with {status}"))
                             .await
                     {
                         self.note(event);
@@ -148,7 +151,7 @@ impl Delivery {
                 Err(NotDelivered::Unavailable { message, retry_after }) => {
                     self.context.metrics.undelivered();
                     tracing::warn!(
-                        scope = self.runner.scope.title(),
+                        scope = self.scheduler.scope.title(),
                         waiting = journal.audit.len(),
                         "{message}"
                     );
@@ -184,7 +187,7 @@ impl Delivery {
     async fn acknowledge(&mut self) {
         let done = self.delivered.clone();
         let committed = self
-            .runner
+            .scheduler
             .journal
             .commit(move |journal, _| {
                 for key in &done {
@@ -202,7 +205,7 @@ impl Delivery {
         let connections = &self.context.caches.connections;
         let of = |r: &super::connections::Resolved| r.usable.as_ref().ok().and_then(|u| u.chronicle.clone());
         let own = connections.get(&event.request.connection);
-        let scope = &self.runner.scope;
+        let scope = &self.scheduler.scope;
         let mut others = connections.all();
         others.retain(|r| r.scope(&scope.of).as_ref() == Some(scope));
         match own.iter().chain(&others).find_map(of) {
@@ -213,7 +216,7 @@ impl Delivery {
     }
 
     /// Keeps an event that cannot be delivered where a person finds it. False where that failed: it is tried again.
-    async fn bury(&self, event: &AuditEvent, why: &str) -> bool {
+    async fn keep_as_dead_letter(&self, event: &AuditEvent, why: &str) -> bool {
         let cluster = &self.context.cluster;
         let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
         tracing::error!(id = %event.id, "an audit event cannot be delivered: {why}; it is kept in ConfigMap {DEAD_LETTERS}");

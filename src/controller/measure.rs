@@ -10,7 +10,7 @@ use kube::ResourceExt;
 use super::context::Context;
 use crate::api::{EphemeralCredential, EphemeralCredentialStatus};
 use crate::core::Time;
-use crate::core::journal::Kind;
+use crate::core::journal::MintReason;
 use crate::ops::metrics::{ScopeFigures, ScopeLabels, Snapshot};
 
 /// How often.
@@ -63,17 +63,17 @@ impl Context {
             .filter(|r| !r.connection.spec.suspend)
             .map(|r| (r.connection.name_any(), r.usable.is_ok() && r.held.is_ok()))
             .collect();
-        let runners: Vec<_> = self.scopes.lock().values().cloned().collect();
-        for runner in runners {
-            let scope = &runner.scope;
+        let schedulers: Vec<_> = self.scopes.lock().values().cloned().collect();
+        for scheduler in schedulers {
+            let scope = &scheduler.scope;
             // The names are in order: of several that share a budget it is always the same.
             let Some(resolved) = connections.iter().find(|r| r.scope(&scope.of).as_ref() == Some(scope)) else {
                 continue;
             };
             let labels = ScopeLabels::new(&resolved.connection.name_any(), scope.kind, &scope.of);
-            let usage = runner.usage();
+            let usage = scheduler.usage();
             // What is not read yet is not waited for.
-            let journal = runner.journal.view().now_or_never().and_then(Result::ok);
+            let journal = scheduler.journal.view().now_or_never().and_then(Result::ok);
             let figures = ScopeFigures {
                 limit: usage.limit,
                 used: usage.used,
@@ -92,17 +92,17 @@ impl Context {
     }
 
     /// Notes how long a token that was just published was waited for, by what its credential said before.
-    pub(super) fn measure(&self, credential: &EphemeralCredential, kind: Kind) {
+    pub(super) fn measure(&self, credential: &EphemeralCredential, kind: MintReason) {
         let since = match kind {
-            Kind::First => credential
+            MintReason::First => credential
                 .creation_timestamp()
                 .and_then(|at| Time::from_timestamp(at.0.as_second(), 0)),
-            Kind::Renewal => credential.status.as_ref().and_then(|status| status.renew_at),
+            MintReason::Renewal => credential.status.as_ref().and_then(|status| status.renew_at),
             _ => None,
         };
         let Some(since) = since else { return };
         let waited = (self.now() - since).to_std().unwrap_or_default();
-        if kind == Kind::First {
+        if kind == MintReason::First {
             self.metrics.first_token(waited);
         } else {
             self.metrics.rotated(waited);

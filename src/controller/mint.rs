@@ -17,11 +17,11 @@ use crate::controller::connections::Usable;
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType};
 use crate::core::budget::{self, Limit};
-use crate::core::journal::{Claim, Ending, Failure, Journal, Scope, Unauthorized};
+use crate::core::journal::{Claim, Failure, Journal, Outcome, Scope, Unauthorized};
 use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at, runway, unadvised_block};
-use crate::core::spec::Wanted;
+use crate::core::spec::Desired;
 
-use super::admission::PROBE_EVERY;
+use super::budget_scheduler::PROBE_EVERY;
 use super::prepare::Prepared;
 
 /// How long a mint keeps its turn at most: one whose answer or whose Secret takes longer holds up no others.
@@ -40,7 +40,7 @@ pub(super) async fn mint(
     if context.now() - claim.at >= CLAIM_FRESH || !context.leading() {
         let id = claim.id.clone();
         let owner = uid.clone();
-        settle(journal, move |journal, _| journal.withdraw(&owner, &id)).await;
+        commit_with_retry(journal, move |journal, _| journal.withdraw(&owner, &id)).await;
     } else {
         let mut posting = pin!(post(context, journal, scope, &p, &claim));
         let in_its_turn = tokio::time::timeout(KEEPS_ITS_TURN, &mut posting).await;
@@ -51,19 +51,19 @@ pub(super) async fn mint(
     }
     context.working.lock().remove(&uid);
     context.trigger(&p.owner.namespace, &p.owner.name);
-    context.runner(scope).wake();
+    context.scheduler(scope).wake();
 }
 
 pub(super) async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: &Scope, p: &Prepared, claim: &Claim) {
-    let request = request_of(claim, &p.wanted);
+    let request = request_of(claim, &p.desired);
     let started = Instant::now();
     let answer = p.usable.broker.mint(&request, context.now()).await;
     let failed = answer.as_ref().err().map(|refusal| refusal.reason);
     let up = !matches!(failed, Some(Reason::BrokerUnavailable | Reason::OutcomeUnknown));
-    let connection = &p.wanted.connection;
+    let connection = &p.desired.connection;
     context.metrics.answered(connection, started.elapsed(), failed, up);
     match answer {
-        Ok(answer) => match publish(context, journal, &p.owner, &p.wanted, claim, &answer).await {
+        Ok(answer) => match publish(context, journal, &p.owner, &p.desired, claim, &answer).await {
             Published::Yes(live) => succeed(context, journal, scope, p, claim, *live).await,
             Published::No(problem) => {
                 let refusal = Refusal {
@@ -78,19 +78,22 @@ pub(super) async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: 
             }
             Published::Dropped => {
                 let (uid, claim, ids) = (p.owner.uid.clone(), claim.clone(), answer.token_ids);
-                settle(journal, move |journal, now| journal.disown(&uid, &claim, &ids, now)).await;
+                commit_with_retry(journal, move |journal, now| {
+                    journal.revoke_unpublished(&uid, &claim, &ids, now);
+                })
+                .await;
             }
         },
         Err(refusal) => {
             fail(context, journal, p, claim, &refusal).await;
             if refusal.reason == Reason::OutcomeUnknown {
-                look_for_orphans(context, journal, &p.usable, &p.owner.uid, &p.wanted, claim).await;
+                look_for_orphans(context, journal, &p.usable, &p.owner.uid, &p.desired, claim).await;
             }
         }
     }
 }
 
-pub(super) fn request_of(claim: &Claim, wanted: &Wanted) -> MintRequest {
+pub(super) fn request_of(claim: &Claim, desired: &Desired) -> MintRequest {
     MintRequest {
         service: claim.request.service.clone(),
         purpose: claim.request.purpose.clone(),
@@ -99,7 +102,7 @@ pub(super) fn request_of(claim: &Claim, wanted: &Wanted) -> MintRequest {
         idempotency_key: claim.id.clone(),
         provision: claim.request.type_.clone().map(|type_| Provision {
             type_,
-            context: wanted.context.clone(),
+            context: desired.context.clone(),
         }),
     }
 }
@@ -110,12 +113,12 @@ pub async fn look_for_orphans(
     journal: &ScopeJournal,
     usable: &Usable,
     uid: &str,
-    wanted: &Wanted,
+    desired: &Desired,
     claim: &Claim,
 ) {
     // The server's clock may differ a little from ours.
     let since = claim.at - TimeDelta::seconds(5);
-    let request = request_of(claim, wanted);
+    let request = request_of(claim, desired);
     if let Ok(candidates) = usable.broker.candidates(&request, since, context.now()).await
         && !candidates.is_empty()
     {
@@ -135,7 +138,7 @@ pub(super) async fn succeed(
     scope: &Scope,
     p: &Prepared,
     claim: &Claim,
-    live: crate::core::journal::Live,
+    live: crate::core::journal::ActiveToken,
 ) {
     let deliver = p.usable.chronicle.is_some();
     let (claimed, owner) = (claim.clone(), p.owner.clone());
@@ -146,9 +149,9 @@ pub(super) async fn succeed(
     };
     let (ends_at, kind) = (live.ends_at, claim.kind);
     let key = p.usable.key_digest.clone();
-    let committed = settle(journal, move |journal, now| {
-        if !journal.end(&owner.uid, &claimed.id, Ending::Published(Box::new(live.clone())), now) {
-            journal.disown(&owner.uid, &claimed, &live.token_ids, now);
+    let committed = commit_with_retry(journal, move |journal, now| {
+        if !journal.end(&owner.uid, &claimed.id, Outcome::Published(Box::new(live.clone())), now) {
+            journal.revoke_unpublished(&owner.uid, &claimed, &live.token_ids, now);
             return None;
         }
         let subject = owner.subject(&live.request, live.revision);
@@ -186,17 +189,17 @@ pub(super) async fn fail(
     refusal: &Refusal,
 ) {
     let counted = refusal.sent != Sent::No;
-    let (owner, wanted, refused) = (p.owner.clone(), p.wanted.clone(), refusal.clone());
+    let (owner, desired, refused) = (p.owner.clone(), p.desired.clone(), refusal.clone());
     let claimed = claim.clone();
     let deliver = p.usable.chronicle.is_some();
     let limits = context
         .caches
         .connections
-        .get(&p.wanted.connection)
+        .get(&p.desired.connection)
         .map(|r| vec![r.limit])
         .unwrap_or_default();
     let (window, timeout, key) = (p.window, p.usable.timeout, p.usable.key_digest.clone());
-    let event = settle(journal, move |journal, now| {
+    let event = commit_with_retry(journal, move |journal, now| {
         if refused.reason == Reason::Unauthorized {
             journal.unauthorized = Some(Unauthorized {
                 key: key.clone(),
@@ -204,15 +207,15 @@ pub(super) async fn fail(
             });
         }
         let failure = failure(
-            journal, &owner.uid, &claimed, &wanted, &refused, counted, window, timeout, now,
+            journal, &owner.uid, &claimed, &desired, &refused, counted, window, timeout, now,
         );
-        let ending = Ending::Failed { failure, counted };
+        let ending = Outcome::Failed { failure, counted };
         if !journal.end(&owner.uid, &claimed.id, ending, now) {
-            journal.disown(&owner.uid, &claimed, &refused.token_ids, now);
+            journal.revoke_unpublished(&owner.uid, &claimed, &refused.token_ids, now);
             return None;
         }
         throttle(journal, &refused, &limits, window, now);
-        journal.disown(&owner.uid, &claimed, &refused.token_ids, now);
+        journal.revoke_unpublished(&owner.uid, &claimed, &refused.token_ids, now);
         let subject = owner.subject(&claimed.request, claimed.revision);
         let kind = EventType::of_failure(refused.reason);
         let event = AuditEvent::new(kind, refused.reason, &subject, now, deliver);
@@ -225,7 +228,7 @@ pub(super) async fn fail(
             .unauthorized
             .lock()
             .insert(p.usable.key_digest.clone(), probe_at);
-        let connection = p.wanted.connection.clone();
+        let connection = p.desired.connection.clone();
         context.trigger_where(|c| c.spec.connection == connection);
     }
     if let Some(Some(event)) = event {
@@ -261,7 +264,7 @@ pub(super) fn failure(
     journal: &Journal,
     uid: &str,
     claim: &Claim,
-    wanted: &Wanted,
+    desired: &Desired,
     refusal: &Refusal,
     counted: bool,
     window: TimeDelta,
@@ -272,7 +275,7 @@ pub(super) fn failure(
     let live = journal
         .live_of(uid)
         .filter(|l| l.ends_at > now)
-        .map(|l| (l.ends_at, runway(l.ends_at - l.issued_at, wanted.renew_before)));
+        .map(|l| (l.ends_at, runway(l.ends_at - l.issued_at, desired.renew_before)));
     let failed = Try {
         reason: refusal.reason,
         count,
@@ -297,7 +300,7 @@ pub(super) fn failure(
 }
 
 /// Commits an outcome, however long that takes: it happened, and the journal must say so.
-pub async fn settle<R: Send + 'static>(
+pub async fn commit_with_retry<R: Send + 'static>(
     journal: &ScopeJournal,
     decide: impl FnMut(&mut Journal, Time) -> R + Send + Clone + 'static,
 ) -> Option<R> {

@@ -1,7 +1,7 @@
 //! The shell: watches, the reconcile loop, budgets, audit delivery, leadership.
 
 mod act;
-mod admission;
+mod budget_scheduler;
 mod caches;
 mod changes;
 mod claims;
@@ -11,6 +11,7 @@ mod credential_index;
 mod delivery;
 mod measure;
 mod mint;
+mod mint_queue;
 mod observe;
 mod prepare;
 mod publish;
@@ -22,7 +23,6 @@ mod supervisor;
 mod sweep;
 mod time;
 mod watches;
-mod wishes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ use kube::runtime::Controller;
 use kube::runtime::controller::{Action as Requeue, Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Config, ResourceExt};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -50,7 +51,7 @@ use crate::core::seal::SealKey;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use caches::Caches;
-use context::{Context, Locked};
+use context::Context;
 use supervisor::Supervisor;
 
 /// How long a stopping process finishes what it minted.
@@ -100,7 +101,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
     let stop = stop.child_token();
     let supervisor = Supervisor::new(stop.clone());
     let term = Arc::new(time::Term::default());
-    supervisor.spawn("clock", &stop, time::keep(cluster.clone(), Arc::clone(&term)));
+    supervisor.spawn("clock", &stop, time::sync_clock(cluster.clone(), Arc::clone(&term)));
     health.waiting_for("the seal key");
     let Some(seal) = stop.run_until_cancelled(await_seal_key(&cluster)).await else {
         return Ok(());
@@ -114,7 +115,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
     let events = Events::new(&cluster, &settings.identity);
     let election = Election::new(config, &cluster, &settings.identity, settings.lease_duration)?;
     // Requests in flight outlive a term: the next must not take them for lost.
-    let working = Arc::new(Locked::default());
+    let working = Arc::new(Mutex::default());
     let supervised = supervisor.clone();
     let writers: Spawn = Arc::new(move |writer| supervised.see_through("journal", writer));
     while !stop.is_cancelled() {
@@ -134,21 +135,21 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             identity: settings.identity.clone(),
             seal: seal.clone(),
             caches: Arc::clone(&caches),
-            index: Locked::default(),
-            scopes: Locked::default(),
+            index: Mutex::default(),
+            scopes: Mutex::default(),
             working: Arc::clone(&working),
-            unprepared: Locked::default(),
+            unprepared: Mutex::default(),
             minting: Arc::new(Semaphore::new(context::MINTS_AT_ONCE)),
-            told: Locked::default(),
+            told: Mutex::default(),
             fresh_namespaces: shared::Shared::default(),
             fresh_holds: shared::Shared::default(),
-            restored: Locked::default(),
-            unauthorized: Locked::default(),
+            restored: Mutex::default(),
+            unauthorized: Mutex::default(),
             triggers,
             metrics: metrics.clone(),
             leads: Arc::clone(&leads),
-            unseen: Locked::default(),
-            warm: AtomicBool::new(false),
+            unreconciled: Mutex::default(),
+            initial_sync_done: AtomicBool::new(false),
             stop: over.clone(),
             supervisor: supervisor.clone(),
         });
@@ -271,15 +272,15 @@ impl Context {
     async fn look_at_all(self: Arc<Self>) {
         let all = self.caches.credentials.state();
         if all.is_empty() {
-            self.warmed();
+            self.finish_initial_sync();
             return;
         }
         let names = all.iter().map(|c| changes::name_of(&**c));
-        *self.unseen.lock() = Some(names.collect());
+        *self.unreconciled.lock() = Some(names.collect());
         self.trigger_where(|_| true);
         // A credential that can never be looked at must not keep newcomers out for ever.
         tokio::time::sleep(Duration::from_secs(30)).await;
-        self.warmed();
+        self.finish_initial_sync();
     }
 
     /// Opens every journal that is there, and learns from it who has records where and which keys
@@ -341,7 +342,7 @@ impl Context {
     }
 
     async fn learn(self: &Arc<Self>, scope: &Scope) -> Result<(), JournalError> {
-        let journal = self.runner(scope).journal.view().await?;
+        let journal = self.scheduler(scope).journal.view().await?;
         let records = journal.credentials.iter().map(|(uid, r)| (uid, &r.namespace, &r.name));
         let claims = journal.claims.iter().map(|(uid, c)| (uid, &c.namespace, &c.name));
         {

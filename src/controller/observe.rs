@@ -7,15 +7,15 @@ use chrono::TimeDelta;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
-use super::context::{Context, Look};
+use super::context::{CachedInspection, Context};
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
-use crate::cluster::secrets::{Owner, Seen};
+use crate::cluster::secrets::{InspectedSecret, Owner};
 use crate::core::ids::ObjectName;
-use crate::core::journal::{Claim, Live, Record, Scope, metadata_digest};
+use crate::core::journal::{ActiveToken, Claim, Record, Scope, metadata_digest};
 use crate::core::plan::{Connection, Observed, SecretState};
-use crate::core::spec::{self, Wanted};
+use crate::core::spec::{self, Desired};
 use crate::core::{Problem, Time, access, clock};
 
 use super::reconcile::ReconcileError;
@@ -24,18 +24,18 @@ use super::reconcile::ReconcileError;
 const TOLD_WITHIN: TimeDelta = TimeDelta::seconds(1);
 
 /// What was observed, and what acting on it needs besides.
-pub(super) struct Scene {
+pub(super) struct Snapshot {
     pub(super) observed: Observed,
     pub(super) owner: Owner,
-    pub(super) seen: BTreeMap<String, Seen>,
+    pub(super) seen: BTreeMap<String, InspectedSecret>,
     /// The watch has yet to tell of a Secret that was just written.
     pub(super) unconfirmed: bool,
     /// The scope the current spec counts in.
     pub(super) scope: Option<Scope>,
     /// The scope with the record that holds the claim, or else the live token.
-    pub(super) home: Option<Scope>,
+    pub(super) owning_scope: Option<Scope>,
     /// The scope with the record that holds the live token.
-    pub(super) live_home: Option<Scope>,
+    pub(super) live_scope: Option<Scope>,
     /// Number of the last audit event in the journal of `scope`.
     pub(super) seq: u64,
     pub(super) window: TimeDelta,
@@ -46,7 +46,7 @@ pub(super) struct Scene {
 pub(super) async fn observe(
     credential: &EphemeralCredential,
     context: &Arc<Context>,
-) -> Result<Option<Scene>, ReconcileError> {
+) -> Result<Option<Snapshot>, ReconcileError> {
     let owner = Owner {
         namespace: credential.namespace().unwrap_or_default(),
         name: credential.name_any(),
@@ -57,7 +57,7 @@ pub(super) async fn observe(
     };
     let leaving = credential.metadata.deletion_timestamp.is_some() || namespace.metadata.deletion_timestamp.is_some();
     let resolved = context.caches.connections.get(&credential.spec.connection);
-    let wanted = spec::wanted(credential, resolved.as_ref().map(|r| r.connection.spec.api));
+    let desired = spec::desired(credential, resolved.as_ref().map(|r| r.connection.spec.api));
     let permitted = resolved.as_ref().map_or(Ok(()), |r| {
         let empty = BTreeMap::new();
         let labels = namespace.metadata.labels.as_ref().unwrap_or(&empty);
@@ -77,18 +77,18 @@ pub(super) async fn observe(
         .and_then(|r| r.scope(&credential.spec.service));
     if let Some(scope) = &scope {
         // Opened now, so that it is there when a mint is wanted.
-        context.runner(scope);
+        context.scheduler(scope);
     }
     // Who may not ask makes nobody read templates.
-    let wanted = match (wanted, resolved.is_some() && permitted.is_ok()) {
-        (Ok(wanted), true) => wanted.check_templates().map(|()| wanted),
-        (wanted, _) => wanted,
+    let desired = match (desired, resolved.is_some() && permitted.is_ok()) {
+        (Ok(desired), true) => desired.check_templates().map(|()| desired),
+        (desired, _) => desired,
     };
     let mut connection = connection_state(context, credential, resolved.as_ref());
-    let mut blind = false;
+    let mut journal_unavailable = false;
     let Known {
-        home,
-        live_home,
+        owning_scope,
+        live_scope,
         record,
         claim,
         seq,
@@ -96,7 +96,7 @@ pub(super) async fn observe(
         Ok(known) => known,
         Err(error @ JournalError::Broken { .. }) => {
             connection = Connection::Unusable(Problem::new(Reason::ConnectionNotReady, error.to_string()));
-            blind = true;
+            journal_unavailable = true;
             Known::default()
         }
         Err(error) => return Err(error.into()),
@@ -108,8 +108,8 @@ pub(super) async fn observe(
     {
         return Ok(None);
     }
-    let (seen, unconfirmed) = look(context, &owner, wanted.as_ref().ok(), record.as_ref(), claim.as_ref()).await?;
-    let waiting = scope.as_ref().and_then(|s| context.runner(s).verdict(&owner.uid));
+    let (seen, unconfirmed) = look(context, &owner, desired.as_ref().ok(), record.as_ref(), claim.as_ref()).await?;
+    let waiting = scope.as_ref().and_then(|s| context.scheduler(s).verdict(&owner.uid));
     let unprepared = {
         let mut all = context.unprepared.lock();
         // A changed spec deserves another try at once.
@@ -125,7 +125,7 @@ pub(super) async fn observe(
         uid: owner.uid.clone(),
         terminating: leaving,
         suspended: credential.spec.suspend,
-        wanted,
+        desired,
         permitted,
         connection,
         secrets: seen.iter().map(|(name, s)| (name.clone(), s.state.clone())).collect(),
@@ -133,21 +133,21 @@ pub(super) async fn observe(
         claim,
         held_up: working.clone().flatten(),
         working: working.is_some(),
-        blind,
+        journal_unavailable,
         told: context.told_of(&owner, credential),
         holder: context.identity.clone(),
         waiting,
         unprepared,
     };
     let usable = resolved.as_ref().and_then(|r| r.usable.as_ref().ok());
-    Ok(Some(Scene {
+    Ok(Some(Snapshot {
         observed,
         owner,
         seen,
         unconfirmed,
         scope,
-        home,
-        live_home,
+        owning_scope,
+        live_scope,
         seq,
         window: resolved.as_ref().map_or(TimeDelta::hours(1), |r| r.limit.window),
         timeout: usable.map_or(TimeDelta::seconds(10), |u| u.timeout),
@@ -203,79 +203,79 @@ pub(super) fn connection_state(
 /// What the journals say of one credential.
 #[derive(Default)]
 struct Known {
-    home: Option<Scope>,
-    live_home: Option<Scope>,
+    owning_scope: Option<Scope>,
+    live_scope: Option<Scope>,
     record: Option<Record>,
     claim: Option<Claim>,
-    /// As in [`Scene`].
+    /// As in [`Snapshot`].
     seq: u64,
 }
 
 /// The scope, record and claim that count: those with a claim, else with the newest live token,
 /// else those of the current scope.
 async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scope>) -> Result<Known, JournalError> {
-    let mut homes = context.index.lock().records_of(uid);
+    let mut scopes = context.index.lock().records_of(uid);
     if let Some(scope) = scope
-        && !homes.contains(scope)
+        && !scopes.contains(scope)
     {
-        homes.push(scope.clone());
+        scopes.push(scope.clone());
     }
     let mut best: Option<(Scope, Record, Option<Claim>)> = None;
     // A claim's other half: what it will replace may be live elsewhere.
-    let mut newest: Option<(Scope, Live)> = None;
+    let mut newest: Option<(Scope, ActiveToken)> = None;
     let mut seq = 0;
-    for home in homes {
-        let journal = context.runner(&home).journal.view().await?;
+    for owning_scope in scopes {
+        let journal = context.scheduler(&owning_scope).journal.view().await?;
         let claim = journal.pending(uid).map(|claim| Claim::clone(claim));
         let record = journal.credentials.get(uid).map(|record| Record::clone(record));
         // Before its first outcome, all that is known of a credential is its claim.
         let Some(record) = record.or_else(|| claim.as_ref().map(Claim::new_record)) else {
             continue;
         };
-        if Some(&home) == scope {
+        if Some(&owning_scope) == scope {
             seq = record.seq;
         }
         if let Some(live) = &record.live
             && newest.as_ref().is_none_or(|(_, l)| l.issued_at < live.issued_at)
         {
-            newest = Some((home.clone(), live.clone()));
+            newest = Some((owning_scope.clone(), live.clone()));
         }
-        let rank = |claim: Option<&Claim>, record: &Record, home: &Scope| {
+        let rank = |claim: Option<&Claim>, record: &Record, owning_scope: &Scope| {
             (
                 claim.is_some(),
                 record.live.as_ref().map(|l| l.issued_at),
-                Some(home) == scope,
+                Some(owning_scope) == scope,
             )
         };
         let better = best
             .as_ref()
-            .is_none_or(|(h, r, c)| rank(claim.as_ref(), &record, &home) > rank(c.as_ref(), r, h));
+            .is_none_or(|(h, r, c)| rank(claim.as_ref(), &record, &owning_scope) > rank(c.as_ref(), r, h));
         if better {
-            best = Some((home, record, claim));
+            best = Some((owning_scope, record, claim));
         }
     }
-    let Some((home, mut record, claim)) = best else {
+    let Some((owning_scope, mut record, claim)) = best else {
         return Ok(Known {
-            home: scope.cloned(),
+            owning_scope: scope.cloned(),
             ..Known::default()
         });
     };
     // Failures count where the current spec does.
-    if let Some(scope) = scope.filter(|s| **s != home) {
-        let journal = context.runner(scope).journal.view().await?;
+    if let Some(scope) = scope.filter(|s| **s != owning_scope) {
+        let journal = context.scheduler(scope).journal.view().await?;
         let here = journal.credentials.get(uid);
         record.failure = here.and_then(|r| r.failure.clone());
         record.heals = here.map(|r| r.heals.clone()).unwrap_or_default();
     }
-    let live_home = if let (None, Some((scope, live))) = (&record.live, newest) {
+    let live_scope = if let (None, Some((scope, live))) = (&record.live, newest) {
         record.live = Some(live);
         Some(scope)
     } else {
-        Some(home.clone())
+        Some(owning_scope.clone())
     };
     Ok(Known {
-        home: Some(home),
-        live_home,
+        owning_scope: Some(owning_scope),
+        live_scope,
         record: Some(record),
         claim,
         seq,
@@ -295,24 +295,29 @@ fn told_soon(claim: &Claim, record: Option<&Record>, now: Time) -> bool {
 pub(super) async fn look(
     context: &Arc<Context>,
     owner: &Owner,
-    wanted: Option<&Wanted>,
+    desired: Option<&Desired>,
     record: Option<&Record>,
     claim: Option<&Claim>,
-) -> Result<(BTreeMap<String, Seen>, bool), Error> {
+) -> Result<(BTreeMap<String, InspectedSecret>, bool), Error> {
     let live = record.and_then(|r| r.live.as_ref());
     let listed = context.caches.secrets.lock().of(&owner.uid);
     let mut names: Vec<&str> = listed.keys().map(|name| &**name).collect();
-    names.extend(wanted.iter().flat_map(|w| w.secrets.iter().map(|s| s.name.as_str())));
+    names.extend(desired.iter().flat_map(|w| w.secrets.iter().map(|s| s.name.as_str())));
     names.extend(live.iter().flat_map(|l| l.secrets.keys().map(String::as_str)));
     names.sort_unstable();
     names.dedup();
     let mut seen = BTreeMap::new();
-    let mut looks = context.caches.looked_at.lock().remove(&owner.uid).unwrap_or_default();
+    let mut looks = context
+        .caches
+        .inspection_cache
+        .lock()
+        .remove(&owner.uid)
+        .unwrap_or_default();
     let mut kept = BTreeMap::new();
     let key = context.seal.id();
     let metadata = |labels: Option<&BTreeMap<_, _>>| labels.map(|labels| metadata_digest(&key, labels));
     for name in names {
-        let labels = wanted
+        let labels = desired
             .and_then(|w| w.secrets.iter().find(|s| s.name == name))
             .map(|s| &s.labels);
         let at = ObjectName::new(owner.namespace.as_str(), name);
@@ -321,20 +326,20 @@ pub(super) async fn look(
         if let (Some(there), Some(written)) = (there, written)
             && written.stands(&there.version, metadata(labels).as_deref())
         {
-            seen.insert(name.to_owned(), Seen::settled(&there.uid, &there.version));
+            seen.insert(name.to_owned(), InspectedSecret::settled(&there.uid, &there.version));
             continue;
         }
         let version = there.map(|l| &*l.version);
         let expected = written.is_some() || claim.is_some_and(|c| c.secrets.iter().any(|s| s == name));
         let look = match looks.remove(name) {
-            Some(mut look) if look.holds(version, &Look::against(live, labels)) => {
+            Some(mut look) if look.holds(version, &CachedInspection::against(live, labels)) => {
                 if version == Some(&look.resource_version) {
                     look.written = None;
                 }
                 look
             }
             _ if !expected && context.caches.is_absent(&at) => {
-                seen.insert(name.to_owned(), Seen::absent());
+                seen.insert(name.to_owned(), InspectedSecret::absent());
                 continue;
             }
             _ => {
@@ -342,7 +347,7 @@ pub(super) async fn look(
                 if seen.state == SecretState::Absent || there.is_some() {
                     context.caches.unlisted.lock().remove(&at);
                 }
-                Look::new(seen, live, labels, None)
+                CachedInspection::new(seen, live, labels, None)
             }
         };
         seen.insert(name.to_owned(), look.seen.clone());
@@ -350,7 +355,7 @@ pub(super) async fn look(
     }
     let unconfirmed = kept.values().any(|look| look.written.is_some());
     if !kept.is_empty() {
-        context.caches.looked_at.lock().insert(owner.uid.clone(), kept);
+        context.caches.inspection_cache.lock().insert(owner.uid.clone(), kept);
     }
     Ok((seen, unconfirmed))
 }

@@ -9,27 +9,27 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt};
 
 use super::context::Context;
-use super::wishes::Wish;
+use super::mint_queue::QueueEntry;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::bounded;
-use crate::cluster::secrets::{Dress, Owner, Write, WriteError};
+use crate::cluster::secrets::{Owner, SecretMetadata, Write, WriteError};
 use crate::controller::connections::Usable;
 use crate::core::ids::ObjectName;
-use crate::core::journal::{Claim, EndpointRef, Kind, RequestFacts, Scope};
-use crate::core::spec::{Wanted, wanted};
+use crate::core::journal::{Claim, EndpointRef, MintReason, RequestFacts, Scope};
+use crate::core::spec::{Desired, desired};
 use crate::core::{Problem, Time, access, render};
 
 /// A mint that needs only its claim.
 pub(super) struct Prepared {
     pub(super) credential: EphemeralCredential,
     pub(super) owner: Owner,
-    pub(super) wanted: Wanted,
+    pub(super) desired: Desired,
     pub(super) usable: Arc<Usable>,
     pub(super) endpoint: EndpointRef,
-    pub(super) kind: Kind,
+    pub(super) kind: MintReason,
     pub(super) window: TimeDelta,
     /// Revision and audit number so far, wherever they were counted.
-    pub(super) floor: (u64, u64),
+    pub(super) minimum: (u64, u64),
 }
 
 pub(super) enum NotPrepared {
@@ -46,13 +46,13 @@ pub(super) enum NotPrepared {
 pub(super) async fn prepare(
     context: &Arc<Context>,
     scope: &Scope,
-    wish: &Wish,
+    entry: &QueueEntry,
     window: TimeDelta,
 ) -> Result<Prepared, NotPrepared> {
     let owner = Owner {
-        namespace: wish.demand.name.namespace.to_string(),
-        name: wish.demand.name.name.to_string(),
-        uid: wish.demand.uid.to_string(),
+        namespace: entry.demand.name.namespace.to_string(),
+        name: entry.demand.name.name.to_string(),
+        uid: entry.demand.uid.to_string(),
     };
     let api: Api<EphemeralCredential> = Api::namespaced(context.cluster.client.clone(), &owner.namespace);
     let unreachable = |e: crate::cluster::Error| {
@@ -91,13 +91,13 @@ pub(super) async fn prepare(
     if !context.fresh_holds.get(connection, ours).await.map_err(unreachable)? {
         return Err(NotPrepared::Changed);
     }
-    let wanted = wanted(&credential, Some(resolved.connection.spec.api)).map_err(|_| NotPrepared::Changed)?;
+    let desired = desired(&credential, Some(resolved.connection.spec.api)).map_err(|_| NotPrepared::Changed)?;
     let labels = namespace.labels.unwrap_or_default();
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
         || resolved.connection.spec.suspend
-        || wanted.digest() != wish.asks
-        || resolved.scope(&wanted.service).as_ref() != Some(scope)
+        || desired.digest() != entry.asks
+        || resolved.scope(&desired.service).as_ref() != Some(scope)
         || access::allowed(
             rules,
             &context.cluster.namespace,
@@ -109,7 +109,7 @@ pub(super) async fn prepare(
     {
         return Err(NotPrepared::Changed);
     }
-    wanted
+    desired
         .check_templates()
         .map_err(|problem| NotPrepared::Problem(problem, credential.metadata.generation))?;
     let endpoint = resolved.endpoint();
@@ -117,34 +117,34 @@ pub(super) async fn prepare(
     let records = context.records(&owner.uid).await.map_err(|_| NotPrepared::Changed)?;
     let proven = records.iter().any(|(_, r)| {
         let refused = r.failure.as_ref().is_some_and(|f| f.reason == Reason::SecretRefused);
-        !refused && r.live.as_ref().is_some_and(|l| l.layout_hash == wanted.layout_hash)
+        !refused && r.live.as_ref().is_some_and(|l| l.layout_hash == desired.layout_hash)
     });
     if !proven {
-        dry_run(context, &owner, &wanted, credential.metadata.generation).await?;
+        dry_run(context, &owner, &desired, credential.metadata.generation).await?;
     }
-    let floor = records.iter().fold((0, 0), |(revision, seq), (_, r)| {
+    let minimum = records.iter().fold((0, 0), |(revision, seq), (_, r)| {
         (r.revision.max(revision), r.seq.max(seq))
     });
     Ok(Prepared {
         credential,
         owner,
-        wanted,
+        desired,
         usable,
         endpoint,
-        kind: wish.demand.reason,
+        kind: entry.demand.reason,
         window,
-        floor,
+        minimum,
     })
 }
 
 pub(super) async fn dry_run(
     context: &Context,
     owner: &Owner,
-    wanted: &Wanted,
+    desired: &Desired,
     generation: Option<i64>,
 ) -> Result<(), NotPrepared> {
-    for secret in &wanted.secrets {
-        let dress = Dress {
+    for secret in &desired.secrets {
+        let metadata = SecretMetadata {
             name: secret.name.clone(),
             type_: secret.type_,
             labels: secret.labels.clone(),
@@ -159,7 +159,7 @@ pub(super) async fn dry_run(
         };
         let problem = match context
             .cluster
-            .write_secret(owner, &dress, &data, &context.seal, write)
+            .write_secret(owner, &metadata, &data, &context.seal, write)
             .await
         {
             Ok(_) => continue,
@@ -188,29 +188,29 @@ pub(super) fn new_claim(p: &Prepared, identity: &str) -> Claim {
     Claim {
         namespace: p.owner.namespace.clone(),
         name: p.owner.name.clone(),
-        revision: p.floor.0 + 1,
-        seq: p.floor.1,
+        revision: p.minimum.0 + 1,
+        seq: p.minimum.1,
         page: None,
         at: Time::default(),
         holder: identity.to_owned(),
         timeout_seconds: p.usable.timeout.num_seconds(),
         kind: p.kind,
         request: RequestFacts {
-            connection: p.wanted.connection.clone(),
-            service: p.wanted.service.clone(),
-            purpose: p.wanted.purpose.clone(),
-            repo: p.wanted.repo.clone(),
-            run_id: p.wanted.run_id.clone().unwrap_or_else(|| id.clone()),
-            type_: p.wanted.type_.clone(),
+            connection: p.desired.connection.clone(),
+            service: p.desired.service.clone(),
+            purpose: p.desired.purpose.clone(),
+            repo: p.desired.repo.clone(),
+            run_id: p.desired.run_id.clone().unwrap_or_else(|| id.clone()),
+            type_: p.desired.type_.clone(),
         },
         endpoint: p.endpoint.clone(),
-        request_hash: p.wanted.request_hash.clone(),
-        layout_hash: p.wanted.layout_hash.clone(),
-        rotate: p.wanted.rotate.clone(),
-        secrets: p.wanted.secrets.iter().map(|s| s.name.clone()).collect(),
-        renew_before_ms: p.wanted.renew_before.map(|d| d.num_milliseconds()),
+        request_hash: p.desired.request_hash.clone(),
+        layout_hash: p.desired.layout_hash.clone(),
+        rotate: p.desired.rotate.clone(),
+        secrets: p.desired.secrets.iter().map(|s| s.name.clone()).collect(),
+        renew_before_ms: p.desired.renew_before.map(|d| d.num_milliseconds()),
         counts_from: None,
-        max_lifetime_ms: p.wanted.max_lifetime.map(|d| d.num_milliseconds()),
+        max_lifetime_ms: p.desired.max_lifetime.map(|d| d.num_milliseconds()),
         minted: None,
         id,
     }

@@ -7,17 +7,17 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use litemap::LiteMap;
 
-use super::context::{Context, Look};
+use super::context::{CachedInspection, Context};
 use crate::api::{EphemeralCredential, Reason};
 use crate::broker::Answer;
 use crate::cluster::journal::ScopeJournal;
-use crate::cluster::secrets::{Dress, Owner, Write, WriteError, rfc3339};
+use crate::cluster::secrets::{Owner, SecretMetadata, Write, WriteError, rfc3339};
 use crate::cluster::{Error, bounded};
 use crate::core::ids::ObjectName;
-use crate::core::journal::{Claim, Live, Minted, Written, metadata_digest};
+use crate::core::journal::{ActiveToken, Claim, Minted, Written, metadata_digest};
 use crate::core::render::{Data, MOST_RENDERED, fingerprint, placeholder, render, size};
 use crate::core::seal::Seal;
-use crate::core::spec::{Wanted, WantedSecret};
+use crate::core::spec::{Desired, DesiredSecret};
 use crate::core::{Problem, Time, access};
 
 /// How far clocks may differ and still count as telling the same time.
@@ -26,7 +26,7 @@ const SAME_CLOCK: TimeDelta = TimeDelta::seconds(2);
 /// How publishing ended.
 pub enum Published {
     /// All Secrets are written.
-    Yes(Box<Live>),
+    Yes(Box<ActiveToken>),
     /// They cannot be; the token is lost.
     No(Problem),
     /// The claim was closed by somebody else, or the credential is gone.
@@ -60,8 +60,8 @@ pub fn end(
 }
 
 struct Ready<'a> {
-    wanted: &'a WantedSecret,
-    dress: Dress,
+    desired: &'a DesiredSecret,
+    metadata: SecretMetadata,
     data: Data,
 }
 
@@ -70,18 +70,18 @@ pub async fn publish(
     context: &Context,
     journal: &ScopeJournal,
     owner: &Owner,
-    wanted: &Wanted,
+    desired: &Desired,
     claim: &Claim,
     answer: &Answer,
 ) -> Published {
     let issued_at = context.now();
-    let Some((ends_at, full)) = end(answer.expires_at, answer.lifetime, wanted.max_lifetime, issued_at) else {
+    let Some((ends_at, full)) = end(answer.expires_at, answer.lifetime, desired.max_lifetime, issued_at) else {
         return Published::No(Problem::new(
             Reason::InvalidResponse,
             "the token has no end, and spec.rotation.maxLifetime sets none",
         ));
     };
-    let mut live = Live {
+    let mut live = ActiveToken {
         claim: claim.id.clone(),
         revision: claim.revision,
         request: claim.request.clone(),
@@ -99,7 +99,7 @@ pub async fn publish(
     };
     let mut rendered = Vec::new();
     let mut room = MOST_RENDERED;
-    for secret in &wanted.secrets {
+    for secret in &desired.secrets {
         let data = match render(
             &secret.name,
             secret.type_,
@@ -121,8 +121,8 @@ pub async fn publish(
         rendered.push((secret, data));
     }
     let ready = rendered.into_iter().map(|(secret, data)| Ready {
-        wanted: secret,
-        dress: dress(context, owner, secret, &live),
+        desired: secret,
+        metadata: metadata(context, owner, secret, &live),
         data,
     });
     let minted = Minted {
@@ -144,9 +144,9 @@ pub async fn publish(
 }
 
 /// How a Secret of `live` is dressed.
-pub fn dress(context: &Context, owner: &Owner, secret: &WantedSecret, live: &Live) -> Dress {
+pub fn metadata(context: &Context, owner: &Owner, secret: &DesiredSecret, live: &ActiveToken) -> SecretMetadata {
     let seal = Seal::new(&owner.uid, &owner.namespace, &secret.name, live);
-    Dress {
+    SecretMetadata {
         name: secret.name.clone(),
         type_: secret.type_,
         labels: secret.labels.clone(),
@@ -164,7 +164,7 @@ async fn write_all(
     owner: &Owner,
     claim: &Claim,
     minted: &Minted,
-    live: &Live,
+    live: &ActiveToken,
     secrets: Vec<Ready<'_>>,
 ) -> Result<Vec<Stamped>, Published> {
     let mut stamped = Vec::new();
@@ -185,40 +185,41 @@ async fn write_all(
                     Some(true) | None => return Err(Published::Dropped),
                 }
             }
-            let at = ObjectName::new(owner.namespace.as_str(), secret.dress.name.as_str());
+            let at = ObjectName::new(owner.namespace.as_str(), secret.metadata.name.as_str());
             let known = Write {
                 live: Some(live),
                 absent: context.caches.is_absent(&at),
             };
             let write = context
                 .cluster
-                .write_secret(owner, &secret.dress, &secret.data, &context.seal, known);
+                .write_secret(owner, &secret.metadata, &secret.data, &context.seal, known);
             let problem = match write.await {
                 Ok(seen) => {
                     if let (true, Some(version)) = (seen.is_settled(), seen.version()) {
-                        let metadata = metadata_digest(&context.seal.id(), &secret.dress.labels);
-                        stamped.push((secret.dress.name.clone(), version.to_owned(), metadata));
+                        let metadata = metadata_digest(&context.seal.id(), &secret.metadata.labels);
+                        stamped.push((secret.metadata.name.clone(), version.to_owned(), metadata));
                     }
-                    let look = Look::new(seen, Some(live), Some(&secret.dress.labels), Some(Instant::now()));
-                    let mut looks = context.caches.looked_at.lock();
+                    let look =
+                        CachedInspection::new(seen, Some(live), Some(&secret.metadata.labels), Some(Instant::now()));
+                    let mut looks = context.caches.inspection_cache.lock();
                     looks
                         .entry(owner.uid.clone())
                         .or_default()
-                        .insert(secret.dress.name.clone(), look);
+                        .insert(secret.metadata.name.clone(), look);
                     break;
                 }
                 Err(WriteError::NotOurs) => Problem::new(
                     Reason::SecretConflict,
                     format!(
                         "Secret {} came to be somebody else's; the new token cannot be written",
-                        secret.dress.name
+                        secret.metadata.name
                     ),
                 ),
                 Err(WriteError::Api(error)) => Problem::new(
                     Reason::SecretRefused,
                     format!(
                         "a token was made, but Secret {} cannot be written: {}",
-                        secret.dress.name,
+                        secret.metadata.name,
                         why(context, owner, &secret, &error).await
                     ),
                 ),
@@ -237,10 +238,10 @@ async fn write_all(
             if is_gone(context, owner).await {
                 return Err(Published::Dropped);
             }
-            if let Some(objection) = is_forbidden(context, owner) {
-                return Err(Published::No(objection));
+            if let Some(blocked) = is_forbidden(context, owner) {
+                return Err(Published::No(blocked));
             }
-            tell(context, owner, problem);
+            notify(context, owner, problem);
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(15));
         }
@@ -253,14 +254,14 @@ async fn why(context: &Context, owner: &Owner, secret: &Ready<'_>, error: &Error
     if error.code().is_none() {
         return error.brief();
     }
-    let harmless = placeholder(secret.wanted.type_, &secret.wanted.layout);
+    let harmless = placeholder(secret.desired.type_, &secret.desired.layout);
     let dry = Write {
         live: None,
         absent: false,
     };
     let asked = context
         .cluster
-        .write_secret(owner, &secret.dress, &harmless, &context.seal, dry);
+        .write_secret(owner, &secret.metadata, &harmless, &context.seal, dry);
     match asked.await {
         Err(WriteError::Api(said)) if said.code() == error.code() => said.brief(),
         _ => error.brief(),
@@ -285,7 +286,7 @@ fn is_forbidden(context: &Context, owner: &Owner) -> Option<Problem> {
 }
 
 /// What holds the publication up, for the status.
-fn tell(context: &Context, owner: &Owner, problem: Problem) {
+fn notify(context: &Context, owner: &Owner, problem: Problem) {
     if let Some(entry) = context.working.lock().get_mut(&owner.uid) {
         *entry = Some(problem);
     }

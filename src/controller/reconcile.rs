@@ -14,13 +14,13 @@ use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::WriteError;
 use crate::core::budget::{Demand, Held};
 use crate::core::ids::ObjectName;
-use crate::core::journal::Kind;
+use crate::core::journal::MintReason;
 use crate::core::plan::{self, Action};
 use crate::core::status;
 
 use super::act::act;
-use super::observe::{Scene, observe};
-use super::wishes::Wish;
+use super::mint_queue::QueueEntry;
+use super::observe::{Snapshot, observe};
 
 /// Deadlines are looked at again at least this often: a requeue runs on another clock than the wall's.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -74,32 +74,33 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
         let name = name_of(credential);
         context.sweep_name(&name).await;
     }
-    let Some(scene) = observe(credential, context).await? else {
+    let Some(snapshot) = observe(credential, context).await? else {
         return Ok(Requeue::requeue(Duration::from_secs(1)));
     };
-    let holds = scene.live_home == scene.scope && scene.observed.record.as_ref().is_some_and(|r| r.live.is_some());
-    if let (Some(home), None, true) = (&scene.live_home, &scene.observed.claim, holds) {
+    let holds =
+        snapshot.live_scope == snapshot.scope && snapshot.observed.record.as_ref().is_some_and(|r| r.live.is_some());
+    if let (Some(owning_scope), None, true) = (&snapshot.live_scope, &snapshot.observed.claim, holds) {
         // What a crash kept from being superseded is so now.
-        context.supersede(&scene.owner.uid, home).await;
+        context.supersede(&snapshot.owner.uid, owning_scope).await;
     }
     let now = context.now();
-    let plan = plan::plan(&scene.observed, now);
+    let plan = plan::plan(&snapshot.observed, now);
     let mut again = false;
     for action in &plan.actions {
-        again |= act(context, &scene, action, credential).await?;
+        again |= act(context, &snapshot, action, credential).await?;
     }
-    queue(context, &scene, plan.demand, credential);
+    queue(context, &snapshot, plan.demand, credential);
     if again {
         return Ok(Requeue::requeue(Duration::from_millis(1)));
     }
     if let Some(verdict) = &plan.verdict {
-        context.tell(&scene.owner, verdict, scene.observed.told);
-        let wanted = scene.observed.wanted.as_ref().ok();
+        context.tell(&snapshot.owner, verdict, snapshot.observed.told);
+        let desired = snapshot.observed.desired.as_ref().ok();
         let next = status::status(
             verdict,
-            scene.observed.record.as_ref(),
-            wanted,
-            &scene.owner.uid,
+            snapshot.observed.record.as_ref(),
+            desired,
+            &snapshot.owner.uid,
             credential.metadata.generation,
             credential.status.as_ref(),
             now,
@@ -119,7 +120,7 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
         // A restoration that was put off is due when the rest is over.
         wait = wait.min(Duration::from_secs(30));
     }
-    if scene.unconfirmed {
+    if snapshot.unconfirmed {
         wait = wait.min(WATCH_BEHIND);
     }
     // Due already, and yet nothing was done: not again at once.
@@ -165,48 +166,48 @@ async fn tell_of_change(context: &Context, credential: &EphemeralCredential, ver
     }
 }
 
-fn queue(context: &Arc<Context>, scene: &Scene, demand: Option<Kind>, credential: &EphemeralCredential) {
-    let uid = &scene.owner.uid;
-    let name = ObjectName::new(scene.owner.namespace.as_str(), scene.owner.name.as_str());
-    let runner = scene.scope.as_ref().map(|scope| context.runner(scope));
-    context.leave_line(uid, runner.as_ref().map(|runner| (&runner.scope, &name)));
-    let (Some(scope), Some(runner)) = (&scene.scope, runner) else {
+fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>, credential: &EphemeralCredential) {
+    let uid = &snapshot.owner.uid;
+    let name = ObjectName::new(snapshot.owner.namespace.as_str(), snapshot.owner.name.as_str());
+    let scheduler = snapshot.scope.as_ref().map(|scope| context.scheduler(scope));
+    context.dequeue(uid, scheduler.as_ref().map(|scheduler| (&scheduler.scope, &name)));
+    let (Some(scope), Some(scheduler)) = (&snapshot.scope, scheduler) else {
         return;
     };
-    let Ok(wanted) = &scene.observed.wanted else {
-        runner.forget(uid);
-        runner.reserve(uid, None);
+    let Ok(desired) = &snapshot.observed.desired else {
+        scheduler.forget(uid);
+        scheduler.reserve(uid, None);
         return;
     };
     // A key or a URL that an administrator changed moves the token's renewals here; somebody's edit of the
     // request does not.
-    let live = scene.observed.record.as_ref().and_then(|r| r.live.as_ref());
-    let moved = live.filter(|l| scene.live_home.as_ref() != Some(scope) && wanted.is_served_by(&l.request));
-    runner.reserve(uid, moved.map(|l| (name.clone(), Held::of(&name.namespace, l))));
+    let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
+    let moved = live.filter(|l| snapshot.live_scope.as_ref() != Some(scope) && desired.is_served_by(&l.request));
+    scheduler.reserve(uid, moved.map(|l| (name.clone(), Held::of(&name.namespace, l))));
     let Some(reason) = demand else {
-        runner.forget(uid);
+        scheduler.forget(uid);
         return;
     };
     // A credential that never had a token waits since it was created, restarts or not.
     let since = match reason {
-        Kind::First => credential
+        MintReason::First => credential
             .creation_timestamp()
             .and_then(|t| chrono::DateTime::from_timestamp(t.0.as_second(), 0))
             .unwrap_or_else(|| context.now()),
         _ => context.now(),
     };
-    runner.want(Wish {
+    scheduler.want(QueueEntry {
         demand: Demand {
             uid: uid.as_str().into(),
             name,
             reason,
             since,
-            renew_before: wanted.renew_before,
-            max_lifetime: wanted.max_lifetime,
+            renew_before: desired.renew_before,
+            max_lifetime: desired.max_lifetime,
             pod_waits: false,
         },
-        asks: wanted.digest(),
-        seq: scene.seq,
-        connection: wanted.connection.clone(),
+        asks: desired.digest(),
+        seq: snapshot.seq,
+        connection: desired.connection.clone(),
     });
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::admission::ScopeRunner;
+use super::budget_scheduler::BudgetScheduler;
 use super::connections::remembered;
 use super::context::Context;
 use crate::api::Reason;
@@ -28,9 +28,9 @@ pub async fn revoke_for_ever(context: Arc<Context>) {
         if !context.leading() {
             continue;
         }
-        let runners: Vec<Arc<ScopeRunner>> = context.scopes.lock().values().cloned().collect();
-        for runner in runners {
-            let Ok(journal) = runner.journal.view().await else {
+        let schedulers: Vec<Arc<BudgetScheduler>> = context.scopes.lock().values().cloned().collect();
+        for scheduler in schedulers {
+            let Ok(journal) = scheduler.journal.view().await else {
                 continue;
             };
             let now = context.now();
@@ -44,7 +44,7 @@ pub async fn revoke_for_ever(context: Arc<Context>) {
                     let broker = reach(&context, owed).await;
                     brokers.insert(key.clone(), broker);
                 }
-                if pay(&context, &runner, owed, &brokers[&key]).await {
+                if revoke_one(&context, &scheduler, owed, &brokers[&key]).await {
                     waits.remove(&owed.token_id);
                 } else {
                     let (next, tries) = waits.entry(owed.token_id.clone()).or_insert((Instant::now(), 0));
@@ -72,7 +72,12 @@ async fn reach(context: &Context, owed: &Revocation) -> Result<Broker, Problem> 
 }
 
 /// Tries one revocation; true once it is done.
-async fn pay(context: &Context, runner: &ScopeRunner, owed: &Revocation, broker: &Result<Broker, Problem>) -> bool {
+async fn revoke_one(
+    context: &Context,
+    scheduler: &BudgetScheduler,
+    owed: &Revocation,
+    broker: &Result<Broker, Problem>,
+) -> bool {
     let outcome = match broker {
         Ok(broker) => broker.revoke(&owed.token_id, context.now()).await.map(|_| ()),
         Err(problem) => Err(Refusal::from_problem(problem)),
@@ -91,7 +96,7 @@ async fn pay(context: &Context, runner: &ScopeRunner, owed: &Revocation, broker:
     if let Err(refusal) = &outcome {
         tracing::warn!(token_id = %owed.token_id, "failed to revoke a token; it is tried again: {}", refusal.message);
     }
-    let committed = runner
+    let committed = scheduler
         .journal
         .commit(move |journal: &mut Journal, now| {
             let mut events = Vec::new();
@@ -102,7 +107,7 @@ async fn pay(context: &Context, runner: &ScopeRunner, owed: &Revocation, broker:
             } else if journal.told_of(&owed.uid, &owed.token_id) {
                 events.push(event(journal, &owed, false, deliver, now));
             }
-            (events, journal.bury(&owed.uid))
+            (events, journal.prune(&owed.uid))
         })
         .await;
     let Ok((events, buried)) = committed else {
@@ -113,7 +118,7 @@ async fn pay(context: &Context, runner: &ScopeRunner, owed: &Revocation, broker:
         context.log_event(event);
     }
     if buried {
-        context.index.lock().remove_record(&uid, &runner.scope);
+        context.index.lock().remove_record(&uid, &scheduler.scope);
     }
     done || hopeless
 }

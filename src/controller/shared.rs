@@ -4,16 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
-
-use super::context::Locked;
 
 /// How old an answer may be that somebody else asked for.
 const SHARED_FOR: Duration = Duration::from_millis(500);
 
 /// Reads that were begun lately, by what was read.
 #[derive(Default)]
-pub struct Shared<T>(Locked<HashMap<String, Begun<T>>>);
+pub struct Shared<T>(Mutex<HashMap<String, Begun<T>>>);
 
 struct Begun<T> {
     at: Instant,

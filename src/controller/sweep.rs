@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::runtime::reflector::ObjectRef;
 
-use super::admission::ScopeRunner;
+use super::budget_scheduler::BudgetScheduler;
 use super::context::Context;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::journal::JournalError;
@@ -31,12 +31,12 @@ impl Context {
     /// # Errors
     /// Where a journal cannot be read.
     pub async fn records(self: &Arc<Self>, uid: &str) -> Result<Vec<(Scope, Record)>, JournalError> {
-        let homes = self.index.lock().records_of(uid);
+        let scopes = self.index.lock().records_of(uid);
         let mut records = Vec::new();
-        for home in homes {
-            let journal = self.runner(&home).journal.view().await?;
+        for owning_scope in scopes {
+            let journal = self.scheduler(&owning_scope).journal.view().await?;
             if let Some(record) = journal.credentials.get(uid) {
-                records.push((home, Record::clone(record)));
+                records.push((owning_scope, Record::clone(record)));
             }
         }
         Ok(records)
@@ -44,27 +44,27 @@ impl Context {
 
     /// A token was published in `scope`: what other scopes hold of `uid` lives to its end unrenewed.
     pub async fn supersede(self: &Arc<Self>, uid: &str, scope: &Scope) {
-        let homes = self.index.lock().records_of(uid);
-        for home in homes.into_iter().filter(|h| h != scope) {
+        let scopes = self.index.lock().records_of(uid);
+        for owning_scope in scopes.into_iter().filter(|h| h != scope) {
             let gone = uid.to_owned();
             let done = self
-                .runner(&home)
+                .scheduler(&owning_scope)
                 .journal
                 .commit(move |journal, _| journal.supersede(&gone))
                 .await;
             if matches!(done, Ok(true)) {
-                self.index.lock().remove_record(uid, &home);
+                self.index.lock().remove_record(uid, &owning_scope);
             }
         }
     }
 
     /// Permission went: what other scopes still hold or owe for `uid` is revoked at once too.
-    pub async fn revoke_elsewhere(self: &Arc<Self>, uid: &str, home: Option<&Scope>) {
-        let homes = self.index.lock().records_of(uid);
-        for other in homes.into_iter().filter(|h| Some(h) != home) {
+    pub async fn revoke_elsewhere(self: &Arc<Self>, uid: &str, owning_scope: Option<&Scope>) {
+        let scopes = self.index.lock().records_of(uid);
+        for other in scopes.into_iter().filter(|h| Some(h) != owning_scope) {
             let gone = uid.to_owned();
             let revoked = self
-                .runner(&other)
+                .scheduler(&other)
                 .journal
                 .commit(move |j, now| j.revoke_all(&gone, now))
                 .await;
@@ -86,7 +86,10 @@ impl Context {
             let mut unlisted = self.caches.unlisted.lock();
             unlisted.retain(|other| other.namespace != name.namespace);
             drop(unlisted);
-            self.caches.looked_at.lock().retain(|uid, _| self.index.lock().has(uid));
+            self.caches
+                .inspection_cache
+                .lock()
+                .retain(|uid, _| self.index.lock().has(uid));
         }
     }
 
@@ -107,17 +110,17 @@ impl Context {
                 return;
             }
         }
-        self.leave_line(uid, None);
-        let homes = self.index.lock().records_of(uid);
-        for home in homes {
-            let runner = self.runner(&home);
+        self.dequeue(uid, None);
+        let scopes = self.index.lock().records_of(uid);
+        for owning_scope in scopes {
+            let scheduler = self.scheduler(&owning_scope);
             if self.working.lock().contains_key(uid) {
                 continue;
             }
-            self.clear_secrets(&runner, uid, name).await;
+            self.clear_secrets(&scheduler, uid, name).await;
             let (gone, me) = (uid.to_owned(), self.identity.clone());
-            let (deliver, working) = (self.delivers(&home), Arc::clone(&self.working));
-            let committed = runner
+            let (deliver, working) = (self.delivers(&owning_scope), Arc::clone(&self.working));
+            let committed = scheduler
                 .journal
                 .commit(move |journal, now| {
                     // What was prepared before the deletion may have been claimed meanwhile.
@@ -130,9 +133,9 @@ impl Context {
             match committed {
                 Ok(Released::Waits) => {}
                 Ok(Released::Gone(events)) => {
-                    self.index.lock().remove_record(uid, &home);
+                    self.index.lock().remove_record(uid, &owning_scope);
                     self.unprepared.lock().remove(uid);
-                    self.caches.looked_at.lock().remove(uid);
+                    self.caches.inspection_cache.lock().remove(uid);
                     for event in &events {
                         self.log_event(event);
                     }
@@ -146,8 +149,8 @@ impl Context {
 
     /// Removes what garbage collection leaves: the Secrets of an orphaned or finalized credential. Nothing
     /// waits for that, least of all its revocations.
-    async fn clear_secrets(self: &Arc<Self>, runner: &ScopeRunner, uid: &str, name: &ObjectName) {
-        let Ok(journal) = runner.journal.view().await else {
+    async fn clear_secrets(self: &Arc<Self>, scheduler: &BudgetScheduler, uid: &str, name: &ObjectName) {
+        let Ok(journal) = scheduler.journal.view().await else {
             return;
         };
         let live = journal.live_of(uid);
@@ -228,7 +231,7 @@ fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time)
     if let Some(claim) = &lost
         && let Some(minted) = &claim.minted
     {
-        journal.disown(uid, claim, &minted.token_ids, now);
+        journal.revoke_unpublished(uid, claim, &minted.token_ids, now);
     }
     let Some(record) = journal.credentials.get(uid).map(Arc::clone) else {
         return Released::Gone(Vec::new());
@@ -236,7 +239,7 @@ fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time)
     if record.gone {
         journal.revoke_all(uid, now);
         // What is left of it waits for its revocations.
-        return if journal.bury(uid) {
+        return if journal.prune(uid) {
             Released::Gone(Vec::new())
         } else {
             Released::Waits

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::context::{Context, Locked};
+use super::context::Context;
 use crate::cluster::Cluster;
 use crate::core::clock::Checked;
+use parking_lot::Mutex;
 
 /// How often.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 
 /// What this process does while it leads.
-pub(super) type Term = Locked<Option<Arc<Context>>>;
+pub(super) type Term = Mutex<Option<Arc<Context>>>;
 
 /// Keeps the time for ever.
-pub(super) async fn keep(cluster: Cluster, term: Arc<Term>) {
+pub(super) async fn sync_clock(cluster: Cluster, term: Arc<Term>) {
     let mut doubted = false;
     loop {
         tokio::time::sleep(CHECK_EVERY).await;
@@ -43,8 +44,8 @@ pub(super) async fn keep(cluster: Cluster, term: Arc<Term>) {
 impl Context {
     /// Nothing that waits for a time knows that it is later by now.
     fn start_over(&self) {
-        for runner in self.scopes.lock().values() {
-            runner.wake();
+        for scheduler in self.scopes.lock().values() {
+            scheduler.wake();
         }
         self.trigger_where(|_| true);
     }

@@ -17,7 +17,7 @@ use kube::{Api, Resource, ResourceExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::ScopeRunner;
+use super::budget_scheduler::BudgetScheduler;
 use super::caches::{Caches, Writers};
 use super::changes::{Changes, name_of};
 use super::context::Context;
@@ -244,8 +244,8 @@ async fn refresh(feed: Feed, mut changes: mpsc::UnboundedReceiver<()>) {
         if !renewed.is_empty() {
             feed.tell(|context| {
                 context.trigger_where(|c| renewed.contains(&c.spec.connection));
-                for runner in context.scopes.lock().values() {
-                    runner.wake();
+                for scheduler in context.scopes.lock().values() {
+                    scheduler.wake();
                 }
             });
         }
@@ -334,7 +334,7 @@ fn remove(feed: &Feed, at: &ObjectName) {
         (secrets.owner(at), secrets.remove(at))
     };
     if let Some(uid) = owner
-        && let Some(looks) = feed.caches.looked_at.lock().get_mut(uid.as_str())
+        && let Some(looks) = feed.caches.inspection_cache.lock().get_mut(uid.as_str())
     {
         looks.remove(&*at.name);
     }
@@ -365,7 +365,7 @@ pub async fn report_for_ever(context: Arc<Context>) {
             context.measure_all();
         }
         // Before all were looked at, the figures say nothing.
-        let warm = context.warm.load(Ordering::Acquire);
+        let initial_sync_done = context.initial_sync_done.load(Ordering::Acquire);
         for resolved in context.caches.connections.all() {
             if resolved.held.is_err() {
                 continue;
@@ -379,10 +379,10 @@ pub async fn report_for_ever(context: Arc<Context>) {
             let condition = resolved.condition(&before.conditions, context.now());
             let sharp = !before.conditions.contains(&condition);
             let lately = written.get(&name).is_some_and(|at| at.elapsed() < REPORT_EVERY);
-            if !sharp && (lately || !warm) {
+            if !sharp && (lately || !initial_sync_done) {
                 continue;
             }
-            let scopes = if warm {
+            let scopes = if initial_sync_done {
                 context.usage_of(&resolved)
             } else {
                 before.scopes.clone()
@@ -410,16 +410,16 @@ pub async fn report_for_ever(context: Arc<Context>) {
 impl Context {
     /// The scopes of a connection with least room, and always the same ones of those with equally much.
     fn usage_of(&self, resolved: &super::connections::Resolved) -> BTreeMap<String, ScopeUsage> {
-        let runners: Vec<Arc<ScopeRunner>> = self.scopes.lock().values().cloned().collect();
-        let mut usages: Vec<(String, Usage)> = runners
+        let schedulers: Vec<Arc<BudgetScheduler>> = self.scopes.lock().values().cloned().collect();
+        let mut usages: Vec<(String, Usage)> = schedulers
             .iter()
             .filter(|r| resolved.scope(&r.scope.of).as_ref() == Some(&r.scope))
-            .map(|runner| {
-                let title = match runner.scope.kind {
-                    RateScope::Service => runner.scope.of.to_string(),
+            .map(|scheduler| {
+                let title = match scheduler.scope.kind {
+                    RateScope::Service => scheduler.scope.of.to_string(),
                     RateScope::Key => "*".to_owned(),
                 };
-                (title, runner.usage())
+                (title, scheduler.usage())
             })
             .collect();
         let room = |usage: &Usage| usage.limit.saturating_sub(usage.used.saturating_add(usage.kept));

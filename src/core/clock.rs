@@ -51,12 +51,12 @@ pub enum Checked {
     Doubted(TimeDelta),
     /// Both other clocks went on by this much, and this one did not: the machine stood still, and tokens have
     /// aged meanwhile. (Or both were stepped: the two look alike.) The time was moved.
-    Paused(Pause),
+    Paused(Suspension),
 }
 
 /// A time in which the machine stood still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pause {
+pub struct Suspension {
     /// When it began, by the time as it was then.
     pub at: Time,
     /// How long it was.
@@ -111,7 +111,7 @@ impl SteadyClock {
         let wall_went_along = (reading.wall_ahead() - self.wall_ahead).abs() <= AGREES;
         if wall_went_along && off > TimeDelta::zero() {
             self.base += off;
-            return Checked::Paused(Pause { at: now, lasted: off });
+            return Checked::Paused(Suspension { at: now, lasted: off });
         }
         Checked::Doubted(off)
     }

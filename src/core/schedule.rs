@@ -19,7 +19,7 @@ pub const CLAIM_GRACE: TimeDelta = TimeDelta::seconds(15);
 #[must_use]
 pub fn runway(lifetime: TimeDelta, renew_before: Option<TimeDelta>) -> TimeDelta {
     let third = lifetime / 3;
-    renew_before.map_or(third, |wanted| wanted.clamp(TimeDelta::zero(), third * 2))
+    renew_before.map_or(third, |desired| desired.clamp(TimeDelta::zero(), third * 2))
 }
 
 /// The latest time at which a renewal still leaves the runway whole.

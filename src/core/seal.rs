@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretSlice};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
-use super::journal::{Live, Written};
+use super::journal::{ActiveToken, Written};
 
 /// The key of all seals; created once, kept in the controller's namespace.
 #[derive(Clone)]
@@ -32,13 +32,13 @@ pub struct Seal {
     /// Name of the Secret.
     pub name: String,
     /// The token, with what was written to this Secret alone.
-    pub live: Live,
+    pub live: ActiveToken,
 }
 
 impl Seal {
     /// The seal on one Secret of `live`.
     #[must_use]
-    pub fn new(uid: &str, namespace: &str, name: &str, live: &Live) -> Self {
+    pub fn new(uid: &str, namespace: &str, name: &str, live: &ActiveToken) -> Self {
         let mut live = live.clone();
         live.secrets.retain(|secret, _| secret == name);
         for (_, written) in live.secrets.iter_mut() {
@@ -61,7 +61,7 @@ impl Seal {
 
 /// The token that sealed Secrets of one claim tell of, all together.
 #[must_use]
-pub fn live_of(seals: &[&Seal]) -> Option<Live> {
+pub fn live_of(seals: &[&Seal]) -> Option<ActiveToken> {
     let mut live = seals.first()?.live.clone();
     for seal in seals {
         live.secrets.extend(seal.live.secrets.clone());

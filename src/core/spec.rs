@@ -27,7 +27,7 @@ pub fn digest<P: AsRef<[u8]>>(parts: impl IntoIterator<Item = P>) -> String {
 
 /// What a credential's spec asks for, checked and digested.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Wanted {
+pub struct Desired {
     /// Name of the connection.
     pub connection: String,
     /// The service.
@@ -49,14 +49,14 @@ pub struct Wanted {
     /// Digest of the rotate annotation's value.
     pub rotate: String,
     /// The Secrets.
-    pub secrets: Vec<WantedSecret>,
+    pub secrets: Vec<DesiredSecret>,
     /// Runway asked for.
     pub renew_before: Option<TimeDelta>,
     /// Longest use of a token.
     pub max_lifetime: Option<TimeDelta>,
 }
 
-impl Wanted {
+impl Desired {
     /// Digest of all that a mint can be asked for because of.
     #[must_use]
     pub fn digest(&self) -> String {
@@ -81,7 +81,7 @@ impl Wanted {
 
 /// One Secret as the spec asks for it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct WantedSecret {
+pub struct DesiredSecret {
     /// Its name.
     pub name: String,
     /// Its type.
@@ -95,8 +95,8 @@ pub struct WantedSecret {
 /// Reads what `credential` asks for, of a connection that speaks `api` (where it is known).
 ///
 /// # Errors
-/// `InvalidSpec`, with what to change. Templates are not read: see [`Wanted::check_templates`].
-pub fn wanted(credential: &EphemeralCredential, api: Option<BrokerApi>) -> Result<Wanted, Problem> {
+/// `InvalidSpec`, with what to change. Templates are not read: see [`Desired::check_templates`].
+pub fn desired(credential: &EphemeralCredential, api: Option<BrokerApi>) -> Result<Desired, Problem> {
     let spec = &credential.spec;
     fits(spec, api)?;
     let name = credential.metadata.name.clone().unwrap_or_default();
@@ -108,7 +108,7 @@ pub fn wanted(credential: &EphemeralCredential, api: Option<BrokerApi>) -> Resul
         .and_then(|a| a.get(ROTATE_ANNOTATION))
         .map(|value| digest([value]))
         .unwrap_or_default();
-    Ok(Wanted {
+    Ok(Desired {
         connection: spec.connection.clone(),
         service: spec.service.clone(),
         purpose: spec.purpose.clone(),
@@ -218,10 +218,10 @@ fn fits(spec: &EphemeralCredentialSpec, api: Option<BrokerApi>) -> Result<(), Pr
     }
 }
 
-fn secrets(credential: &EphemeralCredential, name: &str) -> Result<Vec<WantedSecret>, Problem> {
+fn secrets(credential: &EphemeralCredential, name: &str) -> Result<Vec<DesiredSecret>, Problem> {
     let templates = &credential.spec.secrets;
     if templates.is_empty() {
-        return Ok(vec![WantedSecret {
+        return Ok(vec![DesiredSecret {
             name: name.to_owned(),
             type_: SecretType::Opaque,
             labels: BTreeMap::new(),
@@ -244,7 +244,7 @@ fn secrets(credential: &EphemeralCredential, name: &str) -> Result<Vec<WantedSec
                 data: template.data.clone(),
             };
             render::check_keys(&template.name, template.type_, &layout)?;
-            Ok(WantedSecret {
+            Ok(DesiredSecret {
                 name: template.name.clone(),
                 type_: template.type_,
                 labels: template.labels.clone(),
@@ -254,7 +254,7 @@ fn secrets(credential: &EphemeralCredential, name: &str) -> Result<Vec<WantedSec
         .collect()
 }
 
-fn layout_hash(secrets: &[WantedSecret]) -> String {
+fn layout_hash(secrets: &[DesiredSecret]) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut sorted: Vec<_> = secrets.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
@@ -273,7 +273,7 @@ fn delta(duration: Option<&kube::core::Duration>) -> Option<TimeDelta> {
     duration.and_then(|d| TimeDelta::from_std((*d).into()).ok())
 }
 
-impl Wanted {
+impl Desired {
     /// A problem with this spec.
     #[must_use]
     pub fn invalid(message: impl Into<String>) -> Problem {
@@ -337,7 +337,7 @@ mod tests {
         edited.spec.secrets.reverse();
         edited.spec.secrets[0].labels.insert("l".into(), "v".into());
         edited.spec.rotation.renew_before = Some(std::time::Duration::from_secs(60).into());
-        let (a, b) = (wanted(&base, None).unwrap(), wanted(&edited, None).unwrap());
+        let (a, b) = (desired(&base, None).unwrap(), desired(&edited, None).unwrap());
         assert_eq!(
             (a.request_hash, a.layout_hash, a.rotate),
             (b.request_hash, b.layout_hash, b.rotate)
@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn every_part_of_the_request_changes_its_digest() {
-        let base = wanted(&credential("a", "chittyid"), None).unwrap().request_hash;
+        let base = desired(&credential("a", "chittyid"), None).unwrap().request_hash;
         let edits: [fn(&mut EphemeralCredential); 5] = [
             |ec| ec.spec.connection = "x".into(),
             |ec| ec.spec.service = "x".into(),
@@ -357,7 +357,7 @@ mod tests {
         for edit in edits {
             let mut ec = credential("a", "chittyid");
             edit(&mut ec);
-            assert_ne!(wanted(&ec, None).unwrap().request_hash, base);
+            assert_ne!(desired(&ec, None).unwrap().request_hash, base);
         }
     }
 
@@ -365,21 +365,21 @@ mod tests {
     fn a_secret_without_presets_and_data_gets_the_outputs() {
         let mut ec = credential("a", "chittyid");
         ec.spec.secrets = vec![template("x", &[])];
-        assert_eq!(wanted(&ec, None).unwrap().secrets[0].layout.presets, [Preset::Outputs]);
+        assert_eq!(desired(&ec, None).unwrap().secrets[0].layout.presets, [Preset::Outputs]);
         ec.spec.secrets = vec![template("x", &[("k", "v")])];
-        assert!(wanted(&ec, None).unwrap().secrets[0].layout.presets.is_empty());
+        assert!(desired(&ec, None).unwrap().secrets[0].layout.presets.is_empty());
     }
 
     #[test]
     fn without_secrets_there_is_one_named_as_the_credential() {
-        let secrets = wanted(&credential("a", "chittyid"), None).unwrap().secrets;
+        let secrets = desired(&credential("a", "chittyid"), None).unwrap().secrets;
         assert_eq!(secrets.len(), 1);
         assert_eq!(secrets[0].name, "a");
     }
 
     #[test]
     fn type_and_context_must_fit_the_connections_api() {
-        let reason = |ec: &EphemeralCredential, api| wanted(ec, Some(api)).map(|_| ()).map_err(|p| p.reason);
+        let reason = |ec: &EphemeralCredential, api| desired(ec, Some(api)).map(|_| ()).map_err(|p| p.reason);
         let mut ec = credential("a", "chittyid");
         assert_eq!(reason(&ec, BrokerApi::Deploy), Ok(()));
         assert_eq!(reason(&ec, BrokerApi::Provision), Err(Reason::InvalidSpec));
@@ -398,12 +398,12 @@ mod tests {
         let mut ec = credential("a", "chittyid");
         ec.spec.type_ = Some("cloudflare_workers_read".into());
         assert_eq!(
-            wanted(&ec, Some(BrokerApi::Provision)).unwrap().max_lifetime,
+            desired(&ec, Some(BrokerApi::Provision)).unwrap().max_lifetime,
             Some(TimeDelta::hours(1))
         );
         ec.spec.rotation.max_lifetime = Some(std::time::Duration::from_secs(60).into());
         assert_eq!(
-            wanted(&ec, Some(BrokerApi::Provision)).unwrap().max_lifetime,
+            desired(&ec, Some(BrokerApi::Provision)).unwrap().max_lifetime,
             Some(TimeDelta::minutes(1))
         );
     }

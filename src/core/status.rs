@@ -8,7 +8,7 @@ use super::Time;
 use super::journal::Record;
 use super::plan::Verdict;
 use super::schedule::renew_at;
-use super::spec::Wanted;
+use super::spec::Desired;
 use crate::api::{ConditionType, EphemeralCredentialStatus, Reason, condition};
 
 /// The status of a credential whose plan came to `verdict`.
@@ -19,7 +19,7 @@ use crate::api::{ConditionType, EphemeralCredentialStatus, Reason, condition};
 pub fn status(
     verdict: &Verdict,
     record: Option<&Record>,
-    wanted: Option<&Wanted>,
+    desired: Option<&Desired>,
     uid: &str,
     generation: Option<i64>,
     previous: Option<&EphemeralCredentialStatus>,
@@ -43,7 +43,7 @@ pub fn status(
     }
     let live = record.and_then(|r| r.live.as_ref()).filter(|_| verdict.issued);
     let renews = live.map(|l| {
-        let renew_before = wanted.map_or_else(|| l.renew_before(), |w| w.renew_before);
+        let renew_before = desired.map_or_else(|| l.renew_before(), |w| w.renew_before);
         renew_at(l.issued_at, l.ends_at, renew_before, uid)
     });
     let outputs: BTreeSet<String> = live.map(|l| l.outputs.iter().cloned().collect()).unwrap_or_default();

@@ -8,7 +8,7 @@ use chittyconnect_operator::api::RateScope;
 use chittyconnect_operator::cluster::Cluster;
 use chittyconnect_operator::cluster::journal::{Journals, ScopeJournal};
 use chittyconnect_operator::core::Time;
-use chittyconnect_operator::core::journal::{Claim, Ending, Live, Scope};
+use chittyconnect_operator::core::journal::{ActiveToken, Claim, Outcome, Scope};
 use chittyconnect_operator::core::seal::SealKey;
 use chrono::TimeDelta;
 use http::{Method, Request};
@@ -138,7 +138,7 @@ fn claim(uid: &str, at: Time) -> Claim {
 }
 
 /// The token that a claim brought.
-fn live(claim: &Claim, at: Time) -> Live {
+fn live(claim: &Claim, at: Time) -> ActiveToken {
     serde_json::from_value(json!({
         "claim": claim.id, "revision": 1, "request": claim.request, "endpoint": claim.endpoint,
         "requestHash": "", "layoutHash": "", "rotate": "", "issuedAt": at, "endsAt": at + TimeDelta::hours(1),
@@ -165,7 +165,7 @@ async fn publish(journal: &ScopeJournal, range: std::ops::Range<usize>) {
             .commit(move |journal, now| {
                 for uid in &uids {
                     let claim = journal.claims.get(uid.as_str()).cloned().unwrap();
-                    let ending = Ending::Published(Box::new(live(&claim, now)));
+                    let ending = Outcome::Published(Box::new(live(&claim, now)));
                     assert!(journal.end(uid, &claim.id, ending, now));
                 }
             })
@@ -247,7 +247,7 @@ async fn a_process_that_dies_between_page_and_head_leaves_the_outcome_and_one_su
         let claim = journal.claims.get("uid-00007").cloned().unwrap();
         let mut live = live(&claim, now);
         live.revision = 2;
-        journal.end("uid-00007", &claim.id, Ending::Published(Box::new(live)), now)
+        journal.end("uid-00007", &claim.id, Outcome::Published(Box::new(live)), now)
     });
     assert!(ended.await.is_err());
     let successor = journals(world.client().await).of(&scope);
@@ -265,7 +265,7 @@ async fn a_process_that_dies_between_page_and_head_leaves_the_outcome_and_one_su
         journal.end(
             "uid-00007",
             &claim.id,
-            Ending::Published(Box::new(live(&claim, now))),
+            Outcome::Published(Box::new(live(&claim, now))),
             now,
         )
     });

@@ -21,7 +21,7 @@ fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
 }
 
 fn meant_with(status: u16, lines: &[(&'static str, &str)], body: &str, call: Call) -> Refusal {
-    let said = Said::in_body(Some(body.as_bytes()));
+    let said = ErrorBody::in_body(Some(body.as_bytes()));
     classify(
         StatusCode::from_u16(status).unwrap(),
         &headers(lines),
@@ -299,22 +299,22 @@ fn nothing_the_server_wrote_reaches_a_refusal() {
 fn what_was_never_sent_is_told_apart_from_what_was_never_answered() {
     let timeout = TimeDelta::seconds(10);
     for cause in [
-        Lost::Unresolved,
-        Lost::NotConnected,
-        Lost::Untrusted,
-        Lost::ConnectTimeout,
+        TransportError::Unresolved,
+        TransportError::NotConnected,
+        TransportError::Untrusted,
+        TransportError::ConnectTimeout,
     ] {
         let refusal = lost(cause, timeout, Call::Deploy);
         assert_eq!((refusal.reason, refusal.sent), (Reason::BrokerUnavailable, Sent::No));
         assert!(refusal.message.ends_with("; nothing was sent"), "{refusal}");
     }
-    let late = lost(Lost::Timeout, timeout, Call::Deploy);
+    let late = lost(TransportError::Timeout, timeout, Call::Deploy);
     assert_eq!((late.reason, late.sent), (Reason::OutcomeUnknown, Sent::Unknown));
     assert_eq!(
         late.message,
         "ChittyConnect did not answer within 10 s; whether a token was made is unknown"
     );
-    let cut = lost(Lost::Cut, timeout, Call::Revoke);
+    let cut = lost(TransportError::Cut, timeout, Call::Revoke);
     assert_eq!(
         cut.message,
         "The connection to ChittyConnect ended before its answer did; whether it was done is unknown"

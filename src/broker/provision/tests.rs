@@ -6,7 +6,7 @@ fn now() -> Time {
     chrono::Utc.with_ymd_and_hms(2026, 1, 6, 11, 0, 0).unwrap()
 }
 
-fn read(body: &str) -> Result<Answer, (Flaw, Vec<String>)> {
+fn read(body: &str) -> Result<Answer, (InvalidBody, Vec<String>)> {
     answer(&Members::parse(body.as_bytes()).unwrap(), now())
 }
 
@@ -73,11 +73,14 @@ fn a_token_that_cannot_be_published_can_still_be_revoked() {
     };
     let id = vec!["id1".to_owned()];
     for (more, flaw) in [
-        ("", Flaw::NoValue),
-        (r#","value":"""#, Flaw::NoValue),
-        (r#","value":5,"account_id":"acc""#, Flaw::NoValue),
-        (r#","value":"v","expires_at":"2026-01-06T10:00:00Z""#, Flaw::PastExpiry),
-        (r#","value":"v","expires_at":"whenever""#, Flaw::BadExpiry),
+        ("", InvalidBody::NoValue),
+        (r#","value":"""#, InvalidBody::NoValue),
+        (r#","value":5,"account_id":"acc""#, InvalidBody::NoValue),
+        (
+            r#","value":"v","expires_at":"2026-01-06T10:00:00Z""#,
+            InvalidBody::PastExpiry,
+        ),
+        (r#","value":"v","expires_at":"whenever""#, InvalidBody::BadExpiry),
     ] {
         assert_eq!(credential(more).err(), Some((flaw, id.clone())), "{more}");
     }
@@ -91,11 +94,15 @@ fn an_answer_without_a_credential_holds_nothing() {
         r#"{"credential":"cf_1"}"#,
         r#"{"credential":[{"value":"x"}]}"#,
     ] {
-        assert_eq!(read(body).err(), Some((Flaw::NoCredential, Vec::new())), "{body}");
+        assert_eq!(
+            read(body).err(),
+            Some((InvalidBody::NoCredential, Vec::new())),
+            "{body}"
+        );
     }
     for type_ in ["", "expires_at", "account_id", "a type"] {
         let body = format!(r#"{{"credential":{{"type":"{type_}","value":"v"}}}}"#);
-        assert_eq!(read(&body).err(), Some((Flaw::NoValue, Vec::new())), "{type_}");
+        assert_eq!(read(&body).err(), Some((InvalidBody::NoValue, Vec::new())), "{type_}");
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) struct Index {
 #[derive(Default)]
 struct Shard {
     /// What waits to be written: names to add, and to drop. The next write takes all of it.
-    wanted: Locked<BTreeMap<String, Option<Scope>>>,
+    desired: Locked<BTreeMap<String, Option<Scope>>>,
     known: Mutex<Known>,
 }
 
@@ -116,7 +116,7 @@ impl Index {
     async fn set(&self, name: &str, scope: Option<Scope>) -> Result<(), Error> {
         let number = shard_of(name);
         let shard = &self.shards[number];
-        wanted(shard).insert(name.to_owned(), scope.clone());
+        desired(shard).insert(name.to_owned(), scope.clone());
         let mut known = shard.known.lock().await;
         let mut last = Error::Timeout;
         for _ in 0..TRIES {
@@ -126,7 +126,7 @@ impl Index {
                 known.read = true;
             }
             // Whoever was before us may have written ours too.
-            let changes = std::mem::take(&mut *wanted(shard));
+            let changes = std::mem::take(&mut *desired(shard));
             let mut names = known.names.clone();
             for (name, scope) in &changes {
                 match scope {
@@ -145,9 +145,9 @@ impl Index {
                 }
                 Err(error) => {
                     known.read = false;
-                    let mut wanted = wanted(shard);
+                    let mut desired = desired(shard);
                     for (name, scope) in changes {
-                        wanted.entry(name).or_insert(scope);
+                        desired.entry(name).or_insert(scope);
                     }
                     last = error;
                 }
@@ -188,8 +188,8 @@ impl Index {
     }
 }
 
-fn wanted(shard: &Shard) -> std::sync::MutexGuard<'_, BTreeMap<String, Option<Scope>>> {
-    shard.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+fn desired(shard: &Shard) -> std::sync::MutexGuard<'_, BTreeMap<String, Option<Scope>>> {
+    shard.desired.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn shard_name(number: usize) -> String {

@@ -45,7 +45,7 @@ pub(super) struct Writer {
     close_after: Duration,
     known: Option<Known>,
     /// How many pauses of this process the journal has outlasted.
-    outlasted: usize,
+    suspensions_applied: usize,
     /// It was there and could not be used: if it goes, what it knew is lost.
     broken: bool,
     /// The last commit may have been written in part.
@@ -63,13 +63,13 @@ pub(super) struct Commit {
     layout: Layout,
     pub(super) steps: Vec<Step>,
     pub(super) versions: Versions,
-    outlasted: usize,
+    suspensions_applied: usize,
 }
 
 impl Writer {
     pub(super) fn new(cluster: Cluster, store: Store, index: Arc<Index>, close_after: Duration) -> Self {
         // Those before it was opened are of no concern: it was written by whoever led then.
-        let outlasted = cluster.now_and_pauses(0).1.len();
+        let suspensions_applied = cluster.now_and_pauses(0).1.len();
         Self {
             cluster,
             store,
@@ -77,7 +77,7 @@ impl Writer {
             named: false,
             close_after,
             known: None,
-            outlasted,
+            suspensions_applied,
             broken: false,
             unsure: false,
             took: LEAST_PATIENCE,
@@ -251,7 +251,7 @@ impl Writer {
             };
             match written {
                 Ok(()) => {
-                    self.outlasted = decided.outlasted;
+                    self.suspensions_applied = decided.suspensions_applied;
                     self.known = Some(Known {
                         journal: decided.journal,
                         layout: decided.layout,
@@ -320,14 +320,14 @@ impl Writer {
     /// Applies all decisions to what is known; `None` where that changes nothing.
     fn decide(&mut self, batch: &mut [Pending]) -> Option<Commit> {
         let known = self.known.as_ref()?;
-        let (now, pauses) = self.cluster.now_and_pauses(self.outlasted);
+        let (now, pauses) = self.cluster.now_and_pauses(self.suspensions_applied);
         let now = now.trunc_subsecs(3);
         let mut before = known.journal.clone();
         before.compact(now);
         let mut journal = before.clone();
-        let outlasted = self.outlasted + pauses.len();
+        let suspensions_applied = self.suspensions_applied + pauses.len();
         for pause in pauses {
-            journal.outlast(pause);
+            journal.shift_after_suspend(pause);
         }
         for pending in &mut *batch {
             (pending.decide)(&mut journal, now);
@@ -339,7 +339,7 @@ impl Writer {
             &before
         };
         let Some(flush) = known.layout.flush(before, &mut journal, now, fresh_id) else {
-            self.outlasted = outlasted;
+            self.suspensions_applied = suspensions_applied;
             return None;
         };
         let id = digest([rand::random::<[u8; 16]>()]);
@@ -351,7 +351,7 @@ impl Writer {
             layout,
             steps,
             versions: known.versions.clone(),
-            outlasted,
+            suspensions_applied,
         })
     }
 }

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 
 use crate::core::Time;
 use crate::core::ids::{ObjectName, Uid};
-use crate::core::journal::Kind as MintReason;
+use crate::core::journal::MintReason;
 
 /// Somebody who wants to mint.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,18 +39,18 @@ impl Demand {
         (self.since, Arc::clone(&self.name.name), self.uid.clone())
     }
 
-    pub(super) fn group(&self, standing: Standing) -> Group {
+    pub(super) fn group(&self, credential_state: CredentialState) -> Group {
         Group {
             renew_before: self.renew_before,
             max_lifetime: self.max_lifetime,
-            holds: standing.holds,
+            holds: credential_state.holds,
         }
     }
 }
 
 /// What a credential that wants to mint holds already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Standing {
+pub(super) struct CredentialState {
     /// Renewals are planned for it.
     pub(super) holds: bool,
     /// When its token ends, in nanoseconds; at once where it has none.
@@ -116,8 +116,8 @@ impl Key {
 }
 
 /// The standing of somebody for whom this is planned.
-pub(super) fn standing_of(first: i64, ends: Option<i64>) -> Standing {
-    Standing {
+pub(super) fn standing_of(first: i64, ends: Option<i64>) -> CredentialState {
+    CredentialState {
         holds: true,
         end: ends.unwrap_or(first),
         latest: first,

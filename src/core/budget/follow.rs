@@ -12,7 +12,7 @@ use super::limits::{Limit, effective};
 use super::{Budget, Held, Open, Selection, Stops};
 use crate::core::Time;
 use crate::core::ids::Uid;
-use crate::core::journal::{Claim, Journal, Live, Record};
+use crate::core::journal::{ActiveToken, Claim, Journal, Record};
 
 /// How long a decision may wait for its commit.
 const DECISION_HOLDS: TimeDelta = TimeDelta::seconds(1);
@@ -174,7 +174,7 @@ pub fn is_untouched(journal: &Journal, uid: &str, seq: u64) -> bool {
 }
 
 /// What is known of a request under way; a renewal brings nothing that lives longer than what it replaces.
-fn open_of(claim: &Claim, live: Option<&Live>) -> Open {
+fn open_of(claim: &Claim, live: Option<&ActiveToken>) -> Open {
     let replaced = live.filter(|_| !claim.kind.is_newcomer());
     let asked = claim.max_lifetime_ms.map(TimeDelta::milliseconds);
     Open {

@@ -38,7 +38,7 @@ use crate::core::Time;
 use crate::core::ids::Uid;
 
 use conclude::Spending;
-use demand::{Standing, standing_of};
+use demand::{CredentialState, standing_of};
 use nanos::nanos;
 use projection::Projection;
 use queue::Queue;
@@ -237,21 +237,21 @@ impl Budget {
             self.shares.add(&new.namespace, new.period);
             self.queue.share_changed(&new.namespace, &self.shares);
         }
-        let standing = self.standing(uid.as_str());
-        self.queue.set_standing(uid.as_str(), standing, &self.shares);
+        let credential_state = self.credential_state(uid.as_str());
+        self.queue.set_standing(uid.as_str(), credential_state, &self.shares);
         self.memo.clear();
     }
 
-    fn standing(&self, uid: &str) -> Standing {
+    fn credential_state(&self, uid: &str) -> CredentialState {
         let series = self.projection.get(uid);
-        series.map_or_else(Standing::default, |s| standing_of(s.first, s.ends))
+        series.map_or_else(CredentialState::default, |s| standing_of(s.first, s.ends))
     }
 
     /// Puts somebody in line, or updates what they want: whoever stays a newcomer, or a renewal, has waited
     /// since they first asked. Says whether anything changed.
     pub fn enqueue(&mut self, demand: Demand) -> bool {
-        let standing = self.standing(demand.uid.as_str());
-        self.queue.put(demand, standing, &self.shares)
+        let credential_state = self.credential_state(demand.uid.as_str());
+        self.queue.put(demand, credential_state, &self.shares)
     }
 
     /// Takes somebody out of the line. Says whether they were in it.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::core::ids::Uid;
 
-use super::demand::{Demand, Group, Key, LaneId, Place, Standing};
+use super::demand::{CredentialState, Demand, Group, Key, LaneId, Place};
 use super::shares::Shares;
 
 #[derive(Clone, Debug, Default)]
@@ -24,7 +24,7 @@ pub(super) struct Lane {
 #[derive(Clone, Debug)]
 struct Entry {
     demand: Demand,
-    standing: Standing,
+    credential_state: CredentialState,
     /// Not considered before this, in nanoseconds.
     rests_until: Option<i64>,
 }
@@ -64,19 +64,21 @@ impl Queue {
         Some(&entry.demand)
     }
 
-    pub(super) fn standing(&self, uid: &str) -> Standing {
-        self.entries.get(uid).map_or_else(Standing::default, |e| e.standing)
+    pub(super) fn credential_state(&self, uid: &str) -> CredentialState {
+        self.entries
+            .get(uid)
+            .map_or_else(CredentialState::default, |e| e.credential_state)
     }
 
     /// Puts somebody in line, or updates their place: who stays a newcomer, or a renewal, has waited since
     /// they first asked. Says whether anything changed.
-    pub(super) fn put(&mut self, mut demand: Demand, standing: Standing, shares: &Shares) -> bool {
+    pub(super) fn put(&mut self, mut demand: Demand, credential_state: CredentialState, shares: &Shares) -> bool {
         let mut rests_until = None;
         if let Some(old) = self.entries.get(demand.uid.as_str()) {
             if old.demand.reason.is_newcomer() == demand.reason.is_newcomer() {
                 demand.since = old.demand.since;
             }
-            if old.demand == demand && old.standing == standing {
+            if old.demand == demand && old.credential_state == credential_state {
                 return false;
             }
             rests_until = old.rests_until;
@@ -84,7 +86,7 @@ impl Queue {
         self.take(demand.uid.clone().as_str(), shares);
         let entry = Entry {
             demand,
-            standing,
+            credential_state,
             rests_until,
         };
         self.enter(&entry, shares);
@@ -112,10 +114,10 @@ impl Queue {
     }
 
     /// Notes what somebody holds now.
-    pub(super) fn set_standing(&mut self, uid: &str, standing: Standing, shares: &Shares) {
-        if let Some(entry) = self.entries.get(uid).filter(|e| e.standing != standing) {
+    pub(super) fn set_standing(&mut self, uid: &str, credential_state: CredentialState, shares: &Shares) {
+        if let Some(entry) = self.entries.get(uid).filter(|e| e.credential_state != credential_state) {
             let demand = entry.demand.clone();
-            self.put(demand, standing, shares);
+            self.put(demand, credential_state, shares);
         }
     }
 
@@ -126,7 +128,7 @@ impl Queue {
         }
         while let Some((_, uid)) = self.by_latest.first().filter(|(at, _)| *at <= now).cloned() {
             self.by_latest.pop_first();
-            let end = self.standing(uid.as_str()).end;
+            let end = self.credential_state(uid.as_str()).end;
             self.early.remove(&(end, uid.clone()));
             self.due.insert((end, uid));
         }
@@ -143,15 +145,15 @@ impl Queue {
     }
 
     fn enter(&mut self, entry: &Entry, shares: &Shares) {
-        let (demand, standing) = (&entry.demand, entry.standing);
+        let (demand, credential_state) = (&entry.demand, entry.credential_state);
         if let Some(until) = entry.rests_until {
             self.resting.insert((until, demand.uid.clone()));
         } else if !demand.reason.is_newcomer() {
-            self.early.insert((standing.end, demand.uid.clone()));
-            self.by_latest.insert((standing.latest, demand.uid.clone()));
+            self.early.insert((credential_state.end, demand.uid.clone()));
+            self.by_latest.insert((credential_state.latest, demand.uid.clone()));
         } else {
             self.newcomers += 1;
-            let (id, place, group) = (demand.lane(), demand.place(), demand.group(standing));
+            let (id, place, group) = (demand.lane(), demand.place(), demand.group(credential_state));
             *self.groups.entry(group).or_default() += 1;
             let lane = self.lanes.entry(id.clone()).or_default();
             let others = lane.groups.entry(group).or_default();
@@ -167,16 +169,16 @@ impl Queue {
     }
 
     fn leave(&mut self, entry: &Entry, shares: &Shares) {
-        let (demand, standing) = (&entry.demand, entry.standing);
+        let (demand, credential_state) = (&entry.demand, entry.credential_state);
         if let Some(until) = entry.rests_until {
             self.resting.remove(&(until, demand.uid.clone()));
         } else if !demand.reason.is_newcomer() {
-            self.early.remove(&(standing.end, demand.uid.clone()));
-            self.due.remove(&(standing.end, demand.uid.clone()));
-            self.by_latest.remove(&(standing.latest, demand.uid.clone()));
+            self.early.remove(&(credential_state.end, demand.uid.clone()));
+            self.due.remove(&(credential_state.end, demand.uid.clone()));
+            self.by_latest.remove(&(credential_state.latest, demand.uid.clone()));
         } else {
             self.newcomers -= 1;
-            let (id, place, group) = (demand.lane(), demand.place(), demand.group(standing));
+            let (id, place, group) = (demand.lane(), demand.place(), demand.group(credential_state));
             if let Some(count) = self.groups.get_mut(&group) {
                 *count -= 1;
                 if *count == 0 {

@@ -123,7 +123,7 @@ impl Pass<'_> {
                 let latest = if is_due {
                     0
                 } else {
-                    self.queue.standing(uid.as_str()).latest
+                    self.queue.credential_state(uid.as_str()).latest
                 };
                 let slot = instant(search.projection.next_free().max(latest));
                 why = Some(Why::NoSlot(Some(slot).filter(|_| !free || !is_due)));

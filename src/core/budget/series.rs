@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 
 use crate::core::Time;
-use crate::core::journal::{Claim, Live};
+use crate::core::journal::{ActiveToken, Claim};
 use crate::core::schedule::{latest_safe, runway};
 
 use super::demand::Demand;
@@ -30,7 +30,7 @@ pub struct Held {
 impl Held {
     /// What `live` of a credential in `namespace` comes to.
     #[must_use]
-    pub fn of(namespace: &str, live: &Live) -> Self {
+    pub fn of(namespace: &str, live: &ActiveToken) -> Self {
         Self {
             namespace: namespace.into(),
             issued_at: live.issued_at,

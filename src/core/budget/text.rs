@@ -70,7 +70,9 @@ impl Figures<'_> {
                 Why::NotYet => None,
                 _ => why.until(self.now),
             },
-            message: self.stopped(why).unwrap_or_else(|| self.standing(why, position)),
+            message: self
+                .stopped(why)
+                .unwrap_or_else(|| self.credential_state(why, position)),
         }
     }
 
@@ -126,7 +128,7 @@ impl Figures<'_> {
         }
     }
 
-    fn standing(&self, why: Why, position: usize) -> String {
+    fn credential_state(&self, why: Why, position: usize) -> String {
         let mut text = format!(
             "{}: {} used, {} kept for renewals",
             self.allowance(),

@@ -143,14 +143,14 @@ impl Timeline {
         runs: impl Iterator<Item = Run>,
         sent: impl Iterator<Item = (i64, u32)>,
     ) {
-        let wanted = ceil((self.window + longest).saturating_mul(ROUNDS), self.bucket).min(MOST_BUCKETS / 4 * 3);
+        let desired = ceil((self.window + longest).saturating_mul(ROUNDS), self.bucket).min(MOST_BUCKETS / 4 * 3);
         let base = self.bucket_of(now);
-        self.until = base + wanted;
+        self.until = base + desired;
         let reaches = |a: &Ahead| a.base <= base && self.until <= a.base + size(a.counts.len());
         if self.ahead.as_ref().is_some_and(reaches) {
             return;
         }
-        let len = usize::try_from(wanted / 4 * 5).unwrap_or(0).next_power_of_two().max(2);
+        let len = usize::try_from(desired / 4 * 5).unwrap_or(0).next_power_of_two().max(2);
         let mut steps = vec![0; len + 1];
         let mut raises = 0;
         let mut step = |first: usize, last: usize, by: i32| {

@@ -15,7 +15,7 @@ use crate::core::spec::digest;
 
 /// Why a mint is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Kind {
+pub enum MintReason {
     /// The first token of a credential, or one after its last has ended.
     First,
     /// A changed spec.
@@ -28,7 +28,7 @@ pub enum Kind {
     Renewal,
 }
 
-impl Kind {
+impl MintReason {
     /// Whether this mint competes for what renewals leave over.
     #[must_use]
     pub const fn is_newcomer(self) -> bool {
@@ -86,7 +86,7 @@ pub struct Claim {
     /// How long the holder waits for the answer, in seconds.
     pub timeout_seconds: i64,
     /// Why.
-    pub kind: Kind,
+    pub kind: MintReason,
     /// What is asked for.
     pub request: RequestFacts,
     /// Where it is asked for.
@@ -114,8 +114,8 @@ pub struct Claim {
 }
 
 impl Claim {
-    pub(super) fn debt<'a>(&'a self, uid: &'a str, token_ids: &'a [String]) -> Debt<'a> {
-        Debt {
+    pub(super) fn pending_revocation<'a>(&'a self, uid: &'a str, token_ids: &'a [String]) -> PendingRevocation<'a> {
+        PendingRevocation {
             uid,
             token_ids,
             request: &self.request,
@@ -213,7 +213,7 @@ pub struct Record {
     pub unpublished: Option<Arc<Claim>>,
     /// The token in its Secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub live: Option<Live>,
+    pub live: Option<ActiveToken>,
     /// The last try, where it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -261,7 +261,7 @@ impl Record {
 /// A published token, without its values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Live {
+pub struct ActiveToken {
     /// The claim that made it.
     pub claim: String,
     /// Its revision.
@@ -296,9 +296,9 @@ pub struct Live {
     pub secrets: LiteMap<String, Written>,
 }
 
-impl Live {
-    pub(super) fn debt<'a>(&'a self, uid: &'a str) -> Debt<'a> {
-        Debt {
+impl ActiveToken {
+    pub(super) fn pending_revocation<'a>(&'a self, uid: &'a str) -> PendingRevocation<'a> {
+        PendingRevocation {
             uid,
             token_ids: &self.token_ids,
             request: &self.request,
@@ -407,7 +407,7 @@ pub struct Revocation {
 }
 
 /// Whose tokens are owed, and how to revoke them.
-pub(super) struct Debt<'a> {
+pub(super) struct PendingRevocation<'a> {
     pub(super) uid: &'a str,
     pub(super) token_ids: &'a [String],
     pub(super) request: &'a RequestFacts,

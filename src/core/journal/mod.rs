@@ -4,10 +4,10 @@
 //! every credential holds, what is owed (revocations, audit) and what was refused. It is committed
 //! by compare-and-swap; whoever commits decides on the state it commits to.
 
-mod debts;
 mod entries;
-mod outlast;
 pub mod pages;
+mod revocations;
+mod suspension;
 #[cfg(test)]
 pub mod tests_support;
 
@@ -25,8 +25,8 @@ use crate::core::ids::Uid;
 use crate::core::spec::digest;
 
 pub use entries::{
-    Attempt, Claim, EndpointRef, Failure, Kind, Live, Minted, Record, RequestFacts, Revocation, Throttle, Unauthorized,
-    Written, metadata_digest,
+    ActiveToken, Attempt, Claim, EndpointRef, Failure, MintReason, Minted, Record, RequestFacts, Revocation, Throttle,
+    Unauthorized, Written, metadata_digest,
 };
 
 /// What a request counts beyond its window at most.
@@ -106,9 +106,9 @@ pub struct Journal {
 
 /// How an attempt ended that was under way.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Ending {
+pub enum Outcome {
     /// Its Secrets are written.
-    Published(Box<Live>),
+    Published(Box<ActiveToken>),
     /// It failed; `counted` is false where the request provably never left.
     Failed {
         /// The failure, ready to be kept.
@@ -291,16 +291,16 @@ impl Journal {
     }
 
     /// Ends the claim `claim_id` of `uid`. False where somebody else has ended it already.
-    pub fn end(&mut self, uid: &str, claim_id: &str, ending: Ending, now: Time) -> bool {
+    pub fn end(&mut self, uid: &str, claim_id: &str, ending: Outcome, now: Time) -> bool {
         let Some((claim, counted)) = self.take_claim(uid, claim_id) else {
             return false;
         };
-        if !counted && !matches!(ending, Ending::Failed { counted: false, .. }) {
+        if !counted && !matches!(ending, Outcome::Failed { counted: false, .. }) {
             self.count(uid, &claim, now);
         }
         let record = self.record_of_claim(uid, &claim);
         match ending {
-            Ending::Published(live) => {
+            Outcome::Published(live) => {
                 record.revision = live.revision;
                 record.failure = None;
                 record.expired = false;
@@ -312,13 +312,13 @@ impl Journal {
                 self.throttle.count = 0;
                 self.unauthorized = None;
                 if let Some(old) = old {
-                    self.owe(&old.debt(uid), old.ends_at);
+                    self.enqueue_revocation(&old.pending_revocation(uid), old.ends_at);
                 }
             }
-            Ending::Failed { failure, .. } => {
+            Outcome::Failed { failure, .. } => {
                 record.failure = Some(failure);
                 if let Some(minted) = &claim.minted {
-                    self.owe(&claim.debt(uid, &minted.token_ids), now);
+                    self.enqueue_revocation(&claim.pending_revocation(uid, &minted.token_ids), now);
                 }
             }
         }
@@ -357,7 +357,7 @@ impl Journal {
 
     /// A request counts from its answer on, or from when one could have come at the latest.
     fn count(&mut self, uid: &str, claim: &Claim, now: Time) {
-        if claim.kind == Kind::Heal {
+        if claim.kind == MintReason::Heal {
             self.record_of_claim(uid, claim).heals.push(claim.at);
         }
         let attempt = Attempt {
@@ -381,7 +381,7 @@ impl Journal {
 
     /// Takes in a live token that only its sealed Secrets tell of: the journal was lost, and with it
     /// the count of the window, so newcomers wait for one.
-    pub fn adopt_lost(&mut self, uid: &str, (namespace, name): (&str, &str), live: Live, now: Time) {
+    pub fn adopt_lost(&mut self, uid: &str, (namespace, name): (&str, &str), live: ActiveToken, now: Time) {
         // Under way or recorded after all: the view that missed it was behind.
         if self.knows(uid, &live.claim) {
             return;
@@ -402,7 +402,7 @@ impl Journal {
 
     /// The live token of `uid`.
     #[must_use]
-    pub fn live_of(&self, uid: &str) -> Option<&Live> {
+    pub fn live_of(&self, uid: &str) -> Option<&ActiveToken> {
         self.credentials.get(uid)?.live.as_ref()
     }
 

@@ -30,7 +30,7 @@ pub fn endpoint() -> EndpointRef {
 
 /// A claim of this test process.
 #[must_use]
-pub fn claim(uid: &str, namespace: &str, kind: Kind, at: Time, n: usize) -> Claim {
+pub fn claim(uid: &str, namespace: &str, kind: MintReason, at: Time, n: usize) -> Claim {
     Claim {
         id: format!("claim-{n}"),
         namespace: namespace.to_owned(),
@@ -57,8 +57,8 @@ pub fn claim(uid: &str, namespace: &str, kind: Kind, at: Time, n: usize) -> Clai
 
 /// A token made by `claim`.
 #[must_use]
-pub fn live(claim: &str, issued_at: Time, ends_at: Time) -> Live {
-    Live {
+pub fn live(claim: &str, issued_at: Time, ends_at: Time) -> ActiveToken {
+    ActiveToken {
         claim: claim.to_owned(),
         revision: 1,
         request: request(),

@@ -1,13 +1,13 @@
 //! Why no mint is made now: small checks, each with its reason, its message and its deadline.
 
 use crate::api::Reason;
-use crate::core::journal::{Failure, Kind};
+use crate::core::journal::{Failure, MintReason};
 use crate::core::{Problem, Time, clock};
 
-use super::{CONFLICT_POLL, Connection, LEFTOVER_POLL, Observed, SecretState, Standing};
+use super::{CONFLICT_POLL, Connection, CredentialState, LEFTOVER_POLL, Observed, SecretState};
 
 /// Why no mint is made now.
-pub(super) struct Objection {
+pub(super) struct Blocked {
     pub(super) problem: Problem,
     pub(super) stalled: bool,
     /// It passes by itself, whatever its reason.
@@ -17,7 +17,7 @@ pub(super) struct Objection {
     pub(super) queued: bool,
 }
 
-impl Objection {
+impl Blocked {
     pub(super) fn new(problem: Problem) -> Self {
         Self {
             problem,
@@ -43,46 +43,46 @@ impl Objection {
     }
 }
 
-pub(super) fn not_permitted(o: &Observed) -> Option<Objection> {
-    o.permitted.as_ref().err().cloned().map(Objection::new)
+pub(super) fn not_permitted(o: &Observed) -> Option<Blocked> {
+    o.permitted.as_ref().err().cloned().map(Blocked::new)
 }
 
-pub(super) fn invalid(o: &Observed) -> Option<Objection> {
-    o.wanted.as_ref().err().cloned().map(Objection::new)
+pub(super) fn invalid(o: &Observed) -> Option<Blocked> {
+    o.desired.as_ref().err().cloned().map(Blocked::new)
 }
 
-pub(super) fn suspended(o: &Observed) -> Option<Objection> {
+pub(super) fn suspended(o: &Observed) -> Option<Blocked> {
     o.suspended.then(|| {
-        Objection::new(Problem::new(
+        Blocked::new(Problem::new(
             Reason::Suspended,
             "spec.suspend is true: nothing is minted, and a token that is there is not renewed",
         ))
     })
 }
 
-pub(super) fn unusable(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
+pub(super) fn unusable(o: &Observed, credential_state: &CredentialState<'_>, now: Time) -> Option<Blocked> {
     match &o.connection {
         Connection::Ready { .. } => None,
-        Connection::Unusable(problem) => Some(Objection::new(problem.clone())),
+        Connection::Unusable(problem) => Some(Blocked::new(problem.clone())),
         Connection::Unauthorized { probe_at, message } => {
-            let mut objection = Objection::new(Problem::new(Reason::Unauthorized, message.clone()));
+            let mut blocked = Blocked::new(Problem::new(Reason::Unauthorized, message.clone()));
             if *probe_at > now {
-                objection = objection.until(*probe_at);
+                blocked = blocked.until(*probe_at);
             }
             // Whoever needs a token stays in line: one of them will be the probe.
-            objection.queued = standing.need.is_some();
-            Some(objection)
+            blocked.queued = credential_state.need.is_some();
+            Some(blocked)
         }
     }
 }
 
-pub(super) fn conflict(o: &Observed, now: Time) -> Option<Objection> {
-    let wanted = o.wanted.as_ref().ok()?;
-    for secret in &wanted.secrets {
+pub(super) fn conflict(o: &Observed, now: Time) -> Option<Blocked> {
+    let desired = o.desired.as_ref().ok()?;
+    for secret in &desired.secrets {
         match o.secrets.get(&secret.name) {
             Some(SecretState::Foreign) => {
                 return Some(
-                    Objection::new(Problem::new(
+                    Blocked::new(Problem::new(
                         Reason::SecretConflict,
                         format!(
                             "Secret {} exists and is not this credential's; it is left alone: delete it, or name another in spec.secrets",
@@ -94,7 +94,7 @@ pub(super) fn conflict(o: &Observed, now: Time) -> Option<Objection> {
             }
             Some(SecretState::Terminating { .. }) => {
                 return Some(
-                    Objection::new(Problem::new(
+                    Blocked::new(Problem::new(
                         Reason::SecretConflict,
                         format!(
                             "Secret {} is being deleted, and something holds it: remove its finalizers",
@@ -105,14 +105,14 @@ pub(super) fn conflict(o: &Observed, now: Time) -> Option<Objection> {
                 );
             }
             Some(SecretState::Leftover) => {
-                let objection = Objection::new(Problem::new(
+                let blocked = Blocked::new(Problem::new(
                     Reason::SecretConflict,
                     format!(
                         "Secret {} still is that of a deleted credential; waiting for it to be collected",
                         secret.name
                     ),
                 ));
-                return Some(objection.passing().until(now + LEFTOVER_POLL));
+                return Some(blocked.passing().until(now + LEFTOVER_POLL));
             }
             _ => {}
         }
@@ -120,14 +120,14 @@ pub(super) fn conflict(o: &Observed, now: Time) -> Option<Objection> {
     None
 }
 
-pub(super) fn unprepared(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
-    standing.need?;
+pub(super) fn unprepared(o: &Observed, credential_state: &CredentialState<'_>, now: Time) -> Option<Blocked> {
+    credential_state.need?;
     let (problem, until) = o.unprepared.as_ref()?;
-    (*until > now).then(|| Objection::new(problem.clone()).until(*until))
+    (*until > now).then(|| Blocked::new(problem.clone()).until(*until))
 }
 
-pub(super) fn failed(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
-    standing.need?;
+pub(super) fn failed(o: &Observed, credential_state: &CredentialState<'_>, now: Time) -> Option<Blocked> {
+    credential_state.need?;
     let failure = failure(o)?;
     match failure.retry_at {
         Some(at) if at <= now => None,
@@ -136,9 +136,9 @@ pub(super) fn failed(o: &Observed, standing: &Standing<'_>, now: Time) -> Option
                 failure.reason,
                 format!("{}; asked again at {}", failure.message, clock(at, now)),
             );
-            Some(Objection::new(problem).until(at))
+            Some(Blocked::new(problem).until(at))
         }
-        None => Some(Objection::stalled(Problem::new(
+        None => Some(Blocked::stalled(Problem::new(
             failure.reason,
             format!(
                 "{}; not asked again by itself: change the spec, or set the annotation connect.chitty.cc/rotate to a new value",
@@ -150,16 +150,16 @@ pub(super) fn failed(o: &Observed, standing: &Standing<'_>, now: Time) -> Option
 
 /// The failure that is about the current spec.
 pub(super) fn failure(o: &Observed) -> Option<&Failure> {
-    let wanted = o.wanted.as_ref().ok()?;
+    let desired = o.desired.as_ref().ok()?;
     let failure = o.record.as_ref()?.failure.as_ref()?;
-    (failure.request_hash == wanted.request_hash
-        && failure.layout_hash == wanted.layout_hash
-        && failure.rotate == wanted.rotate)
+    (failure.request_hash == desired.request_hash
+        && failure.layout_hash == desired.layout_hash
+        && failure.rotate == desired.rotate)
         .then_some(failure)
 }
 
-pub(super) fn healed_already(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
-    if standing.need != Some(Kind::Heal) {
+pub(super) fn healed_already(o: &Observed, credential_state: &CredentialState<'_>, now: Time) -> Option<Blocked> {
+    if credential_state.need != Some(MintReason::Heal) {
         return None;
     }
     let Connection::Ready { window } = o.connection else {
@@ -174,7 +174,7 @@ pub(super) fn healed_already(o: &Observed, standing: &Standing<'_>, now: Time) -
         .max()
         .filter(|at| *at > now)?;
     Some(
-        Objection::stalled(Problem::new(
+        Blocked::stalled(Problem::new(
             Reason::Tampered,
             format!(
                 "a managed Secret was changed or removed again; healing costs a mint and is done once a window: next at {}. \
@@ -186,11 +186,11 @@ pub(super) fn healed_already(o: &Observed, standing: &Standing<'_>, now: Time) -
     )
 }
 
-pub(super) fn waits(o: &Observed, standing: &Standing<'_>, now: Time) -> Option<Objection> {
-    standing.need?;
+pub(super) fn waits(o: &Observed, credential_state: &CredentialState<'_>, now: Time) -> Option<Blocked> {
+    credential_state.need?;
     let waiting = o.waiting.as_ref()?;
-    let mut objection = Objection::new(Problem::new(waiting.reason, waiting.message.clone()));
-    objection.queued = true;
-    objection.until = waiting.next_slot.filter(|at| *at > now);
-    Some(objection)
+    let mut blocked = Blocked::new(Problem::new(waiting.reason, waiting.message.clone()));
+    blocked.queued = true;
+    blocked.until = waiting.next_slot.filter(|at| *at > now);
+    Some(blocked)
 }

@@ -6,9 +6,9 @@ use chrono::TimeDelta;
 
 use crate::api::Reason;
 use crate::core::budget::Waiting;
-use crate::core::journal::{Claim, Kind, Record};
+use crate::core::journal::{Claim, MintReason, Record};
 use crate::core::seal::Seal;
-use crate::core::spec::Wanted;
+use crate::core::spec::Desired;
 use crate::core::{Problem, Time};
 
 /// All that a decision about one credential depends on.
@@ -22,7 +22,7 @@ pub struct Observed {
     /// `spec.suspend`.
     pub suspended: bool,
     /// What the spec asks for.
-    pub wanted: Result<Wanted, Problem>,
+    pub desired: Result<Desired, Problem>,
     /// What its connection allows.
     pub permitted: Result<(), Problem>,
     /// How its connection is.
@@ -38,7 +38,7 @@ pub struct Observed {
     /// What holds the publication of that claim's token up.
     pub held_up: Option<Problem>,
     /// The journal cannot be read: nothing is known, and so nothing is done.
-    pub blind: bool,
+    pub journal_unavailable: bool,
     /// What it was last told to wait for, and since when it waits for that.
     pub told: Option<(Reason, Time)>,
     /// This process's identity, as claims name it.
@@ -90,7 +90,7 @@ pub enum SecretState {
         /// Its data, against what the journal says was written.
         content: Content,
         /// Labels, annotations and owner are as we set them.
-        dressed: bool,
+        metadata_matches: bool,
     },
 }
 
@@ -167,7 +167,7 @@ pub struct Plan {
     /// To do now, in order.
     pub actions: Vec<Action>,
     /// A mint is wanted: the budget decides when.
-    pub demand: Option<Kind>,
+    pub demand: Option<MintReason>,
     /// What to tell; nothing where it would change again at once.
     pub verdict: Option<Verdict>,
     /// When to look again.

@@ -4,8 +4,8 @@
 //! (Secrets past their end, settled claims) is collected on the way.
 
 mod checks;
+mod cleanup;
 mod facts;
-mod sift;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -13,15 +13,15 @@ mod tests;
 use chrono::TimeDelta;
 
 use crate::api::Reason;
-use crate::core::journal::{Claim, Kind, Live};
+use crate::core::journal::{ActiveToken, Claim, MintReason};
 use crate::core::schedule::{CLAIM_GRACE, renew_at};
 use crate::core::{Time, clock};
 
 use checks::{
-    Objection, conflict, failed, healed_already, invalid, not_permitted, suspended, unprepared, unusable, waits,
+    Blocked, conflict, failed, healed_already, invalid, not_permitted, suspended, unprepared, unusable, waits,
 };
+use cleanup::{cleanup, deletes, is_held};
 pub use facts::{Action, Connection, Content, Observed, Plan, SecretState, Verdict};
-use sift::{deletes, is_held, sift};
 use stall::stalls_at;
 
 /// How soon to look again at a Secret that is not ours and that nothing tells us about.
@@ -39,7 +39,7 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
         plan.actions = deletes(o, |_| true).collect();
         return plan;
     }
-    if o.blind {
+    if o.journal_unavailable {
         let Connection::Unusable(problem) = &o.connection else {
             return plan;
         };
@@ -67,57 +67,57 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
         under_way(o, claim, now, &mut plan);
         return plan;
     }
-    let live = sift(o, now, &mut plan);
-    let standing = Standing::of(o, live, now);
+    let live = cleanup(o, now, &mut plan);
+    let credential_state = CredentialState::of(o, live, now);
     if plan.actions.iter().any(|a| matches!(a, Action::Rebuild)) {
         return plan;
     }
-    if let Some(at) = standing.renews(o).filter(|at| *at > now) {
+    if let Some(at) = credential_state.renews(o).filter(|at| *at > now) {
         plan.wake_at(at);
     }
-    let objection = invalid(o)
+    let blocked = invalid(o)
         .or_else(|| not_permitted(o))
         .or_else(|| suspended(o))
-        .or_else(|| unusable(o, &standing, now))
+        .or_else(|| unusable(o, &credential_state, now))
         .or_else(|| conflict(o, now))
-        .or_else(|| unprepared(o, &standing, now))
-        .or_else(|| failed(o, &standing, now))
-        .or_else(|| healed_already(o, &standing, now))
-        .or_else(|| waits(o, &standing, now));
-    if objection.as_ref().is_none_or(|objection| objection.queued) {
-        plan.demand = standing.need;
+        .or_else(|| unprepared(o, &credential_state, now))
+        .or_else(|| failed(o, &credential_state, now))
+        .or_else(|| healed_already(o, &credential_state, now))
+        .or_else(|| waits(o, &credential_state, now));
+    if blocked.as_ref().is_none_or(|blocked| blocked.queued) {
+        plan.demand = credential_state.need;
     }
-    if let Some(at) = objection.as_ref().and_then(|objection| objection.until) {
+    if let Some(at) = blocked.as_ref().and_then(|blocked| blocked.until) {
         plan.wake_at(at);
     }
-    let stalls = objection
+    let stalls = blocked
         .as_ref()
-        .filter(|_| !standing.ready())
+        .filter(|_| !credential_state.ready())
         .and_then(|x| stalls(o, x, now));
     if let Some(at) = stalls.filter(|at| *at > now) {
         plan.wake_at(at);
     }
     let stalled = stalls.is_some_and(|at| at <= now);
-    plan.verdict = verdict(o, &standing, objection, stalled, now);
+    plan.verdict = verdict(o, &credential_state, blocked, stalled, now);
     plan
 }
 
 /// Where a credential stands once Secrets past their end are out of the way.
-struct Standing<'a> {
+struct CredentialState<'a> {
     /// The token that is not past its end.
-    live: Option<&'a Live>,
+    live: Option<&'a ActiveToken>,
     /// Its Secrets are all as they were written.
     intact: bool,
     /// It is what the current spec asks for.
     current: bool,
     /// Which mint is needed, if any.
-    need: Option<Kind>,
+    need: Option<MintReason>,
 }
 
-impl<'a> Standing<'a> {
-    fn of(o: &Observed, live: Option<&'a Live>, now: Time) -> Self {
+impl<'a> CredentialState<'a> {
+    fn of(o: &Observed, live: Option<&'a ActiveToken>, now: Time) -> Self {
         let intact = live.is_some_and(|l| is_intact(o, l));
-        let Ok(wanted) = &o.wanted else {
+        let Ok(desired) = &o.desired else {
             return Self {
                 live,
                 intact,
@@ -126,18 +126,18 @@ impl<'a> Standing<'a> {
             };
         };
         let current =
-            live.is_some_and(|l| l.request_hash == wanted.request_hash && l.layout_hash == wanted.layout_hash);
+            live.is_some_and(|l| l.request_hash == desired.request_hash && l.layout_hash == desired.layout_hash);
         let need = match live {
-            None => Some(Kind::First),
+            None => Some(MintReason::First),
             Some(l)
-                if wanted.is_served_by(&l.request)
-                    && renew_at(l.issued_at, l.ends_at, wanted.renew_before, &o.uid) <= now =>
+                if desired.is_served_by(&l.request)
+                    && renew_at(l.issued_at, l.ends_at, desired.renew_before, &o.uid) <= now =>
             {
-                Some(Kind::Renewal)
+                Some(MintReason::Renewal)
             }
-            Some(_) if !current => Some(Kind::Change),
-            Some(_) if !intact => Some(Kind::Heal),
-            Some(l) if l.rotate != wanted.rotate => Some(Kind::Rotate),
+            Some(_) if !current => Some(MintReason::Change),
+            Some(_) if !intact => Some(MintReason::Heal),
+            Some(l) if l.rotate != desired.rotate => Some(MintReason::Rotate),
             Some(_) => None,
         };
         Self {
@@ -150,7 +150,7 @@ impl<'a> Standing<'a> {
 
     /// When the live token is due to be renewed.
     fn renews(&self, o: &Observed) -> Option<Time> {
-        let renew_before = o.wanted.as_ref().ok()?.renew_before;
+        let renew_before = o.desired.as_ref().ok()?.renew_before;
         self.live
             .map(|l| renew_at(l.issued_at, l.ends_at, renew_before, &o.uid))
     }
@@ -161,7 +161,7 @@ impl<'a> Standing<'a> {
     }
 }
 
-fn is_intact(o: &Observed, live: &Live) -> bool {
+fn is_intact(o: &Observed, live: &ActiveToken) -> bool {
     live.secrets.keys().all(|name| {
         matches!(
             o.secrets.get(name),
@@ -216,7 +216,7 @@ fn under_way(o: &Observed, claim: &Claim, now: Time, plan: &mut Plan) {
         plan.wake_at(tell_at);
         return;
     }
-    let standing = Standing::of(
+    let credential_state = CredentialState::of(
         o,
         o.record
             .as_ref()
@@ -232,8 +232,8 @@ fn under_way(o: &Observed, claim: &Claim, now: Time, plan: &mut Plan) {
         ),
     };
     plan.verdict = Some(Verdict {
-        ready: standing.ready(),
-        issued: standing.intact,
+        ready: credential_state.ready(),
+        issued: credential_state.intact,
         stalled: false,
         reason,
         message,
@@ -246,31 +246,31 @@ fn sealed_by(o: &Observed, name: &str, claim: &str) -> bool {
 }
 
 /// When `objection` is one that only a change by somebody ends.
-fn stalls(o: &Observed, objection: &Objection, now: Time) -> Option<Time> {
-    if objection.stalled {
+fn stalls(o: &Observed, blocked: &Blocked, now: Time) -> Option<Time> {
+    if blocked.stalled {
         return Some(now);
     }
-    let reason = objection.problem.reason;
+    let reason = blocked.problem.reason;
     let since = o
         .told
         .filter(|(told, _)| *told == reason)
         .map_or(now, |(_, since)| since);
-    stalls_at(reason, since).filter(|_| !objection.passes)
+    stalls_at(reason, since).filter(|_| !blocked.passes)
 }
 
 fn verdict(
     o: &Observed,
-    standing: &Standing<'_>,
-    objection: Option<Objection>,
+    credential_state: &CredentialState<'_>,
+    blocked: Option<Blocked>,
     stalled: bool,
     now: Time,
 ) -> Option<Verdict> {
-    let next_attempt = objection.as_ref().and_then(|x| x.until);
-    let rested = standing.live.filter(|_| standing.ready());
-    match objection {
+    let next_attempt = blocked.as_ref().and_then(|x| x.until);
+    let rested = credential_state.live.filter(|_| credential_state.ready());
+    match blocked {
         Some(x) => {
             // Nothing is due and the token is good: a spent budget or a failure elsewhere is no news.
-            if standing.need.is_none()
+            if credential_state.need.is_none()
                 && let Some(live) = rested
                 && !matches!(
                     x.problem.reason,
@@ -280,23 +280,23 @@ fn verdict(
                 return Some(good(o, live, now));
             }
             Some(Verdict {
-                ready: standing.ready(),
-                issued: standing.intact,
+                ready: credential_state.ready(),
+                issued: credential_state.intact,
                 stalled,
-                reason: lapsed(o, standing, x.problem.reason),
+                reason: lapsed(o, credential_state, x.problem.reason),
                 message: x.problem.message,
                 next_attempt,
             })
         }
         // It is about to be minted; the outcome will be told.
-        None if standing.need.is_some() => None,
+        None if credential_state.need.is_some() => None,
         None => rested.map(|live| good(o, live, now)),
     }
 }
 
 /// A token that ran out unrenewed says so, unless a sharper reason is known.
-fn lapsed(o: &Observed, standing: &Standing<'_>, reason: Reason) -> Reason {
-    let expired = o.record.as_ref().is_some_and(|r| r.expired || r.live.is_some()) && standing.live.is_none();
+fn lapsed(o: &Observed, credential_state: &CredentialState<'_>, reason: Reason) -> Reason {
+    let expired = o.record.as_ref().is_some_and(|r| r.expired || r.live.is_some()) && credential_state.live.is_none();
     if expired && reason == Reason::Suspended {
         Reason::Expired
     } else {
@@ -304,8 +304,8 @@ fn lapsed(o: &Observed, standing: &Standing<'_>, reason: Reason) -> Reason {
     }
 }
 
-fn good(o: &Observed, live: &Live, now: Time) -> Verdict {
-    let renew = o.wanted.as_ref().ok().and_then(|w| w.renew_before);
+fn good(o: &Observed, live: &ActiveToken, now: Time) -> Verdict {
+    let renew = o.desired.as_ref().ok().and_then(|w| w.renew_before);
     let renews = renew_at(live.issued_at, live.ends_at, renew, &o.uid);
     Verdict {
         ready: true,

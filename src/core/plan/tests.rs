@@ -10,22 +10,22 @@ use crate::core::budget::Waiting;
 use crate::core::journal::tests_support::{claim as claim_at, endpoint, live as live_at, request, scope};
 use crate::core::journal::{Failure, Record, Written};
 use crate::core::seal::Seal;
-use crate::core::spec::Wanted;
+use crate::core::spec::Desired;
 use crate::core::spec::{self, tests_support::credential};
 use crate::core::testing::{s, t};
 const UID: &str = "uid-a";
 
-fn wanted() -> Wanted {
-    spec::wanted(&credential("a", "svc"), None).unwrap()
+fn desired() -> Desired {
+    spec::desired(&credential("a", "svc"), None).unwrap()
 }
 
-fn live() -> Live {
-    let wanted = wanted();
+fn live() -> ActiveToken {
+    let desired = desired();
     let mut live = live_at("claim-1", t(0), t(3600));
-    live.request.connection = wanted.connection;
-    live.request.service = wanted.service;
-    live.request_hash = wanted.request_hash;
-    live.layout_hash = wanted.layout_hash;
+    live.request.connection = desired.connection;
+    live.request.service = desired.service;
+    live.request_hash = desired.request_hash;
+    live.layout_hash = desired.layout_hash;
     let written = Written {
         keys: vec!["k".into()],
         fingerprint: "f".into(),
@@ -39,7 +39,7 @@ fn ours(content: Content) -> SecretState {
     SecretState::Ours {
         seal: Some(Box::new(Seal::new(UID, "runners-1", "a", &live()))),
         content,
-        dressed: true,
+        metadata_matches: true,
     }
 }
 
@@ -49,7 +49,7 @@ fn fresh() -> Observed {
         uid: UID.into(),
         terminating: false,
         suspended: false,
-        wanted: Ok(wanted()),
+        desired: Ok(desired()),
         permitted: Ok(()),
         connection: Connection::Ready { window: s(3600) },
         secrets: [("a".to_owned(), SecretState::Absent)].into(),
@@ -57,7 +57,7 @@ fn fresh() -> Observed {
         claim: None,
         working: false,
         held_up: None,
-        blind: false,
+        journal_unavailable: false,
         told: None,
         holder: "me".into(),
         waiting: None,
@@ -80,7 +80,7 @@ fn issued() -> Observed {
 }
 
 fn failed_with(reason: Reason, retry_at: Option<Time>) -> Failure {
-    let w = wanted();
+    let w = desired();
     Failure {
         reason,
         message: "it failed".into(),
@@ -107,7 +107,7 @@ fn stalled_after(o: &Observed, told: Option<Reason>, seconds: i64) -> (bool, Opt
 #[test]
 fn what_only_a_change_of_the_spec_can_end_is_stalled_at_once() {
     let refused = |reason| Observed {
-        wanted: Err(Problem::new(reason, "no")),
+        desired: Err(Problem::new(reason, "no")),
         ..fresh()
     };
     let held = SecretState::Terminating { held: true };
@@ -165,7 +165,7 @@ fn a_credential_with_a_valid_secret_is_never_stalled() {
 #[test]
 fn a_new_credential_asks_for_its_first_token_and_tells_nothing_yet() {
     let plan = plan(&fresh(), t(0));
-    assert_eq!(plan.demand, Some(Kind::First));
+    assert_eq!(plan.demand, Some(MintReason::First));
     assert_eq!(plan.verdict, None);
     assert!(plan.actions.is_empty());
 }
@@ -181,12 +181,12 @@ fn a_valid_token_asks_for_nothing_and_wakes_for_its_renewal() {
 #[test]
 fn a_due_token_asks_for_its_renewal_whatever_else_is_pending() {
     let mut o = issued();
-    assert_eq!(plan(&o, t(2400)).demand, Some(Kind::Renewal));
+    assert_eq!(plan(&o, t(2400)).demand, Some(MintReason::Renewal));
     let mut other = credential("a", "svc");
     other.spec.purpose = "other".into();
-    o.wanted = Ok(spec::wanted(&other, None).unwrap());
-    assert_eq!(plan(&o, t(10)).demand, Some(Kind::Change));
-    assert_eq!(plan(&o, t(2400)).demand, Some(Kind::Renewal));
+    o.desired = Ok(spec::desired(&other, None).unwrap());
+    assert_eq!(plan(&o, t(10)).demand, Some(MintReason::Change));
+    assert_eq!(plan(&o, t(2400)).demand, Some(MintReason::Renewal));
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_changed_spec_is_not_ready_though_issued() {
     let mut o = issued();
     let mut other = credential("a", "svc");
     other.spec.purpose = "other".into();
-    o.wanted = Ok(spec::wanted(&other, None).unwrap());
+    o.desired = Ok(spec::desired(&other, None).unwrap());
     o.waiting = Some(Waiting {
         reason: Reason::RateLimited,
         position: 1,
@@ -208,7 +208,7 @@ fn a_changed_spec_is_not_ready_though_issued() {
         (false, true, Reason::RateLimited)
     );
     assert_eq!(verdict.next_attempt, Some(t(99)));
-    assert_eq!(plan.demand, Some(Kind::Change), "who waits stays in line");
+    assert_eq!(plan.demand, Some(MintReason::Change), "who waits stays in line");
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_token_past_its_end_goes_before_anything_else() {
 #[test]
 fn an_open_claim_does_not_keep_an_expired_secret() {
     let mut o = issued();
-    o.claim = Some(claim_at(UID, "runners-1", Kind::Renewal, t(3599), 2));
+    o.claim = Some(claim_at(UID, "runners-1", MintReason::Renewal, t(3599), 2));
     o.working = true;
     let actions = plan(&o, t(3600)).actions;
     assert_eq!(actions[0], Action::Delete { secret: "a".into() });
@@ -264,14 +264,14 @@ fn a_changed_value_is_removed_and_healed_once_a_window() {
     let first = plan(&o, t(10));
     assert_eq!(first.actions, [Action::DeleteTampered { secret: "a".into() }]);
     o.secrets = [("a".to_owned(), SecretState::Absent)].into();
-    assert_eq!(plan(&o, t(10)).demand, Some(Kind::Heal));
+    assert_eq!(plan(&o, t(10)).demand, Some(MintReason::Heal));
     o.record.as_mut().unwrap().heals = vec![t(5)];
     let again = plan(&o, t(10));
     assert_eq!(again.demand, None);
     assert_eq!(ready(&again), (false, Reason::Tampered));
     assert_eq!(
         plan(&o, t(2400)).demand,
-        Some(Kind::Renewal),
+        Some(MintReason::Renewal),
         "its renewal has a slot of its own"
     );
 }
@@ -283,7 +283,7 @@ fn extra_keys_and_undressed_secrets_are_restored_without_a_mint() {
         SecretState::Ours {
             seal: None,
             content: Content::Intact,
-            dressed: false,
+            metadata_matches: false,
         },
     ] {
         let o = Observed {
@@ -318,7 +318,7 @@ fn a_secret_that_a_finalizer_holds_is_emptied_once_its_token_ended_or_is_not_all
     let empties = |o: &Observed, now| plan(o, now).actions.contains(&Action::Delete { secret: "a".into() });
     assert!(!empties(&o, t(10)), "it has life left");
     assert!(empties(&o, t(3600)));
-    o.claim = Some(claim_at(UID, "runners-1", Kind::Renewal, t(3599), 2));
+    o.claim = Some(claim_at(UID, "runners-1", MintReason::Renewal, t(3599), 2));
     assert!(empties(&o, t(3600)), "a request under way keeps nothing");
     o.claim = None;
     o.permitted = Err(Problem::new(Reason::NotPermitted, "no"));
@@ -361,8 +361,8 @@ fn a_denial_stands_until_spec_or_annotation_change() {
     assert_eq!((denied.demand, ready(&denied)), (None, (false, Reason::Denied)));
     let mut asked_again = credential("a", "svc");
     asked_again.metadata.annotations = Some([("connect.chitty.cc/rotate".into(), "1".into())].into());
-    o.wanted = Ok(spec::wanted(&asked_again, None).unwrap());
-    assert_eq!(plan(&o, t(0)).demand, Some(Kind::First));
+    o.desired = Ok(spec::desired(&asked_again, None).unwrap());
+    assert_eq!(plan(&o, t(0)).demand, Some(MintReason::First));
 }
 
 #[test]
@@ -374,7 +374,7 @@ fn a_failure_waits_for_its_time_and_a_ready_token_stays_ready_meanwhile() {
         (waiting.demand, ready(&waiting)),
         (None, (true, Reason::BrokerUnavailable))
     );
-    assert_eq!(plan(&o, t(2500)).demand, Some(Kind::Renewal));
+    assert_eq!(plan(&o, t(2500)).demand, Some(MintReason::Renewal));
 }
 
 #[test]
@@ -408,14 +408,14 @@ fn a_refused_key_leaves_the_token_ready_and_its_users_in_line_for_the_probe() {
     let new = plan(&Observed { connection, ..fresh() }, t(10));
     assert_eq!(
         (new.demand, ready(&new)),
-        (Some(Kind::First), (false, Reason::Unauthorized))
+        (Some(MintReason::First), (false, Reason::Unauthorized))
     );
 }
 
 #[test]
 fn a_claim_of_another_process_is_judged_only_once_nobody_can_work_on_it() {
     let mut o = fresh();
-    let mut claim = claim_at(UID, "runners-1", Kind::First, t(0), 1);
+    let mut claim = claim_at(UID, "runners-1", MintReason::First, t(0), 1);
     claim.holder = "other".into();
     claim.secrets = vec!["a".into()];
     o.claim = Some(claim.clone());
@@ -450,7 +450,7 @@ fn a_lost_record_is_rebuilt_from_seals_and_never_from_anything_else() {
         SecretState::Ours {
             seal: None,
             content: Content::Altered,
-            dressed: true,
+            metadata_matches: true,
         },
     )]
     .into();
@@ -461,7 +461,7 @@ fn a_lost_record_is_rebuilt_from_seals_and_never_from_anything_else() {
 fn blind_it_only_removes_what_its_own_seal_says_has_ended() {
     let problem = Problem::new(Reason::ConnectionNotReady, "the journal is broken");
     let o = Observed {
-        blind: true,
+        journal_unavailable: true,
         connection: Connection::Unusable(problem),
         ..issued()
     };
@@ -483,7 +483,11 @@ fn a_request_moved_to_another_service_or_connection_is_a_newcomer_there_though_i
         live.request.connection = connection.into();
         live.request.service = service.into();
         live.request_hash = "of that".into();
-        assert_eq!(plan(&o, t(3000)).demand, Some(Kind::Change), "{connection} {service}");
+        assert_eq!(
+            plan(&o, t(3000)).demand,
+            Some(MintReason::Change),
+            "{connection} {service}"
+        );
     }
 }
 

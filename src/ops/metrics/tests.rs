@@ -20,13 +20,13 @@ fn leading(snapshot: &Snapshot) -> Metrics {
 #[test]
 fn the_reference_page_is_that_of_this_code() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
-    let wanted = reference();
+    let desired = reference();
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(path, &wanted).unwrap();
+        std::fs::write(path, &desired).unwrap();
     }
     let found = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
-        found == wanted,
+        found == desired,
         "docs/metrics.md is out of date: UPDATE_DOCS=1 cargo test --lib metrics"
     );
 }

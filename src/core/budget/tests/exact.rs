@@ -9,7 +9,7 @@ use crate::core::schedule::latest_safe;
 #[derive(Clone, Copy)]
 enum Reach {
     /// As far as the budget surely looks: a dozen rounds of the slowest, at most 96 windows.
-    Seen,
+    InspectedSecret,
     /// Further than that.
     Beyond,
 }
@@ -40,7 +40,7 @@ impl Facts {
         let lifetimes = self.live.iter().map(|(_, h)| h.ends_at - h.issued_at);
         let longest = period(lifetimes.chain([lifetime]).max().unwrap());
         let until = match reach {
-            Reach::Seen => now + ((length + longest) * 12).min(length * 95),
+            Reach::InspectedSecret => now + ((length + longest) * 12).min(length * 95),
             Reach::Beyond => now + length * 100,
         };
         let own: Vec<Time> = series(now, period(lifetime), until).collect();
@@ -152,7 +152,7 @@ fn ask(budget: &mut Budget, facts: &mut Facts, limits: &[Limit], wish: Demand, n
         })
     };
     if is_admitted {
-        prop_assert!(fits(0, Reach::Seen), "{} of {} at {}", uid, lifetime, now);
+        prop_assert!(fits(0, Reach::InspectedSecret), "{} of {} at {}", uid, lifetime, now);
         mint(budget, facts, &uid, &namespace, lifetime, now);
     } else {
         let sustainable = limits.iter().all(|l| facts.is_sustainable(&uid, lifetime, now, *l));
@@ -189,7 +189,7 @@ fn renew(budget: &mut Budget, facts: &mut Facts, limits: &[Limit], now: Time) ->
             prop_assert_eq!(is_admitted, free);
         } else if is_admitted {
             for l in limits {
-                let fits = facts.fits(&uid, lifetime, now, l.limit, l.counts_for(), Reach::Seen);
+                let fits = facts.fits(&uid, lifetime, now, l.limit, l.counts_for(), Reach::InspectedSecret);
                 prop_assert!(fits, "{} early", uid);
             }
         }

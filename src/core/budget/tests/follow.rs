@@ -4,9 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::budget::select::MAX_OPEN_NEWCOMERS;
-use crate::core::clock::Pause;
+use crate::core::clock::Suspension;
 use crate::core::journal::tests_support::{claim, live, scope};
-use crate::core::journal::{Ending, Failure, Journal};
+use crate::core::journal::{Failure, Journal, Outcome};
 
 fn terms() -> Terms {
     Terms {
@@ -75,7 +75,7 @@ struct Model {
 }
 
 impl Model {
-    fn end(&mut self, i: usize, ending: impl FnOnce(&str) -> Ending, now: Time) {
+    fn end(&mut self, i: usize, ending: impl FnOnce(&str) -> Outcome, now: Time) {
         if let Some(id) = self.journal.claims.get(uid(i).as_str()).map(|c| c.id.clone()) {
             self.journal.end(&uid(i), &id, ending(&id), now);
         }
@@ -98,11 +98,11 @@ impl Model {
                 );
             }
             Event::Issued(i, life) => {
-                self.end(i, |id| Ending::Published(Box::new(live(id, now, now + s(life)))), now);
+                self.end(i, |id| Outcome::Published(Box::new(live(id, now, now + s(life)))), now);
             }
             Event::Failed(i, counted) => {
                 let failure = failure(now);
-                self.end(i, |_| Ending::Failed { failure, counted }, now);
+                self.end(i, |_| Outcome::Failed { failure, counted }, now);
             }
             Event::Withdrawn(i) => {
                 if let Some(id) = journal.claims.get(uid(i).as_str()).map(|c| c.id.clone()) {
@@ -119,7 +119,7 @@ impl Model {
                     None => self.foreign.remove(uid(i).as_str()),
                 };
             }
-            Event::Outlasts(seconds) => journal.outlast(Pause {
+            Event::Outlasts(seconds) => journal.shift_after_suspend(Suspension {
                 at: now,
                 lasted: s(seconds),
             }),

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 
 use super::*;
 use crate::core::ids::ObjectName;
-use crate::core::journal::Kind as MintReason;
+use crate::core::journal::MintReason;
 use crate::core::testing::{s, t};
 
 mod days;

@@ -9,7 +9,7 @@ use super::*;
 use crate::api::Reason;
 use crate::core::audit::{EventType, Subject};
 use crate::core::journal::tests_support::{claim, live, scope};
-use crate::core::journal::{Claim, Ending, Failure, Kind, Minted};
+use crate::core::journal::{Claim, Failure, MintReason, Minted, Outcome};
 use crate::core::testing::{s, t};
 
 /// The objects of one journal, as an API server would keep them.
@@ -187,12 +187,12 @@ fn uid(who: usize) -> String {
 }
 
 /// A record of a kilobyte or two.
-fn outcome(claim: &Claim, now: Time) -> Ending {
+fn outcome(claim: &Claim, now: Time) -> Outcome {
     let mut live = live(&claim.id, now, now + s(3600));
     live.revision = claim.revision;
     live.outputs = (0..8).map(|i| format!("{i}-{}", "output".repeat(16))).collect();
     live.token_ids = vec![format!("token-of-{}", claim.id)];
-    Ending::Published(Box::new(live))
+    Outcome::Published(Box::new(live))
 }
 
 fn failure(now: Time) -> Failure {
@@ -225,7 +225,7 @@ fn apply(journal: &mut Journal, op: &Op, number: usize, now: Time) {
     match op {
         Op::Claim(who) => {
             if journal.pending(&uid(*who)).is_none() {
-                let mut claim = claim(&uid(*who), "n", Kind::First, now, number);
+                let mut claim = claim(&uid(*who), "n", MintReason::First, now, number);
                 claim.revision = journal
                     .credentials
                     .get(uid(*who).as_str())
@@ -244,7 +244,7 @@ fn apply(journal: &mut Journal, op: &Op, number: usize, now: Time) {
             }
         }
         Op::Publish(who) => end(journal, &uid(*who), now, |claim| outcome(claim, now)),
-        Op::Fail(who) => end(journal, &uid(*who), now, |_| Ending::Failed {
+        Op::Fail(who) => end(journal, &uid(*who), now, |_| Outcome::Failed {
             failure: failure(now),
             counted: who % 2 == 0,
         }),
@@ -276,12 +276,12 @@ fn apply(journal: &mut Journal, op: &Op, number: usize, now: Time) {
             for owed in all {
                 journal.revoked(&owed.uid, &owed.token_id);
             }
-            journal.bury(&uid(*who));
+            journal.prune(&uid(*who));
         }
     }
 }
 
-fn end(journal: &mut Journal, uid: &str, now: Time, ending: impl Fn(&Claim) -> Ending) {
+fn end(journal: &mut Journal, uid: &str, now: Time, ending: impl Fn(&Claim) -> Outcome) {
     if let Some(claim) = journal.pending(uid).cloned() {
         assert!(journal.end(uid, &claim.id, ending(&claim), now));
         event(journal, uid, now);
@@ -425,7 +425,7 @@ fn nine_thousand_requests_in_an_hour_are_counted_in_a_head_of_bounded_size() {
     for n in 0..9_998 {
         world.journal.compact(world.now);
         world.now += TimeDelta::milliseconds(300);
-        let mut claim = claim("u0000", "a-namespace", Kind::First, world.now, 100_000 + n);
+        let mut claim = claim("u0000", "a-namespace", MintReason::First, world.now, 100_000 + n);
         claim.timeout_seconds = 10;
         let id = claim.id.clone();
         world.journal.claim("u0000", claim, s(3600));
@@ -433,7 +433,7 @@ fn nine_thousand_requests_in_an_hour_are_counted_in_a_head_of_bounded_size() {
         assert!(
             world
                 .journal
-                .end("u0000", &id, Ending::Failed { failure, counted: true }, world.now)
+                .end("u0000", &id, Outcome::Failed { failure, counted: true }, world.now)
         );
     }
     world.commit(&[Op::Event(0)], None);

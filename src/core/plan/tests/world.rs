@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::core::budget::{Demand, Follower, Limit, Terms, is_untouched};
 use crate::core::ids::ObjectName;
-use crate::core::journal::{Ending, Journal};
+use crate::core::journal::{Journal, Outcome};
 use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at};
 
 /// What the world may do to the controllers, and the controllers to each other.
@@ -70,7 +70,7 @@ fn steps() -> impl Strategy<Value = Step> {
 /// A Secret in the world.
 #[derive(Clone, Debug)]
 struct Stored {
-    live: Live,
+    live: ActiveToken,
     altered: bool,
 }
 
@@ -97,7 +97,7 @@ struct World {
     journal: Journal,
     history: Vec<Journal>,
     secret: Option<Stored>,
-    wanted: Wanted,
+    desired: Desired,
     edits: u32,
     demands: [Option<Wish>; 2],
     /// Of each controller: it follows the journal as that controller sees it.
@@ -121,7 +121,7 @@ impl World {
             journal: Journal::new(scope()),
             history: Vec::new(),
             secret: None,
-            wanted: wanted(),
+            desired: desired(),
             edits: 0,
             demands: [None, None],
             budgets: [Follower::new("svc"), Follower::new("svc")],
@@ -173,11 +173,11 @@ impl World {
                 } else {
                     Content::Altered
                 },
-                dressed: true,
+                metadata_matches: true,
             }
         });
         Observed {
-            wanted: Ok(self.wanted.clone()),
+            desired: Ok(self.desired.clone()),
             secrets: [("a".to_owned(), state)].into(),
             claim,
             working: self.flights.iter().any(|f| f.who == who),
@@ -228,13 +228,13 @@ impl World {
                     let (Some(claim), Some(stored)) = (observed.claim.clone(), self.secret.clone()) else {
                         continue;
                     };
-                    self.tell(|j, now| j.end(UID, &claim.id, Ending::Published(Box::new(stored.live)), now));
+                    self.tell(|j, now| j.end(UID, &claim.id, Outcome::Published(Box::new(stored.live)), now));
                 }
                 Action::GiveUp => {
                     let Some(claim) = observed.claim.clone() else { continue };
                     self.tell(|j, now| {
                         let failure = failure_of(j, &claim, Reason::OutcomeUnknown, now);
-                        j.end(UID, &claim.id, Ending::Failed { failure, counted: true }, now)
+                        j.end(UID, &claim.id, Outcome::Failed { failure, counted: true }, now)
                     });
                 }
                 Action::Rebuild => {
@@ -253,7 +253,7 @@ impl World {
                 max_lifetime: None,
                 pod_waits: false,
             },
-            asks: self.wanted.digest(),
+            asks: self.desired.digest(),
             seq: observed.record.as_ref().map_or(0, |r| r.seq),
             journal,
         });
@@ -283,7 +283,7 @@ impl World {
         }
         // Decided whenever that was, perhaps on a view that was behind: it is prepared on a fresh read of the
         // spec, and committed to the journal as it is.
-        let Some(wish) = self.demands[who].take_if(|w| w.asks == self.wanted.digest()) else {
+        let Some(wish) = self.demands[who].take_if(|w| w.asks == self.desired.digest()) else {
             return;
         };
         let (now, kind) = (self.now, wish.demand.reason);
@@ -298,11 +298,11 @@ impl World {
         );
         let mut claim = claim_at(UID, "runners-1", kind, now, self.posts.len() + self.history.len());
         claim.holder = NAMES[who].into();
-        claim.request_hash = self.wanted.request_hash.clone();
-        claim.layout_hash = self.wanted.layout_hash.clone();
-        claim.rotate = self.wanted.rotate.clone();
+        claim.request_hash = self.desired.request_hash.clone();
+        claim.layout_hash = self.desired.layout_hash.clone();
+        claim.rotate = self.desired.rotate.clone();
         claim.secrets = vec!["a".into()];
-        if kind == Kind::Heal {
+        if kind == MintReason::Heal {
             self.heals += 1;
         }
         let committed = claim.clone();
@@ -323,7 +323,7 @@ impl World {
             let flight = self.flights.remove(index);
             self.commit(|j, _| j.withdraw(UID, &flight.claim.id));
             // It never left, and so healed nothing.
-            self.heals -= usize::from(flight.claim.kind == Kind::Heal);
+            self.heals -= usize::from(flight.claim.kind == MintReason::Heal);
             return;
         }
         self.flights[index].posted = true;
@@ -340,7 +340,7 @@ impl World {
         if self.now > flight.claim.answered_by() {
             self.tell(|j, now| {
                 let failure = failure_of(j, &flight.claim, Reason::OutcomeUnknown, now);
-                j.end(UID, &id, Ending::Failed { failure, counted: true }, now)
+                j.end(UID, &id, Outcome::Failed { failure, counted: true }, now)
             });
             return;
         }
@@ -350,8 +350,8 @@ impl World {
         live.rotate = flight.claim.rotate.clone();
         live.revision = flight.claim.revision;
         live.request = request();
-        live.request.connection = self.wanted.connection.clone();
-        live.request.service = self.wanted.service.clone();
+        live.request.connection = self.desired.connection.clone();
+        live.request.service = self.desired.service.clone();
         live.endpoint = endpoint();
         let written = Written {
             keys: vec!["k".into()],
@@ -365,7 +365,7 @@ impl World {
                     live: live.clone(),
                     altered: false,
                 });
-                self.tell(|j, now| j.end(UID, &id, Ending::Published(Box::new(live)), now));
+                self.tell(|j, now| j.end(UID, &id, Outcome::Published(Box::new(live)), now));
             }
             How::WrittenThenCrash => self.secret = Some(Stored { live, altered: false }),
             How::LostWithCrash => {}
@@ -377,7 +377,7 @@ impl World {
                 };
                 self.tell(|j, now| {
                     let failure = failure_of(j, &flight.claim, reason, now);
-                    j.end(UID, &id, Ending::Failed { failure, counted: true }, now)
+                    j.end(UID, &id, Outcome::Failed { failure, counted: true }, now)
                 });
             }
         }
@@ -410,11 +410,11 @@ impl World {
                 self.edits += 1;
                 let mut edited = credential("a", "svc");
                 edited.spec.purpose = format!("purpose-{}", self.edits);
-                self.wanted = spec::wanted(&edited, None).unwrap();
+                self.desired = spec::desired(&edited, None).unwrap();
             }
             Step::Rotate => {
                 self.edits += 1;
-                self.wanted.rotate = format!("rotate-{}", self.edits);
+                self.desired.rotate = format!("rotate-{}", self.edits);
             }
         }
         self.check();

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 
 use super::Journal;
 use crate::core::Time;
-use crate::core::clock::Pause;
+use crate::core::clock::Suspension;
 
 /// A request under way counts from when it must have been answered: up to so long ahead of its time.
 const AHEAD: TimeDelta = TimeDelta::minutes(1);
@@ -15,7 +15,7 @@ impl Journal {
     /// The process stood still, or all clocks were stepped: which of both cannot be told. Tokens are taken to
     /// have aged; that requests have left the window, and what a server asked to wait for is over, is not
     /// certain, and is put off. What is later is of a successor, whose clock was right.
-    pub fn outlast(&mut self, pause: Pause) {
+    pub fn shift_after_suspend(&mut self, pause: Suspension) {
         let until = pause.at + (pause.lasted / 2).min(AHEAD);
         let put_off = |at: &mut Time| {
             if *at <= until {
@@ -48,11 +48,11 @@ mod tests {
     use crate::core::budget::{Demand, Follower, Limit, Terms};
     use crate::core::ids::ObjectName;
     use crate::core::journal::tests_support::{claim, live, scope};
-    use crate::core::journal::{Ending, Kind};
+    use crate::core::journal::{MintReason, Outcome};
     use crate::core::testing::{s, t};
 
-    fn an_hour_at(seconds: i64) -> Pause {
-        Pause {
+    fn an_hour_at(seconds: i64) -> Suspension {
+        Suspension {
             at: t(seconds),
             lasted: s(3600),
         }
@@ -64,16 +64,16 @@ mod tests {
         for i in 0..10 {
             let uid = format!("u{i}");
             let at = t(60 * i);
-            let claim = claim(&uid, "n", Kind::First, at, usize::try_from(i).unwrap());
+            let claim = claim(&uid, "n", MintReason::First, at, usize::try_from(i).unwrap());
             let id = claim.id.clone();
             journal.claim(&uid, claim, s(3600));
             let live = live(&id, at, at + s(3600));
-            assert!(journal.end(&uid, &id, Ending::Published(Box::new(live)), at));
+            assert!(journal.end(&uid, &id, Outcome::Published(Box::new(live)), at));
         }
         journal
     }
 
-    fn admits(journal: &Journal, kind: Kind, now: Time) -> bool {
+    fn admits(journal: &Journal, kind: MintReason, now: Time) -> bool {
         let mut follower = Follower::new("svc");
         follower.budget.enqueue(Demand {
             uid: "new".into(),
@@ -98,11 +98,11 @@ mod tests {
     #[test]
     fn what_was_spent_counts_on_and_tokens_have_aged() {
         let mut journal = spent();
-        journal.outlast(an_hour_at(600));
+        journal.shift_after_suspend(an_hour_at(600));
         journal.compact(t(4200));
         assert_eq!(journal.attempts.len(), 10);
-        assert!(!admits(&journal, Kind::Renewal, t(4200)));
-        assert!(admits(&journal, Kind::Renewal, t(7206)), "a window later");
+        assert!(!admits(&journal, MintReason::Renewal, t(4200)));
+        assert!(admits(&journal, MintReason::Renewal, t(7206)), "a window later");
         assert_eq!(journal.credentials["u0"].live.as_ref().unwrap().ends_at, t(3600));
     }
 
@@ -110,21 +110,21 @@ mod tests {
     fn newcomers_still_wait_a_window_after_a_loss_and_for_as_long_as_a_server_asked() {
         let mut lost = Journal::new(scope());
         lost.lost_at = Some(t(0));
-        lost.outlast(an_hour_at(600));
-        assert!(!admits(&lost, Kind::First, t(7000)));
-        assert!(admits(&lost, Kind::First, t(7206)));
+        lost.shift_after_suspend(an_hour_at(600));
+        assert!(!admits(&lost, MintReason::First, t(7000)));
+        assert!(admits(&lost, MintReason::First, t(7206)));
         let mut blocked = Journal::new(scope());
         blocked.throttle.blocked_until = Some(t(700));
-        blocked.outlast(an_hour_at(600));
-        assert!(!admits(&blocked, Kind::First, t(4299)));
-        assert!(admits(&blocked, Kind::First, t(4300)));
+        blocked.shift_after_suspend(an_hour_at(600));
+        assert!(!admits(&blocked, MintReason::First, t(4299)));
+        assert!(admits(&blocked, MintReason::First, t(4300)));
     }
 
     #[test]
     fn a_newcomers_request_under_way_is_its_namespaces_for_as_long_as_it_counts() {
         let mut journal = Journal::new(scope());
-        journal.claim("u", claim("u", "n", Kind::First, t(0), 0), s(3600));
-        journal.outlast(an_hour_at(600));
+        journal.claim("u", claim("u", "n", MintReason::First, t(0), 0), s(3600));
+        journal.shift_after_suspend(an_hour_at(600));
         let sent: Vec<_> = journal.sent().iter().map(|(at, _)| *at).collect();
         let newcomers: Vec<_> = journal.newcomers().map(|(at, _)| at).collect();
         assert_eq!(newcomers, sent);
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn requests_of_a_successor_whose_clock_was_right_are_not_moved() {
         let mut journal = spent();
-        journal.outlast(an_hour_at(130));
+        journal.shift_after_suspend(an_hour_at(130));
         let moved = journal.attempts.iter().filter(|a| a.at >= t(3600)).count();
         assert_eq!(moved, 4, "at 0, 60, 120 and 180 s");
     }

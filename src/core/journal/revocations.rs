@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use super::entries::Debt;
-use super::{Claim, Journal, Live, Revocation};
+use super::entries::PendingRevocation;
+use super::{ActiveToken, Claim, Journal, Revocation};
 use crate::core::Time;
 
 impl Journal {
     /// Owes the revocation of tokens that nobody will hold.
-    pub fn disown(&mut self, uid: &str, claim: &Claim, token_ids: &[String], now: Time) {
+    pub fn revoke_unpublished(&mut self, uid: &str, claim: &Claim, token_ids: &[String], now: Time) {
         // Recorded after all: by an earlier try of the same commit, or by a successor that adopted it.
         if self.live_of(uid).is_some_and(|l| l.claim == claim.id) {
             return;
         }
-        self.owe(&claim.debt(uid, token_ids), now);
+        self.enqueue_revocation(&claim.pending_revocation(uid, token_ids), now);
     }
 
     /// A revocation is done, or can never be: it is not owed any more. Returns what it was.
@@ -37,7 +37,7 @@ impl Journal {
             return false;
         }
         self.mark_gone(uid);
-        self.bury(uid)
+        self.prune(uid)
     }
 
     fn mark_gone(&mut self, uid: &str) {
@@ -54,7 +54,7 @@ impl Journal {
     }
 
     /// Forgets a deleted credential that owes nothing. True where nothing of it remains.
-    pub fn bury(&mut self, uid: &str) -> bool {
+    pub fn prune(&mut self, uid: &str) -> bool {
         let Some(record) = self.credentials.get(uid) else {
             return true;
         };
@@ -66,10 +66,10 @@ impl Journal {
     }
 
     /// Forgets the live token of `uid` and owes its revocation from `due` on.
-    pub fn release(&mut self, uid: &str, due: Time) -> Option<Live> {
+    pub fn release(&mut self, uid: &str, due: Time) -> Option<ActiveToken> {
         self.live_of(uid)?;
         let live = self.edit(uid, |record| record.live.take())??;
-        self.owe(&live.debt(uid), due);
+        self.enqueue_revocation(&live.pending_revocation(uid), due);
         Some(live)
     }
 
@@ -92,12 +92,12 @@ impl Journal {
     pub fn forget(&mut self, uid: &str, now: Time) -> bool {
         self.revoke_all(uid, now);
         self.mark_gone(uid);
-        self.bury(uid)
+        self.prune(uid)
     }
 
-    pub(super) fn owe(&mut self, debt: &Debt<'_>, due: Time) {
-        for id in debt.token_ids {
-            let key = (debt.uid.into(), Arc::from(id.as_str()));
+    pub(super) fn enqueue_revocation(&mut self, pending_revocation: &PendingRevocation<'_>, due: Time) {
+        for id in pending_revocation.token_ids {
+            let key = (pending_revocation.uid.into(), Arc::from(id.as_str()));
             match self.revocations.get_mut(&key) {
                 Some(known) if known.due > due => Arc::make_mut(known).due = due,
                 Some(_) => {}
@@ -105,10 +105,10 @@ impl Journal {
                     let owed = Revocation {
                         token_id: id.clone(),
                         due,
-                        uid: debt.uid.to_owned(),
-                        request: debt.request.clone(),
-                        endpoint: debt.endpoint.clone(),
-                        revision: debt.revision,
+                        uid: pending_revocation.uid.to_owned(),
+                        request: pending_revocation.request.clone(),
+                        endpoint: pending_revocation.endpoint.clone(),
+                        revision: pending_revocation.revision,
                         told: false,
                     };
                     self.revocations.insert(key, Arc::new(owed));

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, Locked};
-use super::wishes::{Wish, Wishes};
+use super::context::Context;
+use super::mint_queue::{MintQueue, QueueEntry};
 use crate::broker::{Api as BrokerApi, Probe};
 use crate::cluster::journal::ScopeJournal;
 use crate::controller::connections::Usable;
@@ -43,14 +44,14 @@ const MOST_IN_A_PASS: usize = 48;
 const DECIDE_ANEW: usize = 3;
 
 /// The budget task of one scope. Where both are held, its budget is locked before its wishes.
-pub struct ScopeRunner {
+pub struct BudgetScheduler {
     /// What it is of.
     pub scope: Scope,
     /// Its journal.
     pub journal: ScopeJournal,
-    wishes: Locked<Wishes>,
-    budget: Locked<Follower>,
-    usage: Locked<Usage>,
+    queue: Mutex<MintQueue>,
+    budget: Mutex<Follower>,
+    usage: Mutex<Usage>,
     notify: Notify,
 }
 
@@ -65,21 +66,21 @@ struct Draft {
     window: TimeDelta,
 }
 
-impl ScopeRunner {
+impl BudgetScheduler {
     /// Starts the task.
     pub fn start(context: &Arc<Context>, scope: Scope) -> Arc<Self> {
-        let runner = Arc::new(Self {
+        let scheduler = Arc::new(Self {
             journal: context.journals.of(&scope),
-            wishes: Locked::default(),
-            budget: Locked::new(Follower::new(scope.title())),
+            queue: Mutex::default(),
+            budget: Mutex::new(Follower::new(scope.title())),
             scope,
-            usage: Locked::default(),
+            usage: Mutex::default(),
             notify: Notify::new(),
         });
-        let (task, context) = (Arc::clone(&runner), Arc::clone(context));
+        let (task, context) = (Arc::clone(&scheduler), Arc::clone(context));
         let supervisor = Arc::clone(&context);
         supervisor.spawn("budget", async move { task.run(&context).await });
-        runner
+        scheduler
     }
 
     /// Looks at the line anew.
@@ -88,20 +89,20 @@ impl ScopeRunner {
     }
 
     /// Puts a credential in line, or updates its place.
-    pub fn want(&self, wish: Wish) {
-        if self.wishes.lock().put(wish) {
+    pub fn want(&self, entry: QueueEntry) {
+        if self.queue.lock().put(entry) {
             self.notify.notify_one();
         }
     }
 
     /// Notes that the token of `uid`, which another scope holds, is renewed here; or that none is.
     pub fn reserve(&self, uid: &str, held: Option<(ObjectName, Held)>) {
-        self.wishes.lock().reserve(uid, held);
+        self.queue.lock().reserve(uid, held);
     }
 
     /// Takes a credential out of the line.
     pub fn forget(&self, uid: &str) {
-        if self.wishes.lock().remove(uid) {
+        if self.queue.lock().remove(uid) {
             self.notify.notify_one();
         }
     }
@@ -109,7 +110,7 @@ impl ScopeRunner {
     /// Why a credential waits, as it was last told.
     #[must_use]
     pub fn verdict(&self, uid: &str) -> Option<Waiting> {
-        self.wishes.lock().told(uid)
+        self.queue.lock().told(uid)
     }
 
     /// How the budget stood when it was last looked at.
@@ -143,7 +144,7 @@ impl ScopeRunner {
             };
             let terms = Terms {
                 limits: context.caches.connections.limits(&self.scope),
-                newcomers: context.warm.load(Ordering::Acquire),
+                newcomers: context.initial_sync_done.load(Ordering::Acquire),
             };
             if terms.limits.is_empty() {
                 return None;
@@ -162,13 +163,13 @@ impl ScopeRunner {
                 continue;
             };
             decision.admitted.truncate(turns.num_permits());
-            let wishes = self.fit(context, &journal, &decision.admitted, now);
-            let prepared = self.prepare(context, wishes, &terms.limits).await;
+            let admitted = self.fit(context, &journal, &decision.admitted, now);
+            let prepared = self.prepare(context, admitted, &terms.limits).await;
             if !prepared.is_empty() {
                 // Detached: a term that ends between claim and mint must not leave either unattended.
-                let (runner, context) = (Arc::clone(self), Arc::clone(context));
+                let (scheduler, context) = (Arc::clone(self), Arc::clone(context));
                 let supervisor = context.supervisor.clone();
-                let claiming = async move { runner.claim(&context, prepared, turns, &terms).await };
+                let claiming = async move { scheduler.claim(&context, prepared, turns, &terms).await };
                 // It fails in no way that the supervisor does not see.
                 let _ = supervisor.spawn("claim", &CancellationToken::new(), claiming).await;
             }
@@ -186,10 +187,10 @@ impl ScopeRunner {
     ) -> (Decision, Option<Time>) {
         let mut follower = self.budget.lock();
         let barred = |connection: &str| barred(context, connection, now);
-        self.wishes.lock().update(&mut follower, barred, now);
+        self.queue.lock().update(&mut follower, barred, now);
         let (decision, selection) = follower.decide(journal, terms, now);
         *self.usage.lock() = selection.usage;
-        let (news, soon) = self.wishes.lock().tell(&follower.budget, selection.front, now);
+        let (news, soon) = self.queue.lock().tell(&follower.budget, selection.front, now);
         for name in news {
             context.trigger(&name.namespace, &name.name);
         }
@@ -199,41 +200,46 @@ impl ScopeRunner {
 
     /// What those who are admitted want, where that is what was decided about. All others rest a moment: their
     /// request is under way, or they are looked at anew.
-    fn fit(&self, context: &Context, journal: &Journal, admitted: &[Uid], now: Time) -> Vec<Wish> {
+    fn fit(&self, context: &Context, journal: &Journal, admitted: &[Uid], now: Time) -> Vec<QueueEntry> {
         let mut follower = self.budget.lock();
-        let wishes = self.wishes.lock();
+        let queue = self.queue.lock();
         let working = context.working.lock();
         let mut fit = Vec::new();
         for uid in admitted {
-            let Some(wish) = wishes.get(uid.as_str()) else { continue };
-            if !working.contains_key(uid.as_str()) && is_untouched(journal, uid.as_str(), wish.seq) {
-                fit.push(wish.clone());
+            let Some(entry) = queue.get(uid.as_str()) else { continue };
+            if !working.contains_key(uid.as_str()) && is_untouched(journal, uid.as_str(), entry.seq) {
+                fit.push(entry.clone());
                 continue;
             }
             follower.budget.set_aside(uid, now + REST);
-            context.trigger(&wish.demand.name.namespace, &wish.demand.name.name);
+            context.trigger(&entry.demand.name.namespace, &entry.demand.name.name);
         }
         fit
     }
 
-    async fn prepare(&self, context: &Arc<Context>, wishes: Vec<Wish>, limits: &[Limit]) -> Vec<(Wish, Prepared)> {
+    async fn prepare(
+        &self,
+        context: &Arc<Context>,
+        admitted: Vec<QueueEntry>,
+        limits: &[Limit],
+    ) -> Vec<(QueueEntry, Prepared)> {
         let window = limits.iter().map(|l| l.window).max().unwrap_or_default();
-        futures::stream::iter(wishes)
-            .map(|wish| async move {
-                let outcome = Box::pin(prepare(context, &self.scope, &wish, window)).await;
-                (wish, outcome)
+        futures::stream::iter(admitted)
+            .map(|entry| async move {
+                let outcome = Box::pin(prepare(context, &self.scope, &entry, window)).await;
+                (entry, outcome)
             })
             .buffered(PREPARE)
-            .filter_map(|(wish, outcome)| async move {
+            .filter_map(|(entry, outcome)| async move {
                 match outcome {
-                    Ok(prepared) => return Some((wish, prepared)),
+                    Ok(prepared) => return Some((entry, prepared)),
                     Err(NotPrepared::Changed) => {
                         // What is watched may be behind what was read: no faster than this.
                         let mut follower = self.budget.lock();
-                        follower.budget.set_aside(&wish.demand.uid, context.now() + REST);
+                        follower.budget.set_aside(&entry.demand.uid, context.now() + REST);
                     }
                     Err(NotPrepared::Later(error)) => {
-                        let (uid, name) = (&wish.demand.uid, &wish.demand.name);
+                        let (uid, name) = (&entry.demand.uid, &entry.demand.name);
                         tracing::debug!(%name, error = %error.brief(), "a mint is prepared a little later");
                         let until = context.now() + LATER + TimeDelta::milliseconds(spread(uid.as_str()).into());
                         self.budget.lock().budget.set_aside(uid, until);
@@ -241,12 +247,12 @@ impl ScopeRunner {
                     }
                     Err(NotPrepared::Problem(problem, generation)) => {
                         let until = context.now() + TimeDelta::seconds(15);
-                        let uid = wish.demand.uid.to_string();
-                        self.wishes.lock().remove(&uid);
+                        let uid = entry.demand.uid.to_string();
+                        self.queue.lock().remove(&uid);
                         context.unprepared.lock().insert(uid, (problem, until, generation));
                     }
                 }
-                context.trigger(&wish.demand.name.namespace, &wish.demand.name.name);
+                context.trigger(&entry.demand.name.namespace, &entry.demand.name.name);
                 None
             })
             .collect()
@@ -256,7 +262,7 @@ impl ScopeRunner {
     async fn claim(
         self: &Arc<Self>,
         context: &Arc<Context>,
-        mut prepared: Vec<(Wish, Prepared)>,
+        mut prepared: Vec<(QueueEntry, Prepared)>,
         mut turns: OwnedSemaphorePermit,
         terms: &Terms,
     ) {
@@ -275,7 +281,7 @@ impl ScopeRunner {
         for (_, p) in prepared {
             let uid = p.owner.uid.clone();
             if let Some(claim) = claims.remove(&uid) {
-                self.wishes.lock().remove(&uid);
+                self.queue.lock().remove(&uid);
                 let (context, scope, journal) = (Arc::clone(context), self.scope.clone(), self.journal.clone());
                 let turn = turns.split(1);
                 let supervisor = context.supervisor.clone();
@@ -298,7 +304,7 @@ impl ScopeRunner {
     async fn commit(
         self: &Arc<Self>,
         context: &Arc<Context>,
-        prepared: &[(Wish, Prepared)],
+        prepared: &[(QueueEntry, Prepared)],
         terms: &Terms,
     ) -> HashMap<String, Claim> {
         let Ok(view) = self.journal.view().await else {
@@ -309,22 +315,22 @@ impl ScopeRunner {
             .iter()
             .map(|(w, p)| draft(w, p, &view, &context.identity))
             .collect();
-        let (runner, clock) = (Arc::clone(self), Arc::clone(context));
+        let (scheduler, clock) = (Arc::clone(self), Arc::clone(context));
         let mut anew = 0;
         let committed = self.journal.commit(move |journal, now| {
-            if !runner.still_holds(&mut decision, &mut anew, journal, now) {
+            if !scheduler.still_holds(&mut decision, &mut anew, journal, now) {
                 return HashMap::new();
             }
-            let wishes = runner.wishes.lock();
+            let queue = scheduler.queue.lock();
             // Deciding took its time, and a claim is fresh for seconds only.
             let at = clock.now().max(now);
             let mut claims = HashMap::new();
             for draft in &drafts {
                 let admitted = decision.admitted.iter().any(|uid| uid.as_str() == draft.uid);
-                let wanted = wishes
+                let desired = queue
                     .get(&draft.uid)
                     .is_some_and(|w| w.asks == draft.asks && w.seq == draft.seq);
-                if admitted && wanted && draft.is_current(journal) {
+                if admitted && desired && draft.is_current(journal) {
                     claims.insert(draft.uid.clone(), draft.enter(journal, at));
                 }
             }
@@ -352,11 +358,11 @@ impl ScopeRunner {
     }
 }
 
-fn draft(wish: &Wish, p: &Prepared, journal: &Journal, identity: &str) -> Draft {
+fn draft(entry: &QueueEntry, p: &Prepared, journal: &Journal, identity: &str) -> Draft {
     let uid = p.owner.uid.clone();
     Draft {
-        seq: wish.seq,
-        asks: wish.asks.clone(),
+        seq: entry.seq,
+        asks: entry.asks.clone(),
         gone: journal.credentials.get(uid.as_str()).is_some_and(|r| r.gone),
         claim: new_claim(p, identity),
         window: p.window,
@@ -402,7 +408,7 @@ fn barred(context: &Arc<Context>, connection: &str, now: Time) -> Option<Time> {
 
 /// Of those who would ask with a refused key one tries it again, whatever the scope, and only when that is due:
 /// the others are taken out. Returns who that is, with the key and since when it was due.
-fn choose_probes(context: &Context, prepared: &mut Vec<(Wish, Prepared)>) -> HashMap<String, (String, Time)> {
+fn choose_probes(context: &Context, prepared: &mut Vec<(QueueEntry, Prepared)>) -> HashMap<String, (String, Time)> {
     let now = context.now();
     let mut probes = HashMap::new();
     let mut unauthorized = context.unauthorized.lock();
@@ -423,8 +429,8 @@ async fn probe(context: Arc<Context>, usable: Arc<Usable>, connection: String) {
     if matches!(usable.broker.probe(context.now()).await, Ok(Probe::Accepted)) {
         context.accepted(&usable.key_digest).await;
         context.trigger_where(|c| c.spec.connection == connection);
-        for runner in context.scopes.lock().values() {
-            runner.wake();
+        for scheduler in context.scopes.lock().values() {
+            scheduler.wake();
         }
     }
 }

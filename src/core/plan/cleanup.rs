@@ -2,12 +2,12 @@
 
 use crate::api::Reason;
 use crate::core::Time;
-use crate::core::journal::Live;
+use crate::core::journal::ActiveToken;
 
 use super::{Action, Content, LEFTOVER_POLL, Observed, Plan, SecretState};
 
 /// Collects what must go or be restored whatever else is decided; returns what is live after that.
-pub(super) fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a Live> {
+pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a ActiveToken> {
     let live = o.record.as_ref().and_then(|r| r.live.as_ref());
     if o.permitted.is_err() {
         plan.actions.extend(deletes(o, |_| true));
@@ -42,7 +42,12 @@ pub(super) fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'
     let expired = live.ends_at <= now;
     for (name, state) in &o.secrets {
         let written = live.secrets.contains_key(name);
-        let SecretState::Ours { content, dressed, seal } = state else {
+        let SecretState::Ours {
+            content,
+            metadata_matches,
+            seal,
+        } = state
+        else {
             if is_held(state) && (expired || !written) {
                 plan.actions.push(Action::Delete { secret: name.clone() });
             }
@@ -61,7 +66,7 @@ pub(super) fn sift<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'
             plan.actions.push(Action::Delete { secret: name.clone() });
         } else if *content == Content::Altered {
             plan.actions.push(Action::DeleteTampered { secret: name.clone() });
-        } else if *content == Content::Extra || !dressed {
+        } else if *content == Content::Extra || !metadata_matches {
             plan.actions.push(Action::Restore { secret: name.clone() });
         }
     }
@@ -92,11 +97,11 @@ pub(super) fn is_held(state: &SecretState) -> bool {
 
 /// The journal was lost: sealed Secrets of one claim, all there and not past their end, say it all.
 fn rebuildable(o: &Observed, now: Time) -> bool {
-    let Ok(wanted) = &o.wanted else { return false };
+    let Ok(desired) = &o.desired else { return false };
     if o.record.is_some() {
         return false;
     }
-    let claims: Vec<Option<&str>> = wanted
+    let claims: Vec<Option<&str>> = desired
         .secrets
         .iter()
         .map(|s| match o.secrets.get(&s.name) {

@@ -14,10 +14,10 @@ const TELL_AT_ONCE: usize = 200;
 
 /// Somebody in line.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Wish {
+pub struct QueueEntry {
     /// What the budget is asked for.
     pub demand: Demand,
-    /// [`Wanted::digest`](crate::core::spec::Wanted::digest) of the spec that this was decided on.
+    /// [`Desired::digest`](crate::core::spec::Desired::digest) of the spec that this was decided on.
     pub asks: String,
     /// Number of the credential's last audit event in this journal when this was decided: where there is
     /// a later one, something has happened since, and it is to be decided anew.
@@ -27,8 +27,8 @@ pub struct Wish {
 }
 
 #[derive(Debug)]
-struct Entry {
-    wish: Wish,
+struct Place {
+    entry: QueueEntry,
     told: Option<(Waiting, Instant)>,
     /// As the budget was told.
     barred: Option<Time>,
@@ -44,8 +44,8 @@ struct Line {
 
 /// Everybody in line, and what the budget is still to be told of them.
 #[derive(Debug, Default)]
-pub(super) struct Wishes {
-    entries: HashMap<Uid, Entry>,
+pub(super) struct MintQueue {
+    entries: HashMap<Uid, Place>,
     lines: HashMap<String, Line>,
     /// Tokens of other scopes' journals that are renewed here.
     reserved: HashMap<Uid, (ObjectName, Held)>,
@@ -66,9 +66,9 @@ enum News {
     Told(ObjectName),
 }
 
-impl Wishes {
-    pub(super) fn get(&self, uid: &str) -> Option<&Wish> {
-        self.entries.get(uid).map(|e| &e.wish)
+impl MintQueue {
+    pub(super) fn get(&self, uid: &str) -> Option<&QueueEntry> {
+        self.entries.get(uid).map(|e| &e.entry)
     }
 
     /// Why somebody waits, as they were told last.
@@ -78,26 +78,26 @@ impl Wishes {
     }
 
     /// Puts somebody in line, or updates their place. Says whether anything changed.
-    pub(super) fn put(&mut self, mut wish: Wish) -> bool {
-        let uid = wish.demand.uid.clone();
-        let connection = wish.connection.clone();
-        if let Some(entry) = self.entries.get_mut(&uid) {
-            let old = &entry.wish;
-            if old.demand.reason.is_newcomer() == wish.demand.reason.is_newcomer() {
-                wish.demand.since = old.demand.since;
+    pub(super) fn put(&mut self, mut entry: QueueEntry) -> bool {
+        let uid = entry.demand.uid.clone();
+        let connection = entry.connection.clone();
+        if let Some(place) = self.entries.get_mut(&uid) {
+            let old = &place.entry;
+            if old.demand.reason.is_newcomer() == entry.demand.reason.is_newcomer() {
+                entry.demand.since = old.demand.since;
             }
-            if *old == wish {
+            if *old == entry {
                 return false;
             }
-            let old = std::mem::replace(&mut entry.wish, wish);
+            let old = std::mem::replace(&mut place.entry, entry);
             self.leave(&uid, &old.connection);
         } else {
-            let entry = Entry {
-                wish,
+            let place = Place {
+                entry,
                 told: None,
                 barred: None,
             };
-            self.entries.insert(uid.clone(), entry);
+            self.entries.insert(uid.clone(), place);
             self.untold.push_back(uid.clone());
         }
         self.lines.entry(connection).or_default().uids.insert(uid.clone());
@@ -116,10 +116,10 @@ impl Wishes {
 
     /// Takes somebody out of the line. Says whether they were in it.
     pub(super) fn remove(&mut self, uid: &str) -> bool {
-        let Some((uid, entry)) = self.entries.remove_entry(uid) else {
+        let Some((uid, place)) = self.entries.remove_entry(uid) else {
             return false;
         };
-        self.leave(&uid, &entry.wish.connection);
+        self.leave(&uid, &place.entry.connection);
         self.changed.insert(uid, true);
         true
     }
@@ -152,13 +152,13 @@ impl Wishes {
             if left {
                 follower.budget.dequeue(&uid);
             }
-            let Some(entry) = self.entries.get_mut(&uid) else {
+            let Some(place) = self.entries.get_mut(&uid) else {
                 continue;
             };
-            follower.budget.enqueue(entry.wish.demand.clone());
-            let until = self.lines.get(&entry.wish.connection).and_then(|line| line.barred);
-            if entry.barred != until {
-                entry.barred = until;
+            follower.budget.enqueue(place.entry.demand.clone());
+            let until = self.lines.get(&place.entry.connection).and_then(|line| line.barred);
+            if place.barred != until {
+                place.barred = until;
                 self.untold.push_back(uid.clone());
                 follower.budget.set_aside(&uid, until.unwrap_or(now));
             }
@@ -200,14 +200,14 @@ impl Wishes {
     }
 
     fn tell_one(&mut self, budget: &Budget, uid: &Uid, now: Time) -> News {
-        let Some(entry) = self.entries.get_mut(uid).filter(|e| e.barred.is_none()) else {
+        let Some(place) = self.entries.get_mut(uid).filter(|e| e.barred.is_none()) else {
             return News::None;
         };
         let Some(waiting) = budget.waiting(uid) else {
             // It may well be that they wait but for a moment.
             return News::Later;
         };
-        if let Some((old, at)) = &entry.told {
+        if let Some((old, at)) = &place.told {
             let passed = old.next_slot.is_some_and(|at| at <= now);
             if *old == waiting {
                 return News::None;
@@ -216,8 +216,8 @@ impl Wishes {
                 return News::Later;
             }
         }
-        entry.told = Some((waiting, Instant::now()));
-        News::Told(entry.wish.demand.name.clone())
+        place.told = Some((waiting, Instant::now()));
+        News::Told(place.entry.demand.name.clone())
     }
 }
 
@@ -228,15 +228,15 @@ mod tests {
     use super::*;
     use crate::core::budget::{FRONT, Limit, Terms};
     use crate::core::journal::tests_support::scope;
-    use crate::core::journal::{Journal, Kind};
+    use crate::core::journal::{Journal, MintReason};
     use crate::core::testing::{s, t};
 
-    fn wish(uid: &str, connection: &str) -> Wish {
-        Wish {
+    fn entry(uid: &str, connection: &str) -> QueueEntry {
+        QueueEntry {
             demand: Demand {
                 uid: uid.into(),
                 name: ObjectName::new("n", uid),
-                reason: Kind::First,
+                reason: MintReason::First,
                 since: t(0),
                 renew_before: None,
                 max_lifetime: None,
@@ -266,48 +266,48 @@ mod tests {
 
     #[test]
     fn those_of_a_connection_that_cannot_be_asked_wait_until_it_can() {
-        let (mut wishes, mut follower) = (Wishes::default(), Follower::new("svc"));
+        let (mut queue, mut follower) = (MintQueue::default(), Follower::new("svc"));
         for uid in ["a", "b"] {
-            assert!(wishes.put(wish(uid, uid)));
-            assert!(!wishes.put(wish(uid, uid)));
+            assert!(queue.put(entry(uid, uid)));
+            assert!(!queue.put(entry(uid, uid)));
         }
         let refused = |connection: &str| (connection == "a").then(|| t(900));
-        wishes.update(&mut follower, refused, t(1));
+        queue.update(&mut follower, refused, t(1));
         assert_eq!(decide(&mut follower, 10, t(1)).0, ["b"]);
-        wishes.put(wish("c", "a"));
-        wishes.put(wish("b", "a"));
-        wishes.update(&mut follower, refused, t(2));
+        queue.put(entry("c", "a"));
+        queue.put(entry("b", "a"));
+        queue.update(&mut follower, refused, t(2));
         assert!(decide(&mut follower, 10, t(2)).0.is_empty());
         // Another connection, another key: and who left and came back is not barred either.
-        wishes.put(wish("c", "b"));
-        wishes.remove("b");
-        wishes.put(wish("b", "b"));
-        wishes.update(&mut follower, refused, t(3));
+        queue.put(entry("c", "b"));
+        queue.remove("b");
+        queue.put(entry("b", "b"));
+        queue.update(&mut follower, refused, t(3));
         assert_eq!(decide(&mut follower, 10, t(3)).0, ["b", "c"]);
-        wishes.update(&mut follower, |_| None, t(4));
+        queue.update(&mut follower, |_| None, t(4));
         assert_eq!(decide(&mut follower, 10, t(4)).0, ["a", "b", "c"]);
-        assert!(wishes.remove("a") && !wishes.remove("a"));
-        wishes.update(&mut follower, |_| None, t(5));
+        assert!(queue.remove("a") && !queue.remove("a"));
+        queue.update(&mut follower, |_| None, t(5));
         assert_eq!(decide(&mut follower, 10, t(5)).0, ["b", "c"]);
     }
 
     #[test]
     fn of_thousands_who_wait_only_those_are_told_for_whom_it_is_news_and_few_at_once() {
-        let (mut wishes, mut follower) = (Wishes::default(), Follower::new("svc"));
+        let (mut queue, mut follower) = (MintQueue::default(), Follower::new("svc"));
         for i in 0..1000 {
-            wishes.put(wish(&format!("u{i:04}"), "c"));
+            queue.put(entry(&format!("u{i:04}"), "c"));
         }
-        wishes.update(&mut follower, |_| None, t(1));
+        queue.update(&mut follower, |_| None, t(1));
         let (admitted, _) = decide(&mut follower, 10, t(1));
         for uid in &admitted {
-            wishes.remove(uid);
+            queue.remove(uid);
         }
-        wishes.update(&mut follower, |_| None, t(1));
+        queue.update(&mut follower, |_| None, t(1));
         let (mut passes, mut told) = (0, Vec::new());
         while passes < 20 {
             // Nobody fits.
             let (_, front) = decide(&mut follower, 1, t(1));
-            let (news, soon) = wishes.tell(&follower.budget, front, t(1));
+            let (news, soon) = queue.tell(&follower.budget, front, t(1));
             assert!(news.len() <= TELL_AT_ONCE + FRONT);
             told.extend(news);
             passes += 1;
@@ -316,6 +316,6 @@ mod tests {
             }
         }
         assert_eq!((passes, told.len()), (5, 1000 - admitted.len()), "each once");
-        assert!(wishes.told("u0999").is_some_and(|w| w.position == FRONT + 1));
+        assert!(queue.told("u0999").is_some_and(|w| w.position == FRONT + 1));
     }
 }
