@@ -9,7 +9,7 @@ use crate::core::audit::{AuditEvent, EventType};
 use crate::core::ids::ObjectName;
 use crate::core::journal::{Failure, Outcome};
 use crate::core::plan::SecretState;
-use crate::core::schedule::{Bounds, Try, retry_at};
+use crate::core::schedule::{Bounds, Try, retry_at, runway};
 use crate::core::seal::{Seal, live_of};
 
 use super::observe::Snapshot;
@@ -105,11 +105,12 @@ pub(super) async fn give_up(
             let live = journal
                 .live_of(&owner.uid)
                 .filter(|l| l.ends_at > now)
-                .map(|l| (l.ends_at, l.ends_at - l.issued_at));
+                .map(|l| (l.ends_at, runway(l.ends_at - l.issued_at, l.renew_before())));
             let failure = Failure {
                 reason,
                 message: message.to_owned(),
                 at: now,
+                asked_at: Some(claim.at),
                 count,
                 retry_at: retry_at(failed, Bounds { window, timeout, live }, &owner.uid, now),
                 request_hash: claim.request_hash.clone(),

@@ -291,6 +291,7 @@ pub(super) fn failure(
         reason: refusal.reason,
         message: refusal.message.clone(),
         at: now,
+        asked_at: Some(claim.at),
         count,
         retry_at,
         request_hash: claim.request_hash.clone(),

@@ -29,6 +29,13 @@ pub fn latest_safe(issued_at: Time, ends_at: Time, renew_before: Option<TimeDelt
     ends_at - runway(lifetime, renew_before)
 }
 
+/// Half of the runway: until then a renewal may wait for others, then it is tried whoever waits.
+#[must_use]
+pub fn half_of_runway(issued_at: Time, ends_at: Time, renew_before: Option<TimeDelta>) -> Time {
+    let lifetime = (ends_at - issued_at).max(TICK);
+    ends_at - runway(lifetime, renew_before) / 2
+}
+
 /// When a renewal is first tried: up to 5 % of the period before [`latest_safe`], spread by `uid`
 /// so that credentials issued together are not renewed together.
 #[must_use]
@@ -106,7 +113,9 @@ pub fn retry_at(failed: Try, bounds: Bounds, uid: &str, now: Time) -> Option<Tim
             let jittered = wait + wait * i32::from(spread(uid)) / 5000;
             let next = now + jittered;
             Some(match bounds.live {
-                // Halving what is left gives several tries before the end, and never spins.
+                // Own waits end at half of the runway.
+                Some((ends_at, runway)) if ends_at - runway / 2 > now => next.min(ends_at - runway / 2),
+                // A third of what is left gives several tries before the end, and never spins.
                 Some((ends_at, _)) if ends_at > now => next.min(now + ((ends_at - now) / 3).max(TICK)),
                 _ => next,
             })
@@ -199,6 +208,10 @@ mod tests {
         assert!(wait(1, None) >= s(10) && wait(1, None) <= s(12));
         assert!(wait(3, None) >= s(40) && wait(3, None) <= s(48));
         assert!(wait(30, None) <= s(720));
-        assert!(wait(9, Some((t(30), s(10)))) <= s(10));
+        assert!(
+            wait(9, Some((t(30), s(10)))) <= s(25),
+            "own waits end at half of the runway"
+        );
+        assert!(wait(9, Some((t(4), s(10)))) <= s(2));
     }
 }

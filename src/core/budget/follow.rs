@@ -122,12 +122,23 @@ impl Follower {
         let record = journal.credentials.get(uid.as_str());
         let live = record.and_then(|r| Some((r, r.live.as_ref()?)));
         if let Some(claim) = journal.claims.get(uid.as_str()) {
+            if let Some((record, live)) = live {
+                // Its own try is not over while it may still fail.
+                let mut held = Held::of(&record.namespace, live);
+                held.tried_at = tried_at(record).max(Some(claim.at));
+                self.budget.hold(&uid, &held);
+            }
             self.budget.open(&uid, &open_of(claim, live.map(|(_, live)| live)));
             return;
         }
         // A token that waits for its Secrets takes over from the one in them.
         let own = record.and_then(|r| Held::unpublished(r.unpublished.as_ref()?));
-        let own = own.or_else(|| live.map(|(record, live)| Held::of(&record.namespace, live)));
+        let own = own.or_else(|| {
+            live.map(|(record, live)| Held {
+                tried_at: tried_at(record),
+                ..Held::of(&record.namespace, live)
+            })
+        });
         let own = own.filter(|held| held.ends_at > now);
         let foreign = || self.foreign.get(uid.as_str()).filter(|h| h.ends_at > now).cloned();
         match own.or_else(foreign) {
@@ -171,6 +182,11 @@ impl Follower {
 #[must_use]
 pub fn is_untouched(journal: &Journal, uid: &str, seq: u64) -> bool {
     journal.pending(uid).is_none() && journal.credentials.get(uid).map_or(0, |r| r.seq) == seq
+}
+
+/// When the last try began that failed.
+fn tried_at(record: &Record) -> Option<Time> {
+    record.failure.as_ref().map(|f| f.asked_at.unwrap_or(f.at))
 }
 
 /// What is known of a request under way; a renewal brings nothing that lives longer than what it replaces.
@@ -228,7 +244,13 @@ fn is_same(a: &Journal, b: &Journal, terms: &Terms, now: Time) -> bool {
 /// For whom something else is planned `after` than `before`.
 fn planned_anew<'a>(before: &'a Journal, after: &'a Journal) -> BTreeSet<&'a str> {
     let live = |r: &Record| r.live.as_ref().map(|l| (l.issued_at, l.ends_at, l.renew_before_ms));
-    let plan = |r: &Record| (live(r), r.unpublished.as_ref().map(|c| c.id.clone()));
+    let plan = |r: &Record| {
+        (
+            live(r),
+            tried_at(r).filter(|_| r.live.is_some()),
+            r.unpublished.as_ref().map(|c| c.id.clone()),
+        )
+    };
     let mut changed = BTreeSet::new();
     differences(
         &before.credentials,

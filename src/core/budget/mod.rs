@@ -22,6 +22,7 @@ mod sent;
 mod series;
 mod shares;
 mod slots;
+mod spare;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -47,6 +48,7 @@ use select::Pass;
 use sent::Sent;
 use series::Series;
 use shares::Shares;
+use spare::OwnTries;
 
 pub use demand::Demand;
 pub use follow::{Decision, Follower, Terms, is_untouched};
@@ -142,6 +144,7 @@ pub struct Budget {
     title: String,
     limits: Vec<Limit>,
     projection: Projection,
+    own_tries: OwnTries,
     shares: Shares,
     queue: Queue,
     memo: Memo,
@@ -156,6 +159,7 @@ impl Budget {
             title: title.to_owned(),
             limits: Vec::new(),
             projection: Projection::default(),
+            own_tries: OwnTries::default(),
             shares: Shares::default(),
             queue: Queue::default(),
             memo: Memo::default(),
@@ -207,6 +211,7 @@ impl Budget {
     /// ends.
     pub fn hold(&mut self, uid: &Uid, held: &Held) {
         let series = Series::of_held(held);
+        self.own_tries.hold(uid, held);
         if self.projection.get(uid.as_str()) != Some(&series) {
             let before = self.projection.hold(uid, series);
             self.planned(uid, before);
@@ -221,6 +226,7 @@ impl Budget {
 
     /// Forgets what `uid` holds.
     pub fn release(&mut self, uid: &Uid) {
+        self.own_tries.release(uid.as_str());
         let before = self.projection.release(uid.as_str());
         if before.is_some() {
             self.planned(uid, before);
@@ -296,6 +302,7 @@ impl Budget {
         self.move_to(now);
         let pass = Pass {
             queue: &self.queue,
+            own_tries: &self.own_tries,
             shares: &self.shares,
             stops,
             now,
@@ -313,6 +320,7 @@ impl Budget {
         let now = nanos(now);
         let (ended, moved) = self.projection.move_to(now);
         for (uid, series) in ended {
+            self.own_tries.release(uid.as_str());
             self.planned(&uid, Some(series));
         }
         if moved {

@@ -14,6 +14,7 @@ use super::search::{Memo, Search};
 use super::series::{Series, expected_period};
 use super::shares::Shares;
 use super::slots::Slot;
+use super::spare::OwnTries;
 use super::text::Why;
 use super::{FRONT, Stops};
 
@@ -29,6 +30,7 @@ const EARLY: usize = 32;
 /// What one look is about.
 pub(super) struct Pass<'a> {
     pub(super) queue: &'a Queue,
+    pub(super) own_tries: &'a OwnTries,
     pub(super) shares: &'a Shares,
     pub(super) stops: &'a Stops,
     pub(super) now: Time,
@@ -107,11 +109,19 @@ impl Pass<'_> {
         let mut left = EARLY;
         let due = self.queue.due.iter().map(|(_, uid)| (true, uid));
         let early = self.queue.early.iter().map(|(_, uid)| (false, uid));
+        let now = nanos(self.now);
+        let mut spare = true;
         for (is_due, uid) in due.chain(early) {
-            let mut why = stopped;
+            let own = self.own_tries.is_due(uid.as_str(), now);
+            // What a server asks for ends at half of the runway.
+            let mut why = if own { backlog } else { stopped };
             if why.is_none() {
                 let free = search.projection.is_free_now();
                 let faster = self.is_faster(search.projection, uid);
+                if free && !own && spare {
+                    spare = self.own_tries.afford(search.projection, 1);
+                }
+                let free = free && (own || spare);
                 let may = free && (is_due && !faster || left > 0 && self.fits(search, &mut left, uid, !faster));
                 if may {
                     if self.is_full(search, outcome, MAX_OPEN) {
@@ -125,7 +135,13 @@ impl Pass<'_> {
                 } else {
                     self.queue.credential_state(uid.as_str()).latest
                 };
-                let slot = instant(search.projection.next_free().max(latest));
+                let mut slot = search.projection.next_free().max(latest);
+                if !spare && !own {
+                    let half = self.own_tries.half_after(uid.as_str(), now);
+                    let freed = search.projection.next_freed();
+                    slot = slot.max([half, freed].into_iter().flatten().min().unwrap_or(slot));
+                }
+                let slot = instant(slot);
                 why = Some(Why::NoSlot(Some(slot).filter(|_| !free || !is_due)));
             }
             let Some(why) = why else { continue };
@@ -134,7 +150,13 @@ impl Pass<'_> {
                 continue;
             }
             outcome.other_renewals = Some(why);
-            if stopped.is_some() || left == 0 && !is_due || !search.projection.is_free_now() {
+            if !search.projection.is_free_now() {
+                return;
+            }
+            if self.own_tries.is_any_due(now) && is_due {
+                continue;
+            }
+            if stopped.is_some() || left == 0 && !is_due || !spare {
                 return;
             }
         }

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 
 use crate::core::Time;
 use crate::core::journal::{ActiveToken, Claim};
-use crate::core::schedule::{latest_safe, runway};
+use crate::core::schedule::{half_of_runway, latest_safe, runway};
 
 use super::demand::Demand;
 use super::nanos::{length, nanos};
@@ -25,9 +25,21 @@ pub struct Held {
     pub ends_at: Time,
     /// Runway asked for.
     pub renew_before: Option<TimeDelta>,
+    /// When a try to replace it began last that failed, or is under way.
+    pub tried_at: Option<Time>,
 }
 
 impl Held {
+    /// Half of its runway: from then on it has a try of its own.
+    #[must_use]
+    pub fn half(&self) -> Time {
+        half_of_runway(self.issued_at, self.ends_at, self.renew_before)
+    }
+
+    pub(super) fn period(&self) -> i64 {
+        period(self.ends_at - self.issued_at, self.renew_before)
+    }
+
     /// What `live` of a credential in `namespace` comes to.
     #[must_use]
     pub fn of(namespace: &str, live: &ActiveToken) -> Self {
@@ -36,6 +48,7 @@ impl Held {
             issued_at: live.issued_at,
             ends_at: live.ends_at,
             renew_before: live.renew_before(),
+            tried_at: None,
         }
     }
 
@@ -47,6 +60,7 @@ impl Held {
             issued_at: minted.issued_at,
             ends_at: minted.ends_at,
             renew_before: claim.renew_before_ms.map(TimeDelta::milliseconds),
+            tried_at: None,
         })
     }
 }

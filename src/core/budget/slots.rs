@@ -45,6 +45,15 @@ impl Projection {
         frees.max().unwrap_or(self.now).max(self.now)
     }
 
+    /// When the first of the requests that count does so no more.
+    pub(super) fn next_freed(&self) -> Option<i64> {
+        let freed = self.timelines.iter().filter_map(|t| {
+            let counting = self.sent.iter().map(|(at, _)| at + t.counts_for);
+            counting.into_iter().find(|at| *at > self.now)
+        });
+        freed.min()
+    }
+
     /// Whether a newcomer of this period would ask for more than there is, whatever the phases.
     pub(super) fn is_too_dense(&self, period: i64) -> bool {
         self.timelines

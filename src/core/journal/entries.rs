@@ -372,6 +372,9 @@ pub struct Failure {
     pub message: String,
     /// When.
     pub at: Time,
+    /// When it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_at: Option<Time>,
     /// How many in a row.
     pub count: u32,
     /// When to try again; never by itself where absent.

@@ -85,6 +85,7 @@ fn failed_with(reason: Reason, retry_at: Option<Time>) -> Failure {
         reason,
         message: "it failed".into(),
         at: t(0),
+        asked_at: None,
         count: 1,
         retry_at,
         request_hash: w.request_hash,

@@ -59,6 +59,7 @@ fn failure(at: Time) -> Failure {
         reason: Reason::BrokerUnavailable,
         message: String::new(),
         at,
+        asked_at: None,
         count: 1,
         retry_at: Some(at),
         request_hash: String::new(),

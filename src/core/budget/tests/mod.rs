@@ -12,6 +12,7 @@ use crate::core::testing::{s, t};
 mod days;
 mod exact;
 mod follow;
+mod outages;
 mod rules;
 mod same;
 mod speed;
@@ -41,6 +42,7 @@ fn held(namespace: &str, issued_at: Time, ends_at: Time) -> Held {
         issued_at,
         ends_at,
         renew_before: None,
+        tried_at: None,
     }
 }
 

@@ -92,7 +92,7 @@ impl Model {
                     max_lifetime: Some(s(1800)),
                 };
                 budget.open(&uid(*i), &open);
-                self.held.remove(&uid(*i));
+                // What it holds keeps its own try: the request may fail.
                 self.open.insert(uid(*i), open);
             }
             Fact::Release(i) => {

@@ -200,6 +200,7 @@ fn failure(now: Time) -> Failure {
         reason: Reason::BrokerUnavailable,
         message: "it failed".into(),
         at: now,
+        asked_at: None,
         count: 1,
         retry_at: Some(now + s(60)),
         request_hash: String::new(),

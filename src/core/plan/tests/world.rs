@@ -495,6 +495,7 @@ fn failure_of(journal: &Journal, claim: &Claim, reason: Reason, now: Time) -> Fa
         reason,
         message: "it failed".into(),
         at: now,
+        asked_at: Some(claim.at),
         count,
         retry_at: retry_at(
             Try {
