@@ -11,6 +11,8 @@ pub enum ConditionType {
     Issued,
     /// The controller is working towards the first valid Secret.
     Reconciling,
+    /// `ChittyConnect` answers by this connection.
+    Available,
     /// Nothing will happen until somebody changes something.
     Stalled,
 }
@@ -23,6 +25,7 @@ impl ConditionType {
             Self::Ready => "Ready",
             Self::Issued => "Issued",
             Self::Reconciling => "Reconciling",
+            Self::Available => "Available",
             Self::Stalled => "Stalled",
         }
     }

@@ -199,6 +199,14 @@ impl Broker {
         }
     }
 
+    /// Whether a connection can be made, and so a request could be sent. What is answered says nothing more.
+    pub async fn reach(&self) -> bool {
+        let call = Call::Health;
+        let request = self.wire.request(call.method(), call.path(), &[]);
+        let lost = self.wire.exchange(request).await.err();
+        lost.is_none_or(|lost| lost.sent() != Sent::No)
+    }
+
     /// Ids of tokens that `request` may have made at `since` (by the server's clock) or later, newest
     /// first: where an answer was lost, one of them may be the token nobody holds.
     ///

@@ -15,14 +15,15 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
-use super::mint_queue::{MintQueue, QueueEntry};
+use super::mint_queue::{Bar, But, MintQueue, QueueEntry};
 use crate::broker::{Api as BrokerApi, Probe};
 use crate::cluster::journal::ScopeJournal;
 use crate::controller::connections::Usable;
 use crate::core::Time;
-use crate::core::budget::{Decision, Follower, Held, Limit, Terms, Usage, Waiting, is_untouched};
+use crate::core::budget::{Decision, Demand, Follower, Held, Limit, Terms, Usage, Waiting, is_untouched};
 use crate::core::ids::{ObjectName, Uid};
 use crate::core::journal::{Claim, Journal, Scope};
+use crate::core::outage::{Asker, Spare};
 use crate::core::schedule::spread;
 
 use super::mint::mint;
@@ -107,6 +108,20 @@ impl BudgetScheduler {
         }
     }
 
+    /// Looks at all who ask by `connection` anew: there is news of it.
+    pub fn tell_line(&self, context: &Context, connection: &str) {
+        for name in self.queue.lock().line(connection) {
+            context.trigger(&name.namespace, &name.name);
+        }
+        self.wake();
+    }
+
+    /// What is to spare for tries that may fail.
+    #[must_use]
+    pub fn spare(&self, now: Time) -> Spare {
+        self.budget.lock().budget.spare(now)
+    }
+
     /// Why a credential waits, as it was last told.
     #[must_use]
     pub fn verdict(&self, uid: &str) -> Option<Waiting> {
@@ -186,7 +201,9 @@ impl BudgetScheduler {
         now: Time,
     ) -> (Decision, Option<Time>) {
         let mut follower = self.budget.lock();
-        let barred = |connection: &str| barred(context, connection, now);
+        // Who may ask all the same goes by their tokens.
+        follower.follow(journal, &terms.limits, now);
+        let barred = |connection: &str| barred(context, &self.scope, connection, now);
         self.queue.lock().update(&mut follower, barred, now);
         let (decision, selection) = follower.decide(journal, terms, now);
         *self.usage.lock() = selection.usage;
@@ -207,12 +224,16 @@ impl BudgetScheduler {
         let mut fit = Vec::new();
         for uid in admitted {
             let Some(entry) = queue.get(uid.as_str()) else { continue };
-            if !working.contains_key(uid.as_str()) && is_untouched(journal, uid.as_str(), entry.seq) {
-                fit.push(entry.clone());
+            if working.contains_key(uid.as_str()) || !is_untouched(journal, uid.as_str(), entry.seq) {
+                follower.budget.set_aside(uid, now + REST);
+                context.trigger(&entry.demand.name.namespace, &entry.demand.name.name);
                 continue;
             }
-            follower.budget.set_aside(uid, now + REST);
-            context.trigger(&entry.demand.name.namespace, &entry.demand.name.name);
+            let past_half = follower.budget.half_of_runway(uid).is_some_and(|half| half <= now);
+            match ask(context, &self.scope, entry, past_half, now) {
+                Ok(()) => fit.push(entry.clone()),
+                Err(turn) => follower.budget.set_aside(uid, turn),
+            }
         }
         fit
     }
@@ -266,7 +287,7 @@ impl BudgetScheduler {
         mut turns: OwnedSemaphorePermit,
         terms: &Terms,
     ) {
-        let probes = choose_probes(context, &mut prepared);
+        let probes = self.choose_probes(context, &mut prepared);
         {
             // Marked first: a claim in the journal that nobody works on would be judged lost.
             let mut working = context.working.lock();
@@ -298,6 +319,33 @@ impl BudgetScheduler {
                 }
             }
         }
+    }
+
+    /// Of those who would ask with a refused key one tries it again, whatever the scope, and only when that is due:
+    /// the others are taken out, but for those who have come to half of their runway and have not tried since. Returns
+    /// who that is, with the key and since when it was due.
+    fn choose_probes(
+        &self,
+        context: &Context,
+        prepared: &mut Vec<(QueueEntry, Prepared)>,
+    ) -> HashMap<String, (String, Time)> {
+        let now = context.now();
+        let mut probes = HashMap::new();
+        let follower = self.budget.lock();
+        let mut unauthorized = context.unauthorized.lock();
+        prepared.retain(|(entry, p)| match unauthorized.get_mut(&p.usable.key_digest) {
+            None => true,
+            Some(probe_at) if *probe_at <= now => {
+                probes.insert(p.owner.uid.clone(), (p.usable.key_digest.clone(), *probe_at));
+                *probe_at = now + PROBE_EVERY;
+                true
+            }
+            Some(_) => {
+                let (budget, uid) = (&follower.budget, &entry.demand.uid);
+                budget.owes_own_try(uid) && budget.half_of_runway(uid).is_some_and(|half| half <= now)
+            }
+        });
+        probes
     }
 
     /// Decides on the newest view, and commits what still holds then; returns the claims.
@@ -387,12 +435,28 @@ impl Draft {
     }
 }
 
-/// Until when `connection` cannot be asked: its key was refused. Then one of those whom the budget admits tries
-/// again, or where that costs nothing, it is asked whether the key is accepted by now.
-fn barred(context: &Arc<Context>, connection: &str, now: Time) -> Option<Time> {
+/// Until when nobody of `scope` can ask by `connection`: nothing is answered there, or its key was refused. Then one of
+/// those whom the budget admits tries again, or where that costs nothing, it is asked whether the key is accepted.
+fn barred(context: &Arc<Context>, scope: &Scope, connection: &str, now: Time) -> Option<Bar> {
     let Some(usable) = context.caches.connections.get(connection).and_then(|r| r.usable.ok()) else {
-        return Some(Time::MAX_UTC);
+        return Some(Bar {
+            until: Time::MAX_UTC,
+            but: But::Nobody,
+        });
     };
+    let closed = {
+        let gate = usable.gate.lock();
+        let but = if gate.is_unreachable() {
+            But::Nobody
+        } else {
+            But::Everybody
+        };
+        gate.closed_until(scope).map(|until| Bar { until, but })
+    };
+    refused(context, connection, &usable, now).or(closed)
+}
+
+fn refused(context: &Arc<Context>, connection: &str, usable: &Arc<Usable>, now: Time) -> Option<Bar> {
     let mut unauthorized = context.unauthorized.lock();
     let probe_at = unauthorized.get_mut(&usable.key_digest)?;
     if *probe_at <= now {
@@ -400,28 +464,29 @@ fn barred(context: &Arc<Context>, connection: &str, now: Time) -> Option<Time> {
             return None;
         }
         *probe_at = now + PROBE_EVERY;
-        let probing = probe(Arc::clone(context), Arc::clone(&usable), connection.to_owned());
+        let probing = probe(Arc::clone(context), Arc::clone(usable), connection.to_owned());
         context.spawn("probe of a refused key", probing);
     }
-    Some(*probe_at)
+    Some(Bar {
+        until: *probe_at,
+        but: But::OwnTries,
+    })
 }
 
-/// Of those who would ask with a refused key one tries it again, whatever the scope, and only when that is due:
-/// the others are taken out. Returns who that is, with the key and since when it was due.
-fn choose_probes(context: &Context, prepared: &mut Vec<(QueueEntry, Prepared)>) -> HashMap<String, (String, Time)> {
-    let now = context.now();
-    let mut probes = HashMap::new();
-    let mut unauthorized = context.unauthorized.lock();
-    prepared.retain(|(_, p)| match unauthorized.get_mut(&p.usable.key_digest) {
-        None => true,
-        Some(probe_at) if *probe_at <= now => {
-            probes.insert(p.owner.uid.clone(), (p.usable.key_digest.clone(), *probe_at));
-            *probe_at = now + PROBE_EVERY;
-            true
-        }
-        Some(_) => false,
-    });
-    probes
+/// Asks whether the one in line may ask the broker now; where not, when.
+fn ask(context: &Context, scope: &Scope, entry: &QueueEntry, past_half: bool, now: Time) -> Result<(), Time> {
+    let Some(usable) = context
+        .caches
+        .connections
+        .get(&entry.connection)
+        .and_then(|r| r.usable.ok())
+    else {
+        return Ok(());
+    };
+    let Demand { uid, name, reason, .. } = &entry.demand;
+    let asker = Asker { uid, name, scope };
+    let how = (reason.is_newcomer(), past_half);
+    usable.gate.lock().ask(asker, how, usable.timeout, now)
 }
 
 /// Asks whether a refused key is accepted by now.

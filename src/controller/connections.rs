@@ -22,6 +22,7 @@ use crate::cluster::{Cluster, Error};
 use crate::core::budget::Limit;
 use crate::core::hold::{Hold, hold};
 use crate::core::journal::{EndpointRef, Scope};
+use crate::core::outage::Gate;
 use crate::core::seal::SealKey;
 use crate::core::{Problem, Time, access};
 
@@ -39,6 +40,8 @@ pub struct Usable {
     pub timeout: TimeDelta,
     /// Where audit events go.
     pub chronicle: Option<Chronicle>,
+    /// Whether it answers. Another client knows nothing of that yet.
+    pub gate: parking_lot::Mutex<Gate>,
 }
 
 /// A connection as it stands.
@@ -88,9 +91,34 @@ impl Resolved {
         }
     }
 
-    /// The condition that tells of it.
+    /// The conditions that tell of it: whether it can be used, and whether it answers. The latter stays as it was until
+    /// there is news.
     #[must_use]
-    pub fn condition(&self, previous: &[Condition], now: Time) -> Condition {
+    pub fn conditions(&self, previous: &[Condition], now: Time) -> Vec<Condition> {
+        let available = self.available(previous, now);
+        let before = || {
+            previous
+                .iter()
+                .find(|c| c.type_ == ConditionType::Available.as_str())
+                .cloned()
+        };
+        let mut conditions = vec![self.ready(previous, now)];
+        conditions.extend(available.or_else(before));
+        conditions
+    }
+
+    fn available(&self, previous: &[Condition], now: Time) -> Option<Condition> {
+        let gate = self.usable.as_ref().ok()?.gate.lock();
+        let (reason, message) = match gate.outage() {
+            Some(outage) => (Reason::BrokerUnavailable.as_str(), outage.next(now)),
+            None => ("Answering", "ChittyConnect answered the last request".to_owned()),
+        };
+        let (kind, generation) = (ConditionType::Available, self.connection.metadata.generation);
+        let answers = gate.answers()?;
+        Some(condition(kind, answers, reason, &message, generation, previous, now))
+    }
+
+    fn ready(&self, previous: &[Condition], now: Time) -> Condition {
         let (ready, reason, message) = match &self.usable {
             Ok(_) if self.connection.spec.suspend => (
                 false,
@@ -361,6 +389,7 @@ async fn build(
         key_digest,
         timeout,
         chronicle,
+        gate: parking_lot::Mutex::default(),
     };
     Ok((usable, materials.join(" ")))
 }

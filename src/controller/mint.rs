@@ -8,6 +8,7 @@ use chrono::TimeDelta;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::context::Context;
+use super::outage::{self, never_left};
 use super::publish::{Published, publish};
 use crate::api::Reason;
 use crate::broker::{MintRequest, Provision, Refusal, Sent};
@@ -18,6 +19,7 @@ use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType};
 use crate::core::budget::{self, Limit};
 use crate::core::journal::{Claim, Failure, Journal, Outcome, Scope, Unauthorized};
+use crate::core::outage::is_no_answer;
 use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at, runway, unadvised_block};
 use crate::core::spec::Desired;
 
@@ -59,9 +61,10 @@ pub(super) async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: 
     let started = Instant::now();
     let answer = p.usable.broker.mint(&request, context.now()).await;
     let failed = answer.as_ref().err().map(|refusal| refusal.reason);
-    let up = !matches!(failed, Some(Reason::BrokerUnavailable | Reason::OutcomeUnknown));
+    let up = !failed.is_some_and(is_no_answer);
     let connection = &p.desired.connection;
     context.metrics.answered(connection, started.elapsed(), failed, up);
+    outage::note(context, scope, p, answer.as_ref().err());
     match answer {
         Ok(answer) => match publish(context, journal, &p.owner, &p.desired, claim, &answer).await {
             Published::Yes(live) => succeed(context, journal, scope, p, claim, *live).await,
@@ -84,6 +87,10 @@ pub(super) async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: 
                 .await;
             }
         },
+        Err(refusal) if never_left(&refusal) => {
+            let (uid, id) = (p.owner.uid.clone(), claim.id.clone());
+            commit_with_retry(journal, move |journal, _| journal.withdraw(&uid, &id)).await;
+        }
         Err(refusal) => {
             fail(context, journal, p, claim, &refusal).await;
             if refusal.reason == Reason::OutcomeUnknown {

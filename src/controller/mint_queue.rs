@@ -34,12 +34,40 @@ struct Place {
     barred: Option<Time>,
 }
 
+/// Until when a connection cannot be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bar {
+    pub(super) until: Time,
+    pub(super) but: But,
+}
+
+/// Who may ask all the same, from half of its runway on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum But {
+    Nobody,
+    /// Whoever has yet to make the try that a slot is kept for.
+    OwnTries,
+    Everybody,
+}
+
+impl Bar {
+    /// Until when `uid` cannot ask.
+    fn of(self, uid: &Uid, budget: &Budget) -> Time {
+        let may = match self.but {
+            But::Nobody => false,
+            But::OwnTries => budget.owes_own_try(uid),
+            But::Everybody => true,
+        };
+        let half = budget.half_of_runway(uid).filter(|_| may);
+        half.map_or(self.until, |half| self.until.min(half))
+    }
+}
+
 /// Those who ask by one connection.
 #[derive(Debug, Default)]
 struct Line {
     uids: HashSet<Uid>,
-    /// Until when it cannot be asked.
-    barred: Option<Time>,
+    barred: Option<Bar>,
 }
 
 /// Everybody in line, and what the budget is still to be told of them.
@@ -137,8 +165,16 @@ impl MintQueue {
         };
     }
 
+    /// Everybody who asks by `connection`.
+    pub(super) fn line(&self, connection: &str) -> Vec<ObjectName> {
+        let line = self.lines.get(connection).into_iter().flat_map(|line| &line.uids);
+        line.filter_map(|uid| self.entries.get(uid))
+            .map(|place| place.entry.demand.name.clone())
+            .collect()
+    }
+
     /// Tells the budget what has changed. `barred` says until when a connection cannot be asked.
-    pub(super) fn update(&mut self, follower: &mut Follower, barred: impl Fn(&str) -> Option<Time>, now: Time) {
+    pub(super) fn update(&mut self, follower: &mut Follower, barred: impl Fn(&str) -> Option<Bar>, now: Time) {
         for (connection, line) in &mut self.lines {
             let until = barred(connection);
             if until != line.barred {
@@ -156,7 +192,8 @@ impl MintQueue {
                 continue;
             };
             follower.budget.enqueue(place.entry.demand.clone());
-            let until = self.lines.get(&place.entry.connection).and_then(|line| line.barred);
+            let bar = self.lines.get(&place.entry.connection).and_then(|line| line.barred);
+            let until = bar.map(|bar| bar.of(&uid, &follower.budget));
             if place.barred != until {
                 place.barred = until;
                 self.untold.push_back(uid.clone());
@@ -271,7 +308,12 @@ mod tests {
             assert!(queue.put(entry(uid, uid)));
             assert!(!queue.put(entry(uid, uid)));
         }
-        let refused = |connection: &str| (connection == "a").then(|| t(900));
+        let refused = |connection: &str| {
+            (connection == "a").then(|| Bar {
+                until: t(900),
+                but: But::Nobody,
+            })
+        };
         queue.update(&mut follower, refused, t(1));
         assert_eq!(decide(&mut follower, 10, t(1)).0, ["b"]);
         queue.put(entry("c", "a"));

@@ -13,6 +13,7 @@ mod measure;
 mod mint;
 mod mint_queue;
 mod observe;
+mod outage;
 mod prepare;
 mod publish;
 mod reconcile;

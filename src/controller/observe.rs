@@ -185,19 +185,22 @@ pub(super) fn connection_state(
         ));
     }
     let probe_at = context.unauthorized.lock().get(&usable.key_digest).copied();
-    match probe_at {
-        Some(probe_at) => Connection::Unauthorized {
+    if let Some(probe_at) = probe_at {
+        return Connection::Unauthorized {
             probe_at,
             message: format!(
                 "ChittyConnect refuses the API key of ChittyConnection {name}; nothing is asked until the key changes, \
                  except once at {}",
                 clock(probe_at, context.now())
             ),
-        },
-        None => Connection::Ready {
-            window: resolved.limit.window,
-        },
+        };
     }
+    let window = resolved.limit.window;
+    let down = usable.gate.lock().outage().map(|o| o.message(name, context.now()));
+    down.map_or(Connection::Ready { window }, |message| Connection::Down {
+        window,
+        message,
+    })
 }
 
 /// What the journals say of one credential.

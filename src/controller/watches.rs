@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use chrono::SubsecRound;
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{ListParams, ObjectMeta};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::store::Writer;
@@ -25,7 +26,7 @@ use super::measure::MEASURE_EVERY;
 use super::secret_index::{Listed, OwnedBy};
 use super::supervisor::Supervisor;
 use super::time::Term;
-use crate::api::{ChittyConnection, ChittyConnectionStatus, EphemeralCredential, RateScope, ScopeUsage};
+use crate::api::{ChittyConnection, ChittyConnectionStatus, ConditionType, EphemeralCredential, RateScope, ScopeUsage};
 use crate::cluster::keys::managed_selector;
 use crate::cluster::{Cluster, bounded};
 use crate::core::budget::Usage;
@@ -376,8 +377,9 @@ pub async fn report_for_ever(context: Arc<Context>) {
                 continue;
             };
             let before = connection.status.clone().unwrap_or_default();
-            let condition = resolved.condition(&before.conditions, context.now());
-            let sharp = !before.conditions.contains(&condition);
+            let conditions = resolved.conditions(&before.conditions, context.now());
+            let is_told = |c: &Condition| before.conditions.iter().any(|told| is_same_news(told, c));
+            let sharp = !conditions.iter().all(is_told);
             let lately = written.get(&name).is_some_and(|at| at.elapsed() < REPORT_EVERY);
             if !sharp && (lately || !initial_sync_done) {
                 continue;
@@ -389,7 +391,7 @@ pub async fn report_for_ever(context: Arc<Context>) {
             };
             let next = ChittyConnectionStatus {
                 observed_generation: resolved.connection.metadata.generation,
-                conditions: vec![condition],
+                conditions,
                 used: ChittyConnectionStatus::fullest(&scopes),
                 scopes,
                 held_by: before.held_by.clone(),
@@ -405,6 +407,13 @@ pub async fn report_for_ever(context: Arc<Context>) {
             }
         }
     }
+}
+
+/// Whether two conditions differ at most in when the next try is.
+fn is_same_news(a: &Condition, b: &Condition) -> bool {
+    let text = |c: &Condition| (c.type_ != ConditionType::Available.as_str()).then(|| c.message.clone());
+    (&a.type_, &a.status, &a.reason, a.observed_generation, text(a))
+        == (&b.type_, &b.status, &b.reason, b.observed_generation, text(b))
 }
 
 impl Context {

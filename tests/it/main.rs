@@ -12,6 +12,7 @@ mod installs;
 mod journal;
 mod lifecycle;
 mod network;
+mod outages;
 mod provision;
 mod records;
 mod schema;

@@ -37,10 +37,11 @@ use chrono::TimeDelta;
 use crate::api::Reason;
 use crate::core::Time;
 use crate::core::ids::Uid;
+use crate::core::outage::Spare;
 
 use conclude::Spending;
 use demand::{CredentialState, standing_of};
-use nanos::nanos;
+use nanos::{instant, nanos};
 use projection::Projection;
 use queue::Queue;
 use search::Memo;
@@ -55,6 +56,8 @@ pub use follow::{Decision, Follower, Terms, is_untouched};
 pub use limits::{Limit, effective, learn};
 pub use series::{Held, Open};
 
+/// More than so many tries to spare are not told apart.
+const SPARED: u32 = 16;
 /// How many renewals, and how many newcomers, read their exact place; all others one text.
 pub const FRONT: usize = 20;
 
@@ -268,6 +271,28 @@ impl Budget {
     /// Does not consider somebody in line before `until`: they rest, or are being worked on.
     pub fn set_aside(&mut self, uid: &Uid, until: Time) {
         self.queue.rest(uid.as_str(), Some(nanos(until)), &self.shares);
+    }
+
+    /// Half of the runway of the live token of `uid`, where there is one: from then on it asks whoever waits.
+    #[must_use]
+    pub fn half_of_runway(&self, uid: &Uid) -> Option<Time> {
+        self.own_tries.half(uid.as_str()).map(instant)
+    }
+
+    /// Whether `uid` has yet to make the try that its live token keeps a slot for.
+    #[must_use]
+    pub fn owes_own_try(&self, uid: &Uid) -> bool {
+        self.own_tries.is_owed(uid.as_str())
+    }
+
+    /// What is to spare for tries that may fail, as of the last look; more than [`SPARED`] is not told apart.
+    #[must_use]
+    pub fn spare(&self, now: Time) -> Spare {
+        let affords = |more: &u32| self.own_tries.afford(&self.projection, i64::from(*more));
+        Spare {
+            tries: (1..=SPARED).take_while(affords).last().unwrap_or(0),
+            until: self.own_tries.first_after(nanos(now)).map(instant),
+        }
     }
 
     /// What all are told who wait behind those at the front: newcomers, or renewals.

@@ -68,6 +68,20 @@ impl OwnTries {
         Some(own.half).filter(|half| *half > now)
     }
 
+    pub(super) fn half(&self, uid: &str) -> Option<i64> {
+        self.by_uid.get(uid).map(|own| own.half)
+    }
+
+    pub(super) fn is_owed(&self, uid: &str) -> bool {
+        self.by_uid.get(uid).is_some_and(|own| !own.made)
+    }
+
+    /// When the first of the tries after `now` is made.
+    pub(super) fn first_after(&self, now: i64) -> Option<i64> {
+        let mut later = self.by_half.range((now.saturating_add(1), Uid::from(""))..);
+        later.next().map(|(half, _)| *half)
+    }
+
     /// Whether it is time for the try that `uid` keeps a slot for.
     pub(super) fn is_due(&self, uid: &str, now: i64) -> bool {
         let own = self.by_uid.get(uid);

@@ -70,7 +70,17 @@ pub(super) fn unusable(o: &Observed, credential_state: &CredentialState<'_>, now
                 blocked = blocked.until(*probe_at);
             }
             // Whoever needs a token stays in line: one of them will be the probe.
-            blocked.queued = credential_state.need.is_some();
+            blocked.queued = credential_state.need.is_some() && failed(o, credential_state, now).is_none();
+            Some(blocked)
+        }
+        Connection::Down { message, .. } => {
+            credential_state.need?;
+            // What happened to its own request says more.
+            if failed(o, credential_state, now).is_some() {
+                return None;
+            }
+            let mut blocked = Blocked::new(Problem::new(Reason::BrokerUnavailable, message.clone()));
+            blocked.queued = true;
             Some(blocked)
         }
     }
@@ -162,7 +172,7 @@ pub(super) fn healed_already(o: &Observed, credential_state: &CredentialState<'_
     if credential_state.need != Some(MintReason::Heal) {
         return None;
     }
-    let Connection::Ready { window } = o.connection else {
+    let (Connection::Ready { window } | Connection::Down { window, .. }) = o.connection else {
         return None;
     };
     let until = o

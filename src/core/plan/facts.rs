@@ -59,6 +59,13 @@ pub enum Connection {
     },
     /// Not there, or not usable; why. Looked at again when it changes.
     Unusable(Problem),
+    /// Nothing is answered there; whoever needs a token stays in line for when there is.
+    Down {
+        /// The longest window of its budget.
+        window: TimeDelta,
+        /// For a person.
+        message: String,
+    },
     /// The key was refused; one request may test it again at this time.
     Unauthorized {
         /// When.

@@ -414,6 +414,37 @@ fn a_refused_key_leaves_the_token_ready_and_its_users_in_line_for_the_probe() {
 }
 
 #[test]
+fn while_nothing_is_answered_whoever_needs_a_token_stays_in_line_and_what_happened_to_its_own_request_is_told() {
+    let connection = Connection::Down {
+        window: s(3600),
+        message: "down".into(),
+    };
+    let mut o = Observed { connection, ..issued() };
+    assert_eq!(ready(&plan(&o, t(10))), (true, Reason::Issued), "nothing is due");
+    let due = plan(&o, t(2500));
+    assert_eq!(
+        (due.demand, ready(&due)),
+        (Some(MintReason::Renewal), (true, Reason::BrokerUnavailable))
+    );
+    for (reason, retry_at) in [(Reason::Denied, None), (Reason::OutcomeUnknown, Some(t(2600)))] {
+        o.record.as_mut().unwrap().failure = Some(failed_with(reason, retry_at));
+        let failed = plan(&o, t(2500));
+        assert_eq!((failed.demand, ready(&failed)), (None, (true, reason)));
+    }
+}
+
+#[test]
+fn a_denied_credential_is_not_the_one_that_tries_a_refused_key() {
+    let mut o = issued();
+    o.connection = Connection::Unauthorized {
+        probe_at: t(900),
+        message: "refused".into(),
+    };
+    o.record.as_mut().unwrap().failure = Some(failed_with(Reason::Denied, None));
+    assert_eq!(plan(&o, t(2500)).demand, None);
+}
+
+#[test]
 fn a_claim_of_another_process_is_judged_only_once_nobody_can_work_on_it() {
     let mut o = fresh();
     let mut claim = claim_at(UID, "runners-1", MintReason::First, t(0), 1);

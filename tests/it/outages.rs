@@ -1,0 +1,82 @@
+//! A ChittyConnect that does not answer: what is spent on it, what is told, and how it ends.
+
+use serde_json::json;
+use testbed::chittyconnect::{Canned, Match};
+
+use crate::support::*;
+
+/// What the connection says of whether ChittyConnect answers.
+async fn available(case: &Case) -> Option<(String, String)> {
+    let connection = case.connections().get(&case.connection).await.unwrap();
+    let conditions = connection.status.unwrap_or_default().conditions;
+    let available = conditions.into_iter().find(|c| c.type_ == "Available")?;
+    Some((available.status, available.message))
+}
+
+async fn until_available_is(case: &Case, status: &str) -> String {
+    wait_for(&format!("Available to be {status}"), || async {
+        let (now, message) = available(case).await?;
+        (now == status).then_some(message)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn while_nothing_can_be_sent_nothing_is_claimed_and_all_who_wait_say_the_same() {
+    let case = Case::new().await;
+    case.issued("first", json!({"service": "first"})).await;
+    until_available_is(&case, "True").await;
+    case.broker.go_down().unwrap();
+    case.apply("a", json!({"service": "a"})).await;
+    case.until_ready_is("a", "False", "BrokerUnavailable").await;
+    let told = until_available_is(&case, "False").await;
+    assert!(told.contains("nothing is spent on that"), "{told}");
+    let names: Vec<String> = (0..10).map(|i| format!("b{i}")).collect();
+    for name in &names {
+        case.apply(name, json!({"service": name})).await;
+    }
+    let mut messages = Vec::new();
+    for name in &names {
+        let waiting = case.until_ready_is(name, "False", "BrokerUnavailable").await;
+        messages.push(condition(&waiting, "Ready").2);
+        assert!(case.journal(name).await.is_none(), "nothing was claimed for {name}");
+    }
+    messages.dedup();
+    assert_eq!(messages.len(), 1, "{messages:?}");
+    assert_eq!(case.posts(), 1);
+    case.broker.come_back().unwrap();
+    for name in &names {
+        case.until_ready_is(name, "True", "Issued").await;
+        assert_eq!(case.posts_for(name), 1);
+    }
+    until_available_is(&case, "True").await;
+}
+
+#[tokio::test]
+async fn while_nothing_is_answered_one_tries_for_all_and_an_answer_lets_all_go_on() {
+    let case = Case::new().await;
+    case.broker
+        .on(Match::any())
+        .fault(Canned::status(500).json(&json!({"error": "boom"})));
+    for name in ["a", "b"] {
+        case.apply(name, json!({"service": name})).await;
+        case.until_ready_is(name, "False", "BrokerUnavailable").await;
+    }
+    until_available_is(&case, "False").await;
+    let before = case.posts();
+    let names: Vec<String> = (0..10).map(|i| format!("c{i}")).collect();
+    for name in &names {
+        case.apply(name, json!({"service": name})).await;
+    }
+    for name in &names {
+        let waiting = case.until_ready_is(name, "False", "BrokerUnavailable").await;
+        let message = condition(&waiting, "Ready").2;
+        assert!(message.contains("one request tries for all"), "{message}");
+    }
+    assert!(case.posts() <= before + 1, "{} and {before}", case.posts());
+    case.broker.clear_faults();
+    for name in &names {
+        case.until_ready_is(name, "True", "Issued").await;
+    }
+    until_available_is(&case, "True").await;
+}
