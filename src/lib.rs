@@ -29,3 +29,35 @@ pub mod cluster;
 pub mod controller;
 pub mod core;
 pub mod ops;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    fn sources(dir: &Path, all: &mut String) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, all);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                all.push_str(&fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn every_invariant_of_the_design_has_a_test_that_names_it() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let design = fs::read_to_string(root.join("docs/design.md")).unwrap();
+        let numbers = (1..).take_while(|n| design.contains(&format!("\n{n}. ")));
+        let mut all = String::new();
+        sources(&root.join("src"), &mut all);
+        sources(&root.join("tests/it"), &mut all);
+        let proved = |n: &u32| all.contains(&format!("/// Invariant {n}.\n"));
+        let numbers: Vec<u32> = numbers.collect();
+        assert!(numbers.len() >= 16, "{numbers:?}");
+        let without: Vec<&u32> = numbers.iter().filter(|n| !proved(n)).collect();
+        assert!(without.is_empty(), "{without:?}");
+    }
+}

@@ -273,6 +273,7 @@ fn an_image_without_ca_certificates_is_an_error_and_no_panic() {
     assert!(status.unwrap().success());
 }
 
+/// Invariant 1.
 #[tokio::test]
 async fn no_debug_and_no_display_holds_a_key_or_a_token() {
     let server = Server::start(Canned::json(200, GOOD));

@@ -284,6 +284,7 @@ mod tests {
         }
     }
 
+    /// Invariant 5.
     #[test]
     fn a_broken_template_and_a_reserved_key_are_found_before_anything_is_minted() {
         let broken = layout(&[], &[("x", "{{ a")]);

@@ -327,6 +327,7 @@ mod tests {
         }
     }
 
+    /// Invariant 9.
     #[test]
     fn labels_annotations_rotation_and_the_order_of_secrets_change_no_digest() {
         let mut base = credential("a", "chittyid");

@@ -103,6 +103,7 @@ async fn a_token_that_lives_for_a_year_is_published() {
     assert!(life.num_seconds() <= 601, "{life}");
 }
 
+/// Invariant 11.
 #[tokio::test]
 async fn a_denial_stands_until_the_spec_or_the_annotation_changes() {
     let case = Case::new().await;

@@ -142,6 +142,7 @@ async fn a_template_reaches_nothing_but_its_own_outputs() {
         .expect_err("a statement, refused at admission");
 }
 
+/// Invariant 13.
 #[tokio::test]
 async fn templates_made_to_cost_much_are_refused_cost_little_and_hold_nobody_up() {
     let world = World::start("bombs").await;

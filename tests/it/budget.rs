@@ -47,6 +47,7 @@ async fn whoever_does_not_fit_waits_and_reads_why_and_until_when() {
     assert!(most <= 4, "{most}");
 }
 
+/// Invariant 2.
 #[tokio::test]
 async fn deleting_and_recreating_in_a_loop_buys_no_extra_mint() {
     let case = tight(4, 3600).await;
@@ -60,6 +61,7 @@ async fn deleting_and_recreating_in_a_loop_buys_no_extra_mint() {
     assert!(case.broker.ledger().posts.iter().all(|p| p.status == Some(200)));
 }
 
+/// Invariant 2.
 #[tokio::test]
 async fn deleting_and_recreating_the_namespace_in_a_loop_buys_no_extra_mint() {
     let case = tight(3, 3600).await;
@@ -97,11 +99,13 @@ async fn deleting_and_recreating_the_namespace_in_a_loop_buys_no_extra_mint() {
     assert!(ledger.posts.iter().all(|p| p.status == Some(200)));
 }
 
+/// Invariant 2.
 #[tokio::test]
 async fn two_connections_to_one_broker_share_a_budget_and_the_smaller_limit_wins() {
     share_one_budget(RateScope::Service, Scope::Service).await;
 }
 
+/// Invariant 2.
 #[tokio::test]
 async fn two_connections_with_one_key_share_its_budget_and_the_smaller_limit_wins() {
     share_one_budget(RateScope::Key, Scope::Key).await;

@@ -10,6 +10,7 @@ use testbed::chittyconnect::{Fault, Match};
 
 use crate::support::*;
 
+/// Invariant 9.
 #[tokio::test]
 async fn killed_and_restarted_it_mints_nothing_for_what_is_still_valid() {
     let world = World::start("restart").await;
@@ -31,6 +32,7 @@ async fn killed_and_restarted_it_mints_nothing_for_what_is_still_valid() {
     assert!(read < 3 * 8, "{read} Secrets were read though none had changed");
 }
 
+/// Invariant 4.
 #[tokio::test]
 async fn a_request_in_flight_when_it_was_killed_is_told_stays_counted_and_is_repeated_only_later() {
     let world = World::start("in-flight").await;
@@ -98,6 +100,7 @@ spec: {policyName: no-outcomes, validationActions: [Deny]}
     assert_eq!(case.secret("a").await.unwrap().data, written.data);
 }
 
+/// Invariant 2.
 #[tokio::test]
 async fn killed_every_second_it_never_exceeds_the_limit_and_loses_no_live_credential() {
     let world = World::start("storm").await;
@@ -135,6 +138,7 @@ async fn a_standby_takes_over_after_a_kill_and_at_once_after_a_sigterm() {
     assert_eq!(case.posts_for("chittyid"), 3);
 }
 
+/// Invariant 4.
 #[tokio::test]
 async fn a_leader_frozen_with_a_request_in_flight_changes_nothing_when_it_wakes() {
     let world = World::without_controller("frozen").await;
@@ -315,6 +319,7 @@ async fn a_lost_seal_key_is_made_anew_and_costs_no_mint() {
     assert_eq!(case.secret("a").await.unwrap().data, before.data);
 }
 
+/// Invariant 7.
 #[tokio::test]
 async fn a_secret_past_its_end_is_removed_first_thing_after_a_standstill() {
     let world = World::start("standstill").await;

@@ -150,6 +150,7 @@ async fn suspended_nothing_is_minted_and_resumed_it_is() {
     assert!(case.secret("a").await.is_some());
 }
 
+/// Invariant 7.
 #[tokio::test]
 async fn at_its_end_an_unrenewed_secret_is_gone_broker_up_or_down() {
     let case = Case::with_ttl(Duration::from_secs(6)).await;
@@ -169,6 +170,7 @@ async fn at_its_end_an_unrenewed_secret_is_gone_broker_up_or_down() {
     case.until("a", |c| condition(c, "Ready").0 == "True").await;
 }
 
+/// Invariant 12.
 #[tokio::test]
 async fn deletion_takes_the_secret_and_its_record_along_and_hangs_on_nothing() {
     let case = Case::new().await;
@@ -227,6 +229,7 @@ async fn a_connection_that_comes_late_goes_and_returns_is_followed() {
     assert_eq!(case.posts_for("chittyid"), 1);
 }
 
+/// Invariant 11.
 #[tokio::test]
 async fn a_refused_key_stops_the_connection_until_it_changes() {
     let case = Case::new().await;
@@ -260,6 +263,7 @@ async fn a_missing_key_is_told_and_picked_up_at_once() {
     case.until_ready_is("a", "True", "Issued").await;
 }
 
+/// Invariant 12.
 #[tokio::test]
 async fn a_namespace_that_is_deleted_goes_and_what_it_held_is_let_go() {
     let case = Case::new().await;

@@ -15,6 +15,7 @@ mod network;
 mod outages;
 mod provision;
 mod records;
+mod scale;
 mod schema;
 mod secrets;
 mod soak;

@@ -52,6 +52,7 @@ async fn while_nothing_can_be_sent_nothing_is_claimed_and_all_who_wait_say_the_s
     until_available_is(&case, "True").await;
 }
 
+/// Invariant 16.
 #[tokio::test]
 async fn while_nothing_is_answered_one_tries_for_all_and_an_answer_lets_all_go_on() {
     let case = Case::new().await;

@@ -91,6 +91,7 @@ async fn what_does_not_fit_the_api_or_the_type_is_invalid_and_nothing_is_minted(
     assert_eq!(deploy.posts(), 0);
 }
 
+/// Invariant 8.
 #[tokio::test]
 async fn a_year_long_token_is_replaced_and_revoked_at_its_own_end_and_at_once_on_deletion() {
     let case = provisioning().await;
@@ -138,6 +139,7 @@ async fn a_deleted_credential_leaves_none_of_its_older_tokens_either() {
     .await;
 }
 
+/// Invariant 8.
 #[tokio::test]
 async fn revocations_survive_an_outage_of_the_broker_the_connection_and_the_controller() {
     let world = World::start("owed").await;
@@ -232,6 +234,7 @@ async fn permission_withdrawn_while_a_secret_cannot_be_written_revokes_what_was_
     assert_eq!(case.posts(), 1);
 }
 
+/// Invariant 5.
 #[tokio::test]
 async fn deleted_while_its_secret_cannot_be_written_what_was_minted_is_revoked_and_told() {
     let case = provisioning().await;

@@ -25,6 +25,7 @@ async fn a_credential_tells_its_life_in_a_few_events() {
     assert!(events.len() <= 6, "{events:?}");
 }
 
+/// Invariant 10.
 #[tokio::test]
 async fn every_outcome_reaches_chittychronicle_once_and_in_order() {
     let case = Case::new().await;
@@ -51,6 +52,7 @@ async fn every_outcome_reaches_chittychronicle_once_and_in_order() {
     assert_eq!(entries[0].data["namespace"], case.namespace);
 }
 
+/// Invariant 10.
 #[tokio::test]
 async fn an_outage_of_chittychronicle_loses_no_event_and_stops_no_mint() {
     let case = Case::new().await;
@@ -76,6 +78,7 @@ async fn an_outage_of_chittychronicle_loses_no_event_and_stops_no_mint() {
     assert_eq!(ids.len(), 3);
 }
 
+/// Invariant 1.
 #[tokio::test]
 async fn tokens_are_found_in_secrets_and_nowhere_else() {
     let world = World::start("canary").await;

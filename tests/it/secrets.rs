@@ -139,6 +139,7 @@ async fn what_is_not_a_value_is_restored_without_a_mint() {
     assert_eq!(case.posts_for("chittyid"), 1);
 }
 
+/// Invariant 6.
 #[tokio::test]
 async fn a_secret_of_somebody_else_is_left_alone_and_nothing_is_minted() {
     let case = Case::new().await;
@@ -155,6 +156,7 @@ async fn a_secret_of_somebody_else_is_left_alone_and_nothing_is_minted() {
     case.until_ready_is("a", "True", "Issued").await;
 }
 
+/// Invariant 5.
 #[tokio::test]
 async fn where_the_secret_cannot_be_written_nothing_is_minted() {
     let case = Case::new().await;

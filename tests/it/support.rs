@@ -196,13 +196,16 @@ impl World {
 
     /// How many Secrets were read one by one so far, by whomever.
     pub async fn secrets_read(&self) -> u64 {
+        let labels = ["resource=\"secrets\"", "verb=\"GET\""];
+        self.requests(|line| labels.iter().all(|l| line.contains(l))).await
+    }
+
+    /// How many requests the API server counted so far under labels that `which` picks.
+    pub async fn requests(&self, which: impl Fn(&str) -> bool) -> u64 {
         let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
         let metrics = self.client().await.request_text(request).await.unwrap();
-        let reads = |line: &&str| {
-            let labels = ["resource=\"secrets\"", "verb=\"GET\""];
-            line.starts_with("apiserver_request_total{") && labels.iter().all(|l| line.contains(l))
-        };
-        let counts = metrics.lines().filter(reads).filter_map(|l| l.rsplit_once(' '));
+        let picked = |line: &&str| line.starts_with("apiserver_request_total{") && which(line);
+        let counts = metrics.lines().filter(picked).filter_map(|l| l.rsplit_once(' '));
         counts.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
     }
 

@@ -258,6 +258,7 @@ fn lost_permission_takes_everything() {
     assert_eq!(plan.demand, None);
 }
 
+/// Invariant 6.
 #[test]
 fn a_changed_value_is_removed_and_healed_once_a_window() {
     let mut o = issued();

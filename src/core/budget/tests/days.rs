@@ -6,6 +6,7 @@ use super::world::World;
 use super::*;
 use crate::core::clock::{Reading, SteadyClock};
 
+/// Invariant 3.
 #[test]
 fn a_hundred_credentials_in_twelve_namespaces_never_exceed_the_limit_lose_none_and_starve_nobody() {
     let mut world = World::of_a_hundred();
@@ -77,6 +78,7 @@ fn a_projection_of_many_renewals_and_one_very_long_life_lets_nobody_in_by_mistak
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
+    /// Invariant 3.
     #[test]
     fn no_arrival_pattern_exceeds_the_limit_or_loses_a_live_credential(
         limit in 3_u32..24,

@@ -177,6 +177,7 @@ fn outlasts(live: i64, apart: i64, seconds: i64, fault: Fault) {
 // As many as newcomers may fill: four that were issued at once, six that are spread.
 const FULL: [(i64, i64); 3] = [(4, 1), (4, 60), (6, 400)];
 
+/// Invariant 16.
 #[test]
 fn minutes_of_500s_before_half_of_a_runway_lose_no_live_token() {
     for (live, apart) in FULL {
@@ -186,6 +187,7 @@ fn minutes_of_500s_before_half_of_a_runway_lose_no_live_token() {
     }
 }
 
+/// Invariant 16.
 #[test]
 fn minutes_without_a_connection_or_an_answer_before_half_of_a_runway_lose_no_live_token() {
     for fault in [Fault::Refused, Fault::Hang] {

@@ -32,6 +32,7 @@ fn the_first_answer_of_a_scope_is_awaited_before_a_second_newcomer_is_admitted()
     assert_eq!(names(&admitted(&mut budget, t(2))), ["b"]);
 }
 
+/// Invariant 3.
 #[test]
 fn a_due_renewal_takes_the_last_slot_before_any_newcomer() {
     let mut world = World::new(3, s(3600));
@@ -319,6 +320,7 @@ fn a_look_changes_no_facts() {
     assert_eq!(budget.select(t(0), 48, &Stops::default()), first);
 }
 
+/// Invariant 13.
 #[test]
 fn many_without_hope_whatever_they_ask_delay_nobody_behind_them() {
     let mut budget = budget(&[hourly(100)]);
@@ -346,6 +348,7 @@ fn many_without_hope_whatever_they_ask_delay_nobody_behind_them() {
     assert_eq!(names(&admitted(&mut budget, t(7300))), ["honest"]);
 }
 
+/// Invariant 15.
 #[test]
 fn a_spec_that_asks_for_shorter_lives_takes_nobody_elses_slots() {
     let hold_five = |budget: &mut Budget| {

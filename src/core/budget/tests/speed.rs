@@ -163,6 +163,7 @@ fn twelve_hundred_hopeless_demands_with_rising_periods_do_not_make_a_look_slow()
     }
 }
 
+/// Invariant 14.
 #[test]
 #[ignore = "a measurement"]
 fn a_journal_of_ten_thousand_is_followed_and_checked() {

@@ -136,6 +136,7 @@ fn a_block_by_the_server_stops_everybody_until_it_ends() {
     assert_eq!(budget.select(t(60), 48, &stops).admitted.len(), 2);
 }
 
+/// Invariant 10.
 #[test]
 fn with_the_audit_backlog_at_four_fifths_newcomers_stop_and_at_capacity_renewals_do() {
     let mut budget = budget(&[hourly(10)]);

@@ -408,6 +408,7 @@ fn settled(many: usize) -> World {
     world
 }
 
+/// Invariant 14.
 #[test]
 fn a_few_credentials_need_one_object_and_ten_thousand_none_that_is_large() {
     let world = settled(8);
@@ -420,6 +421,7 @@ fn a_few_credentials_need_one_object_and_ten_thousand_none_that_is_large() {
     assert!(world.objects.pages.len() > 10);
 }
 
+/// Invariant 14.
 #[test]
 fn nine_thousand_requests_in_an_hour_are_counted_in_a_head_of_bounded_size() {
     let mut world = settled(1);

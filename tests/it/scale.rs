@@ -1,0 +1,66 @@
+//! What a change costs does not grow: the bench's figures in a smaller form, on an API server of their own.
+
+use futures::StreamExt;
+use serde_json::json;
+
+use crate::support::*;
+
+const IN_ONE: usize = 200;
+const SERVICES: usize = 20;
+const IN_EACH: usize = 10;
+
+/// Invariant 14.
+#[tokio::test]
+async fn hundreds_in_one_budget_and_over_many_are_each_minted_once_with_few_calls_and_a_restart_reads_no_secret() {
+    let world = World::start("scale").await;
+    let wide = json!({"rateLimit": {"limit": 2000, "window": "1h"}});
+    let case = Setup::within(world.clone(), generous()).connection(wide).case().await;
+    case.issued("first", json!({"service": "warm"})).await;
+    let (writes, reads) = calls(&world).await;
+    let over_many = (0..SERVICES * IN_EACH).map(|i| (format!("m{i:03}"), format!("s{:02}", i % SERVICES)));
+    let in_one = (0..IN_ONE).map(|i| (format!("o{i:03}"), "one".to_owned()));
+    let all: Vec<(String, String)> = over_many.chain(in_one).collect();
+    let case = &case;
+    futures::stream::iter(&all)
+        .for_each_concurrent(16, |(name, service)| async move {
+            case.apply(name, json!({"service": service})).await;
+        })
+        .await;
+    for (name, _) in &all {
+        case.until_ready_is(name, "True", "Issued").await;
+    }
+    let minted = || case.posts() - case.posts_for("warm");
+    assert_eq!(minted(), all.len(), "each once");
+    let (more_writes, more_reads) = calls(&world).await;
+    // One create each is this test's own.
+    let tenths = |calls: u64| calls * 10 / all.len() as u64;
+    let (writes, reads) = (tenths(more_writes - writes) - 10, tenths(more_reads - reads));
+    assert!(writes <= 55, "{writes} writes for ten credentials, dry runs included");
+
+    assert!(reads <= 2, "{reads} reads of Secrets for ten credentials");
+
+    let before = world.secrets_read().await;
+    world.kill_controller();
+    world.start_controller();
+    // A newcomer goes after all were looked at.
+    case.issued("last", json!({"service": "warm"})).await;
+    let read = world.secrets_read().await - before;
+    assert!(read <= 5, "{read} Secrets were read after a restart");
+    assert_eq!(minted(), all.len());
+}
+
+/// How often objects of the controller's concern were written so far, dry runs included, and Secrets read.
+async fn calls(world: &World) -> (u64, u64) {
+    let verbs = ["POST", "PUT", "PATCH", "DELETE", "APPLY"];
+    let of = |resource: &'static str| {
+        world.requests(move |line| {
+            line.contains(&format!("resource=\"{resource}\""))
+                && verbs.iter().any(|verb| line.contains(&format!("verb=\"{verb}\"")))
+        })
+    };
+    let mut writes = 0;
+    for resource in ["secrets", "configmaps", "ephemeralcredentials", "events"] {
+        writes += of(resource).await;
+    }
+    (writes, world.secrets_read().await)
+}
