@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::reflector::ObjectRef;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::budget_scheduler::BudgetScheduler;
@@ -28,6 +28,7 @@ use crate::core::audit::AuditEvent;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Journal, Scope};
 use crate::core::plan::Verdict;
+use crate::core::render::MOST_RENDERED;
 use crate::core::seal::SealKey;
 use crate::core::{Problem, Time, status};
 use crate::ops::metrics::{Metrics, ScopeLabels};
@@ -59,6 +60,8 @@ pub struct Context {
     /// [`MINTS_AT_ONCE`] mints begin at once, in all scopes together: what they hold in memory is bounded, and none is
     /// prepared long before it is claimed.
     pub minting: Arc<Semaphore>,
+    /// So many bytes of what tokens were written into are in memory at once.
+    pub rendering: Semaphore,
     /// Why a mint could not be prepared, by uid.
     pub unprepared: Mutex<HashMap<String, Unprepared>>,
     /// What each credential that is not ready waits for, and since when; with its uid, by name.
@@ -147,6 +150,8 @@ impl CachedInspection {
 
 /// Twice what the API server is asked at the same time: each also waits for `ChittyConnect` and for its journal.
 pub const MINTS_AT_ONCE: usize = MOST_CALLS * 2;
+/// How many credentials of the greatest length are rendered at once; of shorter ones as many more.
+pub const RENDERED_AT_ONCE: usize = 8;
 /// How far the watch of Secrets may be behind a write whose answer is taken for what is there.
 pub const WATCH_BEHIND: Duration = Duration::from_secs(3);
 /// So many restorations in a row, each within this time of the one before; then a rest as long.
@@ -165,6 +170,14 @@ impl Context {
         let mints = u32::try_from(mints.min(MINTS_AT_ONCE)).unwrap_or(1);
         // Fails only where it was closed, which nobody does.
         Arc::clone(&self.minting).acquire_many_owned(mints).await.ok()
+    }
+
+    /// Waits until so many bytes more may be rendered: as much as [`RENDERED_AT_ONCE`] of the longest credentials are in
+    /// memory at once. Nobody holds that for longer than one write takes.
+    pub async fn room_for(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        let bytes = u32::try_from(bytes.min(MOST_RENDERED)).unwrap_or(u32::MAX);
+        // Fails only where it was closed, which nobody does.
+        self.rendering.acquire_many(bytes).await.ok()
     }
 
     /// Wakes the reconciler for a credential.

@@ -47,6 +47,7 @@ use crate::cluster::lease::Election;
 use crate::cluster::records::Events;
 use crate::core::ids::ObjectName;
 use crate::core::journal::Scope;
+use crate::core::render::MOST_RENDERED;
 use crate::core::schedule::spread;
 use crate::core::seal::SealKey;
 use crate::ops::health::Health;
@@ -141,6 +142,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             working: Arc::clone(&working),
             unprepared: Mutex::default(),
             minting: Arc::new(Semaphore::new(context::MINTS_AT_ONCE)),
+            rendering: Semaphore::new(context::RENDERED_AT_ONCE * MOST_RENDERED),
             told: Mutex::default(),
             fresh_namespaces: shared::Shared::default(),
             fresh_holds: shared::Shared::default(),

@@ -59,10 +59,20 @@ pub fn end(
     }
 }
 
+/// A Secret that can be rendered, and how long it is then.
 struct Ready<'a> {
     desired: &'a DesiredSecret,
     metadata: SecretMetadata,
-    data: Data,
+    size: usize,
+}
+
+impl Ready<'_> {
+    fn render(&self, answer: &Answer, ends_at: Time) -> Result<Data, Problem> {
+        let DesiredSecret {
+            name, type_, layout, ..
+        } = self.desired;
+        render(name, *type_, layout, &answer.outputs, ends_at, MOST_RENDERED)
+    }
 }
 
 /// Writes what was minted.
@@ -118,19 +128,20 @@ pub async fn publish(
             ..Written::default()
         };
         live.secrets.insert(secret.name.clone(), written);
-        rendered.push((secret, data));
+        // Not kept: each write renders anew, when it has room for that.
+        rendered.push((secret, size(&data)));
     }
-    let ready = rendered.into_iter().map(|(secret, data)| Ready {
+    let ready = rendered.into_iter().map(|(secret, size)| Ready {
         desired: secret,
         metadata: metadata(context, owner, secret, &live),
-        data,
+        size,
     });
     let minted = Minted {
         issued_at,
         ends_at,
         token_ids: answer.token_ids.clone(),
     };
-    match write_all(context, journal, owner, claim, &minted, &live, ready.collect()).await {
+    match write_all(context, journal, owner, claim, answer, &minted, &live, ready.collect()).await {
         Ok(stamped) => {
             for (name, version, metadata) in stamped {
                 if let Some(written) = live.secrets.get_mut(&name) {
@@ -158,11 +169,13 @@ pub fn metadata(context: &Context, owner: &Owner, secret: &DesiredSecret, live: 
 /// A Secret that is exactly as it was written: its name, its version and the digest of its metadata.
 type Stamped = (String, String, String);
 
+#[expect(clippy::too_many_arguments, reason = "all of them are facts about one mint")]
 async fn write_all(
     context: &Context,
     journal: &ScopeJournal,
     owner: &Owner,
     claim: &Claim,
+    answer: &Answer,
     minted: &Minted,
     live: &ActiveToken,
     secrets: Vec<Ready<'_>>,
@@ -190,10 +203,15 @@ async fn write_all(
                 live: Some(live),
                 absent: context.caches.is_absent(&at),
             };
-            let write = context
-                .cluster
-                .write_secret(owner, &secret.metadata, &secret.data, &context.seal, known);
-            let problem = match write.await {
+            let write = async {
+                let _room = context.room_for(secret.size).await;
+                let data = secret.render(answer, live.ends_at).map_err(Published::No)?;
+                let cluster = &context.cluster;
+                Ok(cluster
+                    .write_secret(owner, &secret.metadata, &data, &context.seal, known)
+                    .await)
+            };
+            let problem = match write.await? {
                 Ok(seen) => {
                     if let (true, Some(version)) = (seen.is_settled(), seen.version()) {
                         let metadata = metadata_digest(&context.seal.id(), &secret.metadata.labels);
