@@ -8,8 +8,8 @@ mod index;
 mod store;
 mod writer;
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -80,6 +80,7 @@ pub struct Journals {
     index: Arc<Index>,
     close_after: Duration,
     spawn: Spawn,
+    changed: Changed,
     /// Listed, and not opened yet.
     listed: Mutex<HashMap<String, Listed>>,
 }
@@ -104,6 +105,7 @@ impl Journals {
             spawn: Arc::new(|task| {
                 tokio::spawn(task);
             }),
+            changed: Changed::default(),
             listed: Mutex::default(),
         }
     }
@@ -131,7 +133,13 @@ impl Journals {
                 let mut listed = self.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 let listed = listed.remove(&scope.journal_name());
                 let index = Arc::clone(&self.index);
-                let writer = Writer::new(self.cluster.clone(), store, index, self.close_after);
+                let writer = Writer::new(
+                    self.cluster.clone(),
+                    store,
+                    index,
+                    self.close_after,
+                    self.changed.clone(),
+                );
                 writer.start(listed, &self.spawn)
             })
             .clone()
@@ -169,11 +177,30 @@ impl Journals {
         Ok(head.map(|map| store::scope_of(&map, name).map_or_else(|| Found::Illegible(name.to_owned()), Found::Scope)))
     }
 
+    /// The scopes whose journals have another view than when this was asked last.
+    #[must_use]
+    pub fn take_changed(&self) -> HashSet<Scope> {
+        std::mem::take(&mut self.changed.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
     /// The scopes whose journals were opened.
     #[must_use]
     pub fn opened(&self) -> Vec<Scope> {
         let open = self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         open.keys().cloned().collect()
+    }
+}
+
+/// Whose view is another one by now: noted by all writers, for whoever looks at all of them.
+#[derive(Clone, Default)]
+struct Changed(Arc<Mutex<HashSet<Scope>>>);
+
+impl Changed {
+    fn note(&self, scope: &Scope) {
+        let mut changed = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !changed.contains(scope) {
+            changed.insert(scope.clone());
+        }
     }
 }
 

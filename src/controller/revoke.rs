@@ -12,10 +12,10 @@ use super::context::Context;
 use crate::api::Reason;
 use crate::broker::{Broker, Refusal};
 use crate::core::audit::{AuditEvent, EventType, Subject};
-use crate::core::journal::{EndpointRef, Journal, Revocation};
+use crate::core::journal::{EndpointRef, Journal, Revocation, Scope};
 use crate::core::{Problem, Time};
 
-/// How often the lists are looked at.
+/// How often it is looked whether a list changed, or something of one is due.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The wait after a failed try doubles from the first to the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
@@ -29,18 +29,31 @@ const AT_ONCE: usize = 8;
 /// the others by nothing, and is tried with one token at a time until it does.
 pub async fn revoke_for_ever(context: Arc<Context>) {
     let waits: Arc<Mutex<Waits>> = Arc::default();
+    let mut first_due: HashMap<Scope, Time> = HashMap::new();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if !context.leading() {
             continue;
         }
-        let schedulers: Vec<Arc<BudgetScheduler>> = context.scopes.lock().values().cloned().collect();
+        let now = context.now();
+        let mut look = context.journals.take_changed();
+        look.extend(
+            first_due
+                .iter()
+                .filter(|(_, at)| **at <= now)
+                .map(|(scope, _)| scope.clone()),
+        );
         let mut due: HashMap<String, Vec<Owed>> = HashMap::new();
-        for scheduler in schedulers {
+        for scope in look {
+            let scheduler = context.scheduler(&scope);
+            // One that cannot be read changes when it can.
             let Ok(journal) = scheduler.journal.view().await else {
                 continue;
             };
-            let now = context.now();
+            match journal.revocations.values().map(|r| r.due).min() {
+                Some(at) => first_due.insert(scope, at),
+                None => first_due.remove(&scope),
+            };
             for revocation in journal.revocations.values().filter(|r| r.due <= now) {
                 let owed = Owed {
                     scheduler: Arc::clone(&scheduler),

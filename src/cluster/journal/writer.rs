@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::index::Index;
 use super::store::{Listing, Step, Store};
-use super::{JournalError, Listed, Pending, ScopeJournal, Spawn};
+use super::{Changed, JournalError, Listed, Pending, ScopeJournal, Spawn};
 use crate::cluster::{Cluster, Error};
 use crate::core::ids::PageId;
 use crate::core::journal::Journal;
@@ -43,6 +43,7 @@ pub(super) struct Writer {
     /// The index names this journal.
     named: bool,
     close_after: Duration,
+    changed: Changed,
     known: Option<Known>,
     /// How many pauses of this process the journal has outlasted.
     suspensions_applied: usize,
@@ -67,7 +68,13 @@ pub(super) struct Commit {
 }
 
 impl Writer {
-    pub(super) fn new(cluster: Cluster, store: Store, index: Arc<Index>, close_after: Duration) -> Self {
+    pub(super) fn new(
+        cluster: Cluster,
+        store: Store,
+        index: Arc<Index>,
+        close_after: Duration,
+        changed: Changed,
+    ) -> Self {
         // Those before it was opened are of no concern: it was written by whoever led then.
         let suspensions_applied = cluster.now_and_pauses(0).1.len();
         Self {
@@ -76,6 +83,7 @@ impl Writer {
             index,
             named: false,
             close_after,
+            changed,
             known: None,
             suspensions_applied,
             broken: false,
@@ -166,6 +174,7 @@ impl Writer {
             (Ok(()), None) => return,
         };
         self.view.send_replace(Some(next));
+        self.changed.note(self.store.scope());
     }
 
     async fn read(&mut self) -> Result<(), JournalError> {
