@@ -2,22 +2,22 @@
 
 use std::sync::Arc;
 
-use super::context::Context;
-use super::publish::metadata;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::secrets::WriteError;
+use crate::controller::mint::publish::metadata;
+use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType};
 use crate::core::ids::ObjectName;
 use crate::core::journal::ActiveToken;
 use crate::core::plan::Action;
 
-use super::claims::{adopt, give_up, rebuild};
-use super::observe::Snapshot;
-use super::reconcile::ReconcileError;
+use crate::controller::credential::observe::Snapshot;
+use crate::controller::credential::reconcile::ReconcileError;
+use crate::controller::credential::recovery::{adopt, give_up, rebuild};
 
 /// Does one thing; true where the credential should be looked at anew at once.
-pub(super) async fn act(
+pub(crate) async fn act(
     context: &Arc<Context>,
     snapshot: &Snapshot,
     action: &Action,
@@ -133,7 +133,7 @@ async fn remove(context: &Context, snapshot: &Snapshot, secret: &str) -> Result<
 
 /// What became of a change and its audit event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Recorded {
+pub(crate) enum Recorded {
     /// Both are committed.
     Yes,
     /// There was nothing to change.
@@ -180,7 +180,7 @@ async fn record(
     })
 }
 
-pub(super) async fn restore(context: &Arc<Context>, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
+pub(crate) async fn restore(context: &Arc<Context>, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
     let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
     let desired = snapshot.observed.desired.as_ref().ok();
     let (Some(live), Some(desired)) = (live, desired) else {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::context::Context;
-use super::mint::look_for_orphans;
 use crate::api::{EphemeralCredential, Reason};
+use crate::controller::mint::execute::look_for_orphans;
+use crate::controller::state::context::Context;
 use crate::core::audit::{AuditEvent, EventType};
 use crate::core::ids::ObjectName;
 use crate::core::journal::{Failure, Outcome};
@@ -12,10 +12,10 @@ use crate::core::plan::SecretState;
 use crate::core::schedule::{Bounds, Try, retry_at, runway};
 use crate::core::seal::{Seal, live_of};
 
-use super::observe::Snapshot;
-use super::reconcile::ReconcileError;
+use crate::controller::credential::observe::Snapshot;
+use crate::controller::credential::reconcile::ReconcileError;
 
-pub(super) fn seals<'a>(snapshot: &'a Snapshot, claim: Option<&str>) -> Vec<&'a Seal> {
+pub(crate) fn seals<'a>(snapshot: &'a Snapshot, claim: Option<&str>) -> Vec<&'a Seal> {
     snapshot
         .observed
         .secrets
@@ -27,7 +27,7 @@ pub(super) fn seals<'a>(snapshot: &'a Snapshot, claim: Option<&str>) -> Vec<&'a 
         .collect()
 }
 
-pub(super) async fn adopt(context: &Arc<Context>, snapshot: &Snapshot) -> Result<bool, ReconcileError> {
+pub(crate) async fn adopt(context: &Arc<Context>, snapshot: &Snapshot) -> Result<bool, ReconcileError> {
     let (Some(claim), Some(owning_scope)) = (&snapshot.observed.claim, &snapshot.owning_scope) else {
         return Ok(false);
     };
@@ -66,7 +66,7 @@ pub(super) async fn adopt(context: &Arc<Context>, snapshot: &Snapshot) -> Result
     Ok(true)
 }
 
-pub(super) async fn give_up(
+pub(crate) async fn give_up(
     context: &Arc<Context>,
     snapshot: &Snapshot,
     credential: &EphemeralCredential,
@@ -151,7 +151,7 @@ pub(super) async fn give_up(
     Ok(true)
 }
 
-pub(super) async fn rebuild(context: &Arc<Context>, snapshot: &Snapshot) -> Result<bool, ReconcileError> {
+pub(crate) async fn rebuild(context: &Arc<Context>, snapshot: &Snapshot) -> Result<bool, ReconcileError> {
     let Some(scope) = &snapshot.scope else { return Ok(false) };
     let seals = seals(snapshot, None);
     let Some(live) = live_of(&seals) else { return Ok(false) };

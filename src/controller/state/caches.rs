@@ -9,11 +9,11 @@ use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, Store};
 use parking_lot::Mutex;
 
-use super::connections::Connections;
-use super::context::CachedInspection;
-use super::secret_index::SecretIndex;
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::Cluster;
+use crate::controller::state::connections::Connections;
+use crate::controller::state::context::CachedInspection;
+use crate::controller::state::secret_index::SecretIndex;
 use crate::core::ids::ObjectName;
 use crate::core::seal::SealKey;
 

@@ -36,14 +36,14 @@ struct Place {
 
 /// Until when a connection cannot be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Bar {
-    pub(super) until: Time,
-    pub(super) but: But,
+pub(crate) struct Bar {
+    pub(crate) until: Time,
+    pub(crate) but: But,
 }
 
 /// Who may ask all the same, from half of its runway on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum But {
+pub(crate) enum But {
     Nobody,
     /// Whoever has yet to make the try that a slot is kept for.
     OwnTries,
@@ -72,7 +72,7 @@ struct Line {
 
 /// Everybody in line, and what the budget is still to be told of them.
 #[derive(Debug, Default)]
-pub(super) struct MintQueue {
+pub(crate) struct MintQueue {
     entries: HashMap<Uid, Place>,
     lines: HashMap<String, Line>,
     /// Tokens of other scopes' journals that are renewed here.
@@ -95,18 +95,18 @@ enum News {
 }
 
 impl MintQueue {
-    pub(super) fn get(&self, uid: &str) -> Option<&QueueEntry> {
+    pub(crate) fn get(&self, uid: &str) -> Option<&QueueEntry> {
         self.entries.get(uid).map(|e| &e.entry)
     }
 
     /// Why somebody waits, as they were told last.
-    pub(super) fn told(&self, uid: &str) -> Option<Waiting> {
+    pub(crate) fn told(&self, uid: &str) -> Option<Waiting> {
         let (waiting, _) = self.entries.get(uid)?.told.as_ref()?;
         Some(waiting.clone())
     }
 
     /// Puts somebody in line, or updates their place. Says whether anything changed.
-    pub(super) fn put(&mut self, mut entry: QueueEntry) -> bool {
+    pub(crate) fn put(&mut self, mut entry: QueueEntry) -> bool {
         let uid = entry.demand.uid.clone();
         let connection = entry.connection.clone();
         if let Some(place) = self.entries.get_mut(&uid) {
@@ -143,7 +143,7 @@ impl MintQueue {
     }
 
     /// Takes somebody out of the line. Says whether they were in it.
-    pub(super) fn remove(&mut self, uid: &str) -> bool {
+    pub(crate) fn remove(&mut self, uid: &str) -> bool {
         let Some((uid, place)) = self.entries.remove_entry(uid) else {
             return false;
         };
@@ -153,7 +153,7 @@ impl MintQueue {
     }
 
     /// Notes that a token which another scope holds is renewed here; or that none is.
-    pub(super) fn reserve(&mut self, uid: &str, held: Option<(ObjectName, Held)>) {
+    pub(crate) fn reserve(&mut self, uid: &str, held: Option<(ObjectName, Held)>) {
         let uid = Uid::from(uid);
         if self.reserved.get(&uid) == held.as_ref() {
             return;
@@ -166,7 +166,7 @@ impl MintQueue {
     }
 
     /// Everybody who asks by `connection`.
-    pub(super) fn line(&self, connection: &str) -> Vec<ObjectName> {
+    pub(crate) fn line(&self, connection: &str) -> Vec<ObjectName> {
         let line = self.lines.get(connection).into_iter().flat_map(|line| &line.uids);
         line.filter_map(|uid| self.entries.get(uid))
             .map(|place| place.entry.demand.name.clone())
@@ -174,7 +174,7 @@ impl MintQueue {
     }
 
     /// Tells the budget what has changed. `barred` says until when a connection cannot be asked.
-    pub(super) fn update(&mut self, follower: &mut Follower, barred: impl Fn(&str) -> Option<Bar>, now: Time) {
+    pub(crate) fn update(&mut self, follower: &mut Follower, barred: impl Fn(&str) -> Option<Bar>, now: Time) {
         for (connection, line) in &mut self.lines {
             let until = barred(connection);
             if until != line.barred {
@@ -204,7 +204,7 @@ impl MintQueue {
 
     /// Tells those at the front, and some of all others, what the budget says; returns for whom that is news:
     /// at once the first time, later once a minute. And whether more are to be told soon.
-    pub(super) fn tell(&mut self, budget: &Budget, front: Vec<Uid>, now: Time) -> (Vec<ObjectName>, bool) {
+    pub(crate) fn tell(&mut self, budget: &Budget, front: Vec<Uid>, now: Time) -> (Vec<ObjectName>, bool) {
         for newcomers in [false, true] {
             let text = budget.behind(newcomers);
             if text.is_some() && text != self.behind[usize::from(newcomers)].as_ref() {

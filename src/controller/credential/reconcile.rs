@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 use kube::ResourceExt;
 use kube::runtime::controller::Action as Requeue;
 
-use super::changes::name_of;
-use super::context::{Context, WATCH_BEHIND};
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::WriteError;
+use crate::controller::state::changes::name_of;
+use crate::controller::state::context::{Context, WATCH_BEHIND};
 use crate::core::budget::{Demand, Held};
 use crate::core::ids::ObjectName;
 use crate::core::journal::MintReason;
 use crate::core::plan::{self, Action};
 use crate::core::status;
 
-use super::act::act;
-use super::mint_queue::QueueEntry;
-use super::observe::{Snapshot, observe};
+use crate::controller::credential::act::act;
+use crate::controller::credential::observe::{Snapshot, observe};
+use crate::controller::mint::mint_queue::QueueEntry;
 
 /// Deadlines are looked at again at least this often: a requeue runs on another clock than the wall's.
 const LONGEST: Duration = Duration::from_secs(600);

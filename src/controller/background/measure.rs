@@ -7,14 +7,14 @@ use chrono::TimeDelta;
 use futures::FutureExt;
 use kube::ResourceExt;
 
-use super::context::Context;
 use crate::api::{EphemeralCredential, EphemeralCredentialStatus};
+use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::journal::MintReason;
 use crate::ops::metrics::{ScopeFigures, ScopeLabels, Snapshot};
 
 /// How often.
-pub(super) const MEASURE_EVERY: Duration = Duration::from_secs(5);
+pub(crate) const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// A renewal that is due for longer is overdue.
 const OVERDUE: TimeDelta = TimeDelta::minutes(1);
 
@@ -37,7 +37,7 @@ fn renewal(status: &EphemeralCredentialStatus, now: Time) -> Option<Renewal> {
 
 impl Context {
     /// Sets all that only a leader knows.
-    pub(super) fn measure_all(&self) {
+    pub(crate) fn measure_all(&self) {
         let now = self.now();
         let mut snapshot = Snapshot::default();
         let mut counts: BTreeMap<(bool, String), i64> = BTreeMap::new();
@@ -92,7 +92,7 @@ impl Context {
     }
 
     /// Notes how long a token that was just published was waited for, by what its credential said before.
-    pub(super) fn measure(&self, credential: &EphemeralCredential, kind: MintReason) {
+    pub(crate) fn measure(&self, credential: &EphemeralCredential, kind: MintReason) {
         let since = match kind {
             MintReason::First => credential
                 .creation_timestamp()

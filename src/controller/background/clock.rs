@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::context::Context;
 use crate::cluster::Cluster;
+use crate::controller::state::context::Context;
 use crate::core::clock::Checked;
 use parking_lot::Mutex;
 
@@ -12,10 +12,10 @@ use parking_lot::Mutex;
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 
 /// What this process does while it leads.
-pub(super) type Term = Mutex<Option<Arc<Context>>>;
+pub(crate) type Term = Mutex<Option<Arc<Context>>>;
 
 /// Keeps the time for ever.
-pub(super) async fn sync_clock(cluster: Cluster, term: Arc<Term>) {
+pub(crate) async fn sync_clock(cluster: Cluster, term: Arc<Term>) {
     let mut doubted = false;
     loop {
         tokio::time::sleep(CHECK_EVERY).await;

@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
-use super::context::Context;
-use super::mint_queue::{Bar, But, MintQueue, QueueEntry};
 use crate::broker::{Api as BrokerApi, Probe};
 use crate::cluster::journal::ScopeJournal;
-use crate::controller::connections::Usable;
+use crate::controller::mint::mint_queue::{Bar, But, MintQueue, QueueEntry};
+use crate::controller::state::connections::Usable;
+use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::budget::{Decision, Demand, Follower, Held, Limit, Terms, Usage, Waiting, is_untouched};
 use crate::core::ids::{ObjectName, Uid};
@@ -26,11 +26,11 @@ use crate::core::journal::{Claim, Journal, Scope};
 use crate::core::outage::{Asker, Spare};
 use crate::core::schedule::spread;
 
-use super::mint::mint;
-use super::prepare::{NotPrepared, Prepared, new_claim, prepare};
+use crate::controller::mint::execute::mint;
+use crate::controller::mint::prepare::{NotPrepared, Prepared, new_claim, prepare};
 
 /// How often a refused key is tried again.
-pub(super) const PROBE_EVERY: TimeDelta = TimeDelta::minutes(15);
+pub(crate) const PROBE_EVERY: TimeDelta = TimeDelta::minutes(15);
 /// How long a credential rests whose preparation was overtaken.
 const REST: TimeDelta = TimeDelta::milliseconds(300);
 /// How soon more of those who wait are told why.

@@ -7,12 +7,12 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use litemap::LiteMap;
 
-use super::context::{CachedInspection, Context};
 use crate::api::{EphemeralCredential, Reason};
 use crate::broker::Answer;
 use crate::cluster::journal::ScopeJournal;
 use crate::cluster::secrets::{Owner, SecretMetadata, Write, WriteError, rfc3339};
 use crate::cluster::{Error, bounded};
+use crate::controller::state::context::{CachedInspection, Context};
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Claim, Minted, Written, metadata_digest};
 use crate::core::render::{Data, MOST_RENDERED, fingerprint, placeholder, render, size};

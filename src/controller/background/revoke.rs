@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::budget_scheduler::BudgetScheduler;
-use super::connections::remembered;
-use super::context::Context;
 use crate::api::Reason;
 use crate::broker::{Broker, Refusal};
+use crate::controller::mint::budget_scheduler::BudgetScheduler;
+use crate::controller::state::connections::remembered;
+use crate::controller::state::context::Context;
 use crate::core::audit::{AuditEvent, EventType, Subject};
 use crate::core::journal::{EndpointRef, Journal, Revocation, Scope};
 use crate::core::{Problem, Time};

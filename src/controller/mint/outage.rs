@@ -8,17 +8,17 @@ use crate::core::ids::{ObjectName, Uid};
 use crate::core::journal::Scope;
 use crate::core::outage::{Asker, is_no_answer};
 
-use super::connections::Usable;
-use super::context::Context;
-use super::prepare::Prepared;
+use crate::controller::mint::prepare::Prepared;
+use crate::controller::state::connections::Usable;
+use crate::controller::state::context::Context;
 
 /// Whether a request provably never left, for want of a connection: nothing came of it, and nothing is to be kept of it.
-pub(super) fn never_left(refusal: &Refusal) -> bool {
+pub(crate) fn never_left(refusal: &Refusal) -> bool {
     refusal.sent == Sent::No && refusal.reason == Reason::BrokerUnavailable
 }
 
 /// Notes how a request of `p` went.
-pub(super) fn note(context: &Arc<Context>, scope: &Scope, p: &Prepared, refusal: Option<&Refusal>) {
+pub(crate) fn note(context: &Arc<Context>, scope: &Scope, p: &Prepared, refusal: Option<&Refusal>) {
     let (usable, connection, now) = (&p.usable, &p.desired.connection, context.now());
     match refusal.filter(|refusal| is_no_answer(refusal.reason)) {
         None => {

@@ -8,11 +8,11 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 
-use super::budget_scheduler::BudgetScheduler;
-use super::context::Context;
 use crate::api::{MANAGED_BY_LABEL, MANAGER};
 use crate::chronicle::{Chronicle, NotDelivered};
 use crate::cluster::bounded;
+use crate::controller::mint::budget_scheduler::BudgetScheduler;
+use crate::controller::state::context::Context;
 use crate::core::audit::AuditEvent;
 use crate::core::ids::Uid;
 use crate::core::journal::Journal;
@@ -203,7 +203,9 @@ impl Delivery {
     /// Where an event goes: to its connection's `ChittyChronicle`, else to that of another one of the scope.
     fn destination(&self, event: &AuditEvent) -> Destination {
         let connections = &self.context.caches.connections;
-        let of = |r: &super::connections::Resolved| r.usable.as_ref().ok().and_then(|u| u.chronicle.clone());
+        let of = |r: &crate::controller::state::connections::Resolved| {
+            r.usable.as_ref().ok().and_then(|u| u.chronicle.clone())
+        };
         let own = connections.get(&event.request.connection);
         let scope = &self.scheduler.scope;
         let mut others = connections.all();

@@ -7,43 +7,43 @@ use chrono::TimeDelta;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
-use super::context::{CachedInspection, Context};
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::{InspectedSecret, Owner};
+use crate::controller::state::context::{CachedInspection, Context};
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Claim, Record, Scope, metadata_digest};
 use crate::core::plan::{Connection, Observed, SecretState};
 use crate::core::spec::{self, Desired};
 use crate::core::{Problem, Time, access, clock};
 
-use super::reconcile::ReconcileError;
+use crate::controller::credential::reconcile::ReconcileError;
 
 /// A request whose outcome is not told by then is told of itself.
 const TOLD_WITHIN: TimeDelta = TimeDelta::seconds(1);
 
 /// What was observed, and what acting on it needs besides.
-pub(super) struct Snapshot {
-    pub(super) observed: Observed,
-    pub(super) owner: Owner,
-    pub(super) seen: BTreeMap<String, InspectedSecret>,
+pub(crate) struct Snapshot {
+    pub(crate) observed: Observed,
+    pub(crate) owner: Owner,
+    pub(crate) seen: BTreeMap<String, InspectedSecret>,
     /// The watch has yet to tell of a Secret that was just written.
-    pub(super) unconfirmed: bool,
+    pub(crate) unconfirmed: bool,
     /// The scope the current spec counts in.
-    pub(super) scope: Option<Scope>,
+    pub(crate) scope: Option<Scope>,
     /// The scope with the record that holds the claim, or else the live token.
-    pub(super) owning_scope: Option<Scope>,
+    pub(crate) owning_scope: Option<Scope>,
     /// The scope with the record that holds the live token.
-    pub(super) live_scope: Option<Scope>,
+    pub(crate) live_scope: Option<Scope>,
     /// Number of the last audit event in the journal of `scope`.
-    pub(super) seq: u64,
-    pub(super) window: TimeDelta,
-    pub(super) timeout: TimeDelta,
-    pub(super) deliver: bool,
+    pub(crate) seq: u64,
+    pub(crate) window: TimeDelta,
+    pub(crate) timeout: TimeDelta,
+    pub(crate) deliver: bool,
 }
 
-pub(super) async fn observe(
+pub(crate) async fn observe(
     credential: &EphemeralCredential,
     context: &Arc<Context>,
 ) -> Result<Option<Snapshot>, ReconcileError> {
@@ -155,10 +155,10 @@ pub(super) async fn observe(
     }))
 }
 
-pub(super) fn connection_state(
+pub(crate) fn connection_state(
     context: &Context,
     credential: &EphemeralCredential,
-    resolved: Option<&super::connections::Resolved>,
+    resolved: Option<&crate::controller::state::connections::Resolved>,
 ) -> Connection {
     let name = &credential.spec.connection;
     let Some(resolved) = resolved else {
@@ -295,7 +295,7 @@ fn told_soon(claim: &Claim, record: Option<&Record>, now: Time) -> bool {
 /// again. One that neither the watch nor the journal
 /// tells of is absent: whoever has that name all the same is found by the dry run. Says also whether the watch has yet
 /// to tell of what was just written.
-pub(super) async fn look(
+pub(crate) async fn look(
     context: &Arc<Context>,
     owner: &Owner,
     desired: Option<&Desired>,

@@ -8,31 +8,31 @@ use data_encoding::BASE32_NOPAD;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt};
 
-use super::context::Context;
-use super::mint_queue::QueueEntry;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::bounded;
 use crate::cluster::secrets::{Owner, SecretMetadata, Write, WriteError};
-use crate::controller::connections::Usable;
+use crate::controller::mint::mint_queue::QueueEntry;
+use crate::controller::state::connections::Usable;
+use crate::controller::state::context::Context;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{Claim, EndpointRef, MintReason, RequestFacts, Scope};
 use crate::core::spec::{Desired, desired};
 use crate::core::{Problem, Time, access, render};
 
 /// A mint that needs only its claim.
-pub(super) struct Prepared {
-    pub(super) credential: EphemeralCredential,
-    pub(super) owner: Owner,
-    pub(super) desired: Desired,
-    pub(super) usable: Arc<Usable>,
-    pub(super) endpoint: EndpointRef,
-    pub(super) kind: MintReason,
-    pub(super) window: TimeDelta,
+pub(crate) struct Prepared {
+    pub(crate) credential: EphemeralCredential,
+    pub(crate) owner: Owner,
+    pub(crate) desired: Desired,
+    pub(crate) usable: Arc<Usable>,
+    pub(crate) endpoint: EndpointRef,
+    pub(crate) kind: MintReason,
+    pub(crate) window: TimeDelta,
     /// Revision and audit number so far, wherever they were counted.
-    pub(super) minimum: (u64, u64),
+    pub(crate) minimum: (u64, u64),
 }
 
-pub(super) enum NotPrepared {
+pub(crate) enum NotPrepared {
     /// The credential is not what it was: it is looked at anew.
     Changed,
     /// The API server could not be asked now; the credential keeps its place.
@@ -43,7 +43,7 @@ pub(super) enum NotPrepared {
 
 /// Fresh reads of credential and namespace, and a dry run of the Secrets where it is the first time
 /// or the last write was refused: nothing is minted that cannot be published.
-pub(super) async fn prepare(
+pub(crate) async fn prepare(
     context: &Arc<Context>,
     scope: &Scope,
     entry: &QueueEntry,
@@ -137,7 +137,7 @@ pub(super) async fn prepare(
     })
 }
 
-pub(super) async fn dry_run(
+pub(crate) async fn dry_run(
     context: &Context,
     owner: &Owner,
     desired: &Desired,
@@ -183,7 +183,7 @@ pub(super) async fn dry_run(
     Ok(())
 }
 
-pub(super) fn new_claim(p: &Prepared, identity: &str) -> Claim {
+pub(crate) fn new_claim(p: &Prepared, identity: &str) -> Claim {
     let id = BASE32_NOPAD.encode(&rand::random::<[u8; 16]>()).to_lowercase();
     Claim {
         namespace: p.owner.namespace.clone(),

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use chrono::TimeDelta;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::context::Context;
-use super::outage::{self, never_left};
-use super::publish::{Published, publish};
 use crate::api::Reason;
 use crate::broker::{MintRequest, Provision, Refusal, Sent};
 use crate::cluster::journal::ScopeJournal;
 use crate::cluster::secrets::rfc3339;
-use crate::controller::connections::Usable;
+use crate::controller::mint::outage::{self, never_left};
+use crate::controller::mint::publish::{Published, publish};
+use crate::controller::state::connections::Usable;
+use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType};
 use crate::core::budget::{self, Limit};
@@ -23,14 +23,14 @@ use crate::core::outage::is_no_answer;
 use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at, runway, unadvised_block};
 use crate::core::spec::Desired;
 
-use super::budget_scheduler::PROBE_EVERY;
-use super::prepare::Prepared;
+use crate::controller::mint::budget_scheduler::PROBE_EVERY;
+use crate::controller::mint::prepare::Prepared;
 
 /// How long a mint keeps its turn at most: one whose answer or whose Secret takes longer holds up no others.
 const KEEPS_ITS_TURN: Duration = Duration::from_secs(1);
 
 /// Sees one claim through.
-pub(super) async fn mint(
+pub(crate) async fn mint(
     context: &Arc<Context>,
     journal: &ScopeJournal,
     scope: &Scope,
@@ -56,7 +56,7 @@ pub(super) async fn mint(
     context.scheduler(scope).wake();
 }
 
-pub(super) async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: &Scope, p: &Prepared, claim: &Claim) {
+pub(crate) async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: &Scope, p: &Prepared, claim: &Claim) {
     let request = request_of(claim, &p.desired);
     let started = Instant::now();
     let answer = p.usable.broker.mint(&request, context.now()).await;
@@ -100,7 +100,7 @@ pub(super) async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: 
     }
 }
 
-pub(super) fn request_of(claim: &Claim, desired: &Desired) -> MintRequest {
+pub(crate) fn request_of(claim: &Claim, desired: &Desired) -> MintRequest {
     MintRequest {
         service: claim.request.service.clone(),
         purpose: claim.request.purpose.clone(),
@@ -139,7 +139,7 @@ pub async fn look_for_orphans(
     }
 }
 
-pub(super) async fn succeed(
+pub(crate) async fn succeed(
     context: &Arc<Context>,
     journal: &ScopeJournal,
     scope: &Scope,
@@ -188,7 +188,7 @@ pub(super) async fn succeed(
         .await;
 }
 
-pub(super) async fn fail(
+pub(crate) async fn fail(
     context: &Arc<Context>,
     journal: &ScopeJournal,
     p: &Prepared,
@@ -248,7 +248,7 @@ pub(super) async fn fail(
 }
 
 /// What a 429 does to its scope.
-pub(super) fn throttle(journal: &mut Journal, refusal: &Refusal, limits: &[Limit], window: TimeDelta, now: Time) {
+pub(crate) fn throttle(journal: &mut Journal, refusal: &Refusal, limits: &[Limit], window: TimeDelta, now: Time) {
     if refusal.reason != Reason::RateLimited {
         return;
     }
@@ -267,7 +267,7 @@ pub(super) fn throttle(journal: &mut Journal, refusal: &Refusal, limits: &[Limit
 }
 
 #[expect(clippy::too_many_arguments, reason = "all of them are facts about one failure")]
-pub(super) fn failure(
+pub(crate) fn failure(
     journal: &Journal,
     uid: &str,
     claim: &Claim,

@@ -9,12 +9,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::runtime::reflector::ObjectRef;
 
-use super::budget_scheduler::BudgetScheduler;
-use super::context::Context;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::Owner;
 use crate::cluster::{Error, bounded};
+use crate::controller::mint::budget_scheduler::BudgetScheduler;
+use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType, Subject};
 use crate::core::ids::ObjectName;

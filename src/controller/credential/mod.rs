@@ -1,0 +1,6 @@
+//! One credential at a time: observed, planned, acted on, reported.
+
+pub mod act;
+pub mod observe;
+pub mod reconcile;
+pub mod recovery;

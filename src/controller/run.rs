@@ -1,0 +1,163 @@
+//! The process: what lives as long as it does, a standby's too, and the terms in which it leads.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use kube::Config;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::background::clock;
+use super::state::caches::Caches;
+use super::state::context::{Context, MINTS_AT_ONCE, RENDERED_AT_ONCE};
+use super::state::{shared, watches};
+use super::supervisor::Supervisor;
+use super::term::serve;
+use crate::cluster::Cluster;
+use crate::cluster::config::client;
+use crate::cluster::journal::{Journals, Spawn};
+use crate::cluster::lease::Election;
+use crate::cluster::records::Events;
+use crate::core::render::MOST_RENDERED;
+use crate::core::seal::SealKey;
+use crate::ops::health::Health;
+use crate::ops::metrics::Metrics;
+
+/// How long a stopping process finishes what it minted.
+const FINISH_WITHIN: Duration = Duration::from_secs(20);
+
+/// What the controller is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where keys, journals and the lease live.
+    pub namespace: String,
+    /// This process, as claims, Events and the lease name it.
+    pub identity: String,
+    /// How many credentials are looked at at once.
+    pub concurrency: u16,
+    /// Where `/metrics` is served.
+    pub metrics_addr: SocketAddr,
+    /// Where `/livez` and `/readyz` are served.
+    pub health_addr: SocketAddr,
+    /// How long the Lease lasts.
+    pub lease_duration: Duration,
+}
+
+/// Runs the controller until `stop` fires.
+///
+/// # Errors
+/// Where it cannot start: the namespace or the seal key, an address that is taken.
+pub async fn run(config: Config, settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
+    let metrics = Metrics::new();
+    let calls = metrics.clone();
+    let called = move |verb: &str, code| calls.called(verb, code);
+    let cluster = Cluster::new(client(config.clone(), called)?, settings.namespace.clone());
+    let health = Health::default();
+    crate::ops::health::serve(settings.health_addr, health.clone(), stop.clone()).await?;
+    crate::ops::metrics::serve(settings.metrics_addr, metrics.clone(), stop.clone()).await?;
+    health.waiting_for("the CRDs ephemeralcredentials and chittyconnections to be installed");
+    watches::await_kinds(&cluster, &stop).await;
+    if stop.is_cancelled() {
+        return Ok(());
+    }
+    health.waiting_for("the API server to tell the time");
+    if stop.run_until_cancelled(cluster.set_clock()).await.is_none() {
+        return Ok(());
+    }
+    // A task that panics ends all that follows.
+    let stop = stop.child_token();
+    let supervisor = Supervisor::new(stop.clone());
+    let term = Arc::new(clock::Term::default());
+    supervisor.spawn("clock", &stop, clock::sync_clock(cluster.clone(), Arc::clone(&term)));
+    health.waiting_for("the seal key");
+    let Some(seal) = stop.run_until_cancelled(await_seal_key(&cluster)).await else {
+        return Ok(());
+    };
+    health.waiting_for("credentials, connections, namespaces and Secrets to be read");
+    let (caches, writers) = Caches::new(cluster.clone(), seal.clone());
+    watches::start(&caches, writers, &term, &supervisor, &stop);
+    if stop.run_until_cancelled(watches::await_synced(&caches)).await.is_none() {
+        return supervisor.outcome();
+    }
+    let events = Events::new(&cluster, &settings.identity);
+    let election = Election::new(config, &cluster, &settings.identity, settings.lease_duration)?;
+    // Requests in flight outlive a term: the next must not take them for lost.
+    let working = Arc::new(Mutex::default());
+    let supervised = supervisor.clone();
+    let writers: Spawn = Arc::new(move |writer| supervised.see_through("journal", writer));
+    while !stop.is_cancelled() {
+        // A standby is as ready as can be.
+        health.ready();
+        let Some(leads) = stop.run_until_cancelled(election.win()).await else {
+            break;
+        };
+        tracing::info!("leading");
+        metrics.begin_term();
+        let over = stop.child_token();
+        let (triggers, triggered) = mpsc::unbounded_channel();
+        let context = Arc::new(Context {
+            journals: Journals::new(cluster.clone(), seal.clone()).spawning(Arc::clone(&writers)),
+            events: events.clone(),
+            cluster: cluster.clone(),
+            identity: settings.identity.clone(),
+            seal: seal.clone(),
+            caches: Arc::clone(&caches),
+            index: Mutex::default(),
+            scopes: Mutex::default(),
+            working: Arc::clone(&working),
+            unprepared: Mutex::default(),
+            minting: Arc::new(Semaphore::new(MINTS_AT_ONCE)),
+            rendering: Semaphore::new(RENDERED_AT_ONCE * MOST_RENDERED),
+            told: Mutex::default(),
+            fresh_namespaces: shared::Shared::default(),
+            fresh_holds: shared::Shared::default(),
+            restored: Mutex::default(),
+            unauthorized: Mutex::default(),
+            triggers,
+            metrics: metrics.clone(),
+            leads: Arc::clone(&leads),
+            unreconciled: Mutex::default(),
+            initial_sync_done: AtomicBool::new(false),
+            stop: over.clone(),
+            supervisor: supervisor.clone(),
+        });
+        *term.lock() = Some(Arc::clone(&context));
+        let work = serve(Arc::clone(&context), triggered, settings.concurrency, health.clone());
+        // It ends by itself when the term is over: what is under way is seen through.
+        let work = supervisor.spawn("reconciler", &CancellationToken::new(), work);
+        election.lead(&leads, &stop).await;
+        leads.end();
+        *term.lock() = None;
+        metrics.end_term();
+        over.cancel();
+        work.await?;
+        election.release().await;
+    }
+    // What was minted is written and recorded before the process goes, as far as its grace allows.
+    let patience = tokio::time::Instant::now() + FINISH_WITHIN;
+    while !working.lock().is_empty() && tokio::time::Instant::now() < patience {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    supervisor.outcome()
+}
+
+/// Waits for the seal key: for its namespace to be there, and for the right to read and create it.
+async fn await_seal_key(cluster: &Cluster) -> SealKey {
+    let mut told = None;
+    loop {
+        match cluster.seal_key().await {
+            Ok(seal) => return seal,
+            Err(error) => {
+                let problem = error.to_string();
+                if told.as_ref() != Some(&problem) {
+                    tracing::warn!("waiting for the seal key: {problem}");
+                    told = Some(problem);
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

@@ -1,0 +1,10 @@
+//! What is known: what the watches tell, what is worked on, who is where. Each piece has one owner and one lock.
+
+pub mod caches;
+pub mod changes;
+pub mod connections;
+pub mod context;
+pub mod credential_index;
+pub mod secret_index;
+pub mod shared;
+pub mod watches;
