@@ -20,7 +20,9 @@ use crate::controller::mint::mint_queue::{Bar, But, MintQueue, QueueEntry};
 use crate::controller::state::connections::Usable;
 use crate::controller::state::context::Context;
 use crate::core::Time;
-use crate::core::budget::{Decision, Demand, Follower, Held, Limit, Terms, Usage, Waiting, is_untouched};
+use crate::core::budget::{
+    Admitted, Decision, Demand, Follower, Held, Limit, Rate, Terms, Usage, Waiting, is_untouched,
+};
 use crate::core::ids::{ObjectName, Uid};
 use crate::core::journal::{Claim, Journal, Scope};
 use crate::core::outage::{Asker, Spare};
@@ -374,12 +376,15 @@ impl BudgetScheduler {
             let at = clock.now().max(now);
             let mut claims = HashMap::new();
             for draft in &drafts {
-                let admitted = decision.admitted.iter().any(|uid| uid.as_str() == draft.uid);
+                let admitted = decision.rates.get(draft.uid.as_str()).copied();
                 let desired = queue
                     .get(&draft.uid)
                     .is_some_and(|w| w.asks == draft.asks && w.seq == draft.seq);
-                if admitted && desired && draft.is_current(journal) {
-                    claims.insert(draft.uid.clone(), draft.enter(journal, at));
+                if let Some(admitted) = admitted
+                    && desired
+                    && draft.is_current(journal)
+                {
+                    claims.insert(draft.uid.clone(), draft.enter(journal, admitted, at));
                 }
             }
             claims
@@ -425,11 +430,15 @@ impl Draft {
         is_untouched(journal, &self.uid, self.seq) && (self.gone || !gone)
     }
 
-    fn enter(&self, journal: &mut Journal, at: Time) -> Claim {
-        let claim = Claim {
+    fn enter(&self, journal: &mut Journal, admitted: Admitted, at: Time) -> Claim {
+        let mut claim = Claim {
             at,
+            period_ms: Some(admitted.period.num_milliseconds()),
             ..self.claim.clone()
         };
+        if let (Rate::AsBefore, Some(live)) = (admitted.rate, journal.live_of(&self.uid)) {
+            claim.keep_rate_of(live);
+        }
         journal.claim(&self.uid, claim.clone(), self.window);
         claim
     }

@@ -211,6 +211,7 @@ pub(crate) fn new_claim(p: &Prepared, identity: &str) -> Claim {
         renew_before_ms: p.desired.renew_before.map(|d| d.num_milliseconds()),
         counts_from: None,
         max_lifetime_ms: p.desired.max_lifetime.map(|d| d.num_milliseconds()),
+        period_ms: None,
         minted: None,
         id,
     }

@@ -85,7 +85,8 @@ pub async fn publish(
     answer: &Answer,
 ) -> Published {
     let issued_at = context.now();
-    let Some((ends_at, full)) = end(answer.expires_at, answer.lifetime, desired.max_lifetime, issued_at) else {
+    let max_lifetime = claim.max_lifetime_ms.map(TimeDelta::milliseconds);
+    let Some((ends_at, full)) = end(answer.expires_at, answer.lifetime, max_lifetime, issued_at) else {
         return Published::No(Problem::new(
             Reason::InvalidResponse,
             "the token has no end, and spec.rotation.maxLifetime sets none",
@@ -103,6 +104,7 @@ pub async fn publish(
         ends_at,
         full_lifetime: full.map(|life| life.num_seconds()),
         renew_before_ms: claim.renew_before_ms,
+        period_ms: claim.period_ms,
         token_ids: answer.token_ids.clone(),
         outputs: answer.outputs.keys().cloned().collect(),
         secrets: LiteMap::new(),

@@ -71,6 +71,7 @@ impl Budget {
         self.last = last;
         Selection {
             admitted: outcome.admitted,
+            rates: outcome.rates,
             front,
             wake: wakes.into_iter().min(),
             usage,

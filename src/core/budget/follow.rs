@@ -9,7 +9,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
 use super::limits::{Limit, effective};
-use super::{Budget, Held, Open, Selection, Stops};
+use super::{Admitted, Budget, Held, Open, Selection, Stops};
 use crate::core::Time;
 use crate::core::ids::Uid;
 use crate::core::journal::{ActiveToken, Claim, Journal, Record};
@@ -31,6 +31,8 @@ pub struct Terms {
 pub struct Decision {
     /// Whom to admit, in order.
     pub admitted: Vec<Uid>,
+    /// What they were admitted with.
+    pub rates: HashMap<Uid, Admitted>,
     at: Time,
     terms: Terms,
 }
@@ -153,6 +155,7 @@ impl Follower {
         let selection = self.budget.select(now, usize::MAX, &stops(journal, terms));
         let decision = Decision {
             admitted: selection.admitted.clone(),
+            rates: selection.rates.clone(),
             at: now,
             terms: terms.clone(),
         };
@@ -243,7 +246,11 @@ fn is_same(a: &Journal, b: &Journal, terms: &Terms, now: Time) -> bool {
 
 /// For whom something else is planned `after` than `before`.
 fn planned_anew<'a>(before: &'a Journal, after: &'a Journal) -> BTreeSet<&'a str> {
-    let live = |r: &Record| r.live.as_ref().map(|l| (l.issued_at, l.ends_at, l.renew_before_ms));
+    let live = |r: &Record| {
+        r.live
+            .as_ref()
+            .map(|l| (l.issued_at, l.ends_at, l.renew_before_ms, l.period_ms))
+    };
     let plan = |r: &Record| {
         (
             live(r),

@@ -54,6 +54,7 @@ use spare::OwnTries;
 pub use demand::Demand;
 pub use follow::{Decision, Follower, Terms, is_untouched};
 pub use limits::{Limit, effective, learn};
+pub use select::{Admitted, Rate};
 pub use series::{Held, Open};
 
 /// More than so many tries to spare are not told apart.
@@ -106,6 +107,8 @@ pub struct Waiting {
 pub struct Selection {
     /// Whom to admit, in order.
     pub admitted: Vec<Uid>,
+    /// What they were admitted with.
+    pub rates: HashMap<Uid, Admitted>,
     /// The first of the others, whose wait is told exactly: at most [`FRONT`] renewals, then as many
     /// newcomers in order.
     pub front: Vec<Uid>,

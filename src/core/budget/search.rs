@@ -87,6 +87,7 @@ impl<'a> Search<'a> {
             namespace: Arc::clone(namespace),
             first: self.now.saturating_add(period),
             period,
+            keeps: period,
             ends: None,
         };
         let before = self.projection.try_out(uid, series);

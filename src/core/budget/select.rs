@@ -1,6 +1,8 @@
 //! One look at the line: who may mint now, and what everybody else waits for.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+
+use chrono::TimeDelta;
 
 use crate::core::Time;
 use crate::core::ids::Uid;
@@ -24,6 +26,8 @@ const MAX_OPEN: usize = 64;
 pub(super) const MAX_OPEN_NEWCOMERS: usize = 48;
 /// Periods that differ by less, in nanoseconds, are the same: ends are whole seconds.
 const ROUNDING: i64 = 2_000_000_000;
+/// Tokens that live shorter than planned by such a part at most are as planned.
+const ABOUT: i64 = 20;
 /// Renewals that are looked at before they are due, in one pass.
 const EARLY: usize = 32;
 
@@ -38,10 +42,35 @@ pub(super) struct Pass<'a> {
     pub(super) most: usize,
 }
 
+/// Whether the token of `uid` lives about as long as was planned for it: then its renewal can go on at that rate.
+fn keeps_its_rate(projection: &Projection, uid: &Uid) -> bool {
+    let live = projection.get(uid.as_str());
+    live.is_some_and(|live| live.period + live.keeps / ABOUT + ROUNDING >= live.keeps)
+}
+
+/// How often a token is renewed that is about to be minted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rate {
+    /// As its spec asks.
+    AsAsked,
+    /// As often as the token that it replaces: for more there is no room.
+    AsBefore,
+}
+
+/// What somebody was admitted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// Time from one renewal to the next.
+    pub period: TimeDelta,
+    /// Whether that is what was asked for.
+    pub rate: Rate,
+}
+
 /// What it led to.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) admitted: Vec<Uid>,
+    pub(super) rates: HashMap<Uid, Admitted>,
     pub(super) newcomers: usize,
     /// The renewals that come first, and why they wait,
     pub(super) renewals: Vec<(Uid, Why)>,
@@ -90,8 +119,21 @@ impl Pass<'_> {
         full
     }
 
-    fn admit(&self, search: &mut Search, outcome: &mut Outcome, uid: &Uid) {
-        if let (Some(demand), Some(period)) = (self.queue.in_line(uid.as_str()), self.period(search.projection, uid)) {
+    fn admit(&self, search: &mut Search, outcome: &mut Outcome, uid: &Uid, rate: Rate) {
+        let live = search.projection.get(uid.as_str());
+        let periods = match rate {
+            Rate::AsAsked => self.period(search.projection, uid).map(|asked| (asked, asked)),
+            Rate::AsBefore => live.map(|live| (live.period, live.keeps)),
+        };
+        if let (Some(demand), Some((period, keeps))) = (self.queue.in_line(uid.as_str()), periods) {
+            let period_kept = TimeDelta::nanoseconds(keeps);
+            outcome.rates.insert(
+                uid.clone(),
+                Admitted {
+                    period: period_kept,
+                    rate,
+                },
+            );
             search.admit(uid, &demand.name.namespace, period);
             outcome.admitted.push(uid.clone());
         }
@@ -123,11 +165,13 @@ impl Pass<'_> {
                 }
                 let free = free && (own || spare);
                 let may = free && (is_due && !faster || left > 0 && self.fits(search, &mut left, uid, !faster));
-                if may {
+                let keeps = free && !may && is_due && keeps_its_rate(search.projection, uid);
+                if may || keeps {
                     if self.is_full(search, outcome, MAX_OPEN) {
                         return;
                     }
-                    self.admit(search, outcome, uid);
+                    let rate = if may { Rate::AsAsked } else { Rate::AsBefore };
+                    self.admit(search, outcome, uid, rate);
                     continue;
                 }
                 let latest = if is_due {
@@ -166,7 +210,7 @@ impl Pass<'_> {
     /// spec says so: what that takes more it asks for like a newcomer.
     fn is_faster(&self, projection: &Projection, uid: &Uid) -> bool {
         let asked = self.queue.in_line(uid.as_str()).zip(projection.get(uid.as_str()));
-        asked.is_some_and(|(demand, live)| live.period_of_next(demand) + ROUNDING < live.period)
+        asked.is_some_and(|(demand, live)| live.period_of_next(demand) + ROUNDING < live.keeps)
     }
 
     fn fits(&self, search: &mut Search, left: &mut usize, uid: &Uid, renewal: bool) -> bool {
@@ -211,7 +255,7 @@ impl Pass<'_> {
             }
             let why = match search.slot(candidate.uid(), candidate.namespace(), period, holds) {
                 Slot::At(at) if at <= nanos(self.now) => {
-                    self.admit(search, outcome, candidate.uid());
+                    self.admit(search, outcome, candidate.uid(), Rate::AsAsked);
                     outcome.newcomers += 1;
                     line.placed(&candidate, rate);
                     continue;

@@ -27,6 +27,8 @@ pub struct Held {
     pub renew_before: Option<TimeDelta>,
     /// When a try to replace it began last that failed, or is under way.
     pub tried_at: Option<Time>,
+    /// Time from one renewal to the next that it was admitted with.
+    pub admitted: Option<TimeDelta>,
 }
 
 impl Held {
@@ -49,6 +51,7 @@ impl Held {
             ends_at: live.ends_at,
             renew_before: live.renew_before(),
             tried_at: None,
+            admitted: live.period_ms.map(TimeDelta::milliseconds),
         }
     }
 
@@ -61,6 +64,7 @@ impl Held {
             ends_at: minted.ends_at,
             renew_before: claim.renew_before_ms.map(TimeDelta::milliseconds),
             tried_at: None,
+            admitted: claim.period_ms.map(TimeDelta::milliseconds),
         })
     }
 }
@@ -86,16 +90,20 @@ pub(super) struct Series {
     pub(super) first: i64,
     /// From one to the next.
     pub(super) period: i64,
+    /// From one to the next as it was admitted, or longer where it lives longer: what its renewals may take for sure.
+    pub(super) keeps: i64,
     /// When the token ends: afterwards nothing is renewed. `None` for a claim.
     pub(super) ends: Option<i64>,
 }
 
 impl Series {
     pub(super) fn of_held(held: &Held) -> Self {
+        let period = held.period();
         Self {
             namespace: Arc::clone(&held.namespace),
             first: nanos(latest_safe(held.issued_at, held.ends_at, held.renew_before)),
-            period: period(held.ends_at - held.issued_at, held.renew_before),
+            period,
+            keeps: held.admitted.map_or(period, |admitted| length(admitted).max(period)),
             ends: Some(nanos(held.ends_at)),
         }
     }
@@ -106,6 +114,7 @@ impl Series {
             namespace: Arc::clone(&open.namespace),
             first: nanos(open.at).saturating_add(period),
             period,
+            keeps: period,
             ends: None,
         }
     }

@@ -108,12 +108,23 @@ pub struct Claim {
     /// Longest use of the token asked for, in milliseconds: until it is there, its renewals are planned by this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_lifetime_ms: Option<i64>,
+    /// Time from one renewal to the next that it was admitted with, in milliseconds: it keeps that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub period_ms: Option<i64>,
     /// Set once the answer is in and only its Secrets remain to be written: what was minted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minted: Option<Minted>,
 }
 
 impl Claim {
+    /// Asks for a token that is renewed as often as `live`, which it replaces, and no more often.
+    pub fn keep_rate_of(&mut self, live: &ActiveToken) {
+        self.renew_before_ms = live.renew_before_ms;
+        // Ends are told in whole seconds.
+        let seconds = ((live.ends_at - live.issued_at).num_milliseconds() + 999).div_euclid(1000);
+        self.max_lifetime_ms = live.full_lifetime.map(|_| seconds * 1000);
+    }
+
     pub(super) fn pending_revocation<'a>(&'a self, uid: &'a str, token_ids: &'a [String]) -> PendingRevocation<'a> {
         PendingRevocation {
             uid,
@@ -286,6 +297,9 @@ pub struct ActiveToken {
     /// Runway, in milliseconds, as the spec asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renew_before_ms: Option<i64>,
+    /// Time from one renewal to the next that it was admitted with, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub period_ms: Option<i64>,
     /// Ids under which it can be revoked.
     #[serde(default)]
     pub token_ids: Vec<String>,

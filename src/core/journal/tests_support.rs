@@ -51,6 +51,7 @@ pub fn claim(uid: &str, namespace: &str, kind: MintReason, at: Time, n: usize) -
         renew_before_ms: None,
         counts_from: None,
         max_lifetime_ms: None,
+        period_ms: None,
         minted: None,
     }
 }
@@ -70,6 +71,7 @@ pub fn live(claim: &str, issued_at: Time, ends_at: Time) -> ActiveToken {
         ends_at,
         full_lifetime: None,
         renew_before_ms: None,
+        period_ms: None,
         token_ids: vec![],
         outputs: vec![],
         secrets: litemap::LiteMap::new(),

@@ -14,7 +14,7 @@ use chrono::TimeDelta;
 
 use crate::api::Reason;
 use crate::core::journal::{ActiveToken, Claim, MintReason};
-use crate::core::schedule::{CLAIM_GRACE, renew_at};
+use crate::core::schedule::{CLAIM_GRACE, renew_at, runway};
 use crate::core::{Time, clock};
 
 use checks::{
@@ -28,6 +28,8 @@ use stall::stalls_at;
 const CONFLICT_POLL: TimeDelta = TimeDelta::seconds(15);
 /// How soon to look again for a predecessor's Secret to be collected.
 const LEFTOVER_POLL: TimeDelta = TimeDelta::seconds(1);
+/// Ends are told in whole seconds: what differs by less is the same.
+const A_MOMENT: TimeDelta = TimeDelta::seconds(2);
 /// A request that takes longer than this is worth telling about.
 const WORTH_TELLING: TimeDelta = TimeDelta::seconds(1);
 
@@ -279,12 +281,13 @@ fn verdict(
             {
                 return Some(good(o, live, now));
             }
+            let more = rested.and_then(|live| asks_for_more(o, live)).unwrap_or_default();
             Some(Verdict {
                 ready: credential_state.ready(),
                 issued: credential_state.intact,
                 stalled,
                 reason: lapsed(o, credential_state, x.problem.reason),
-                message: x.problem.message,
+                message: format!("{}{more}", x.problem.message),
                 next_attempt,
             })
         }
@@ -317,20 +320,38 @@ fn good(o: &Observed, live: &ActiveToken, now: Time) -> Verdict {
             Reason::Issued
         },
         message: format!(
-            "revision {} is valid until {} and renewed at {}; a job starting until then has at least {}",
+            "revision {} is valid until {} and renewed at {}; a job starting until then has at least {}{}",
             live.revision,
             clock(live.ends_at, now),
             clock(renews, now),
-            runway_text(live.ends_at - renews),
+            length_text(live.ends_at - renews),
+            asks_for_more(o, live).unwrap_or_default(),
         ),
         next_attempt: None,
     }
 }
 
-fn runway_text(runway: TimeDelta) -> String {
-    if runway < TimeDelta::minutes(2) {
-        format!("{} s", runway.num_seconds())
+/// What is told where the spec asks for more mints than the live token was admitted with.
+fn asks_for_more(o: &Observed, live: &ActiveToken) -> Option<String> {
+    let desired = o.desired.as_ref().ok()?;
+    let lifetime = live.ends_at - live.issued_at;
+    let asked = desired.max_lifetime.map_or(lifetime, |max| max.min(lifetime));
+    let before = lifetime - runway(lifetime, live.renew_before());
+    let after = asked - runway(asked, desired.renew_before);
+    (after + A_MOMENT < before).then(|| {
+        format!(
+            "; spec.rotation asks for a mint every {} instead of every {}: that begins with the first renewal for which \
+             the budget has room, and until then the old pace goes on",
+            length_text(after),
+            length_text(before),
+        )
+    })
+}
+
+fn length_text(length: TimeDelta) -> String {
+    if length < TimeDelta::minutes(2) {
+        format!("{} s", length.num_seconds())
     } else {
-        format!("{} min", runway.num_minutes())
+        format!("{} min", length.num_minutes())
     }
 }

@@ -445,6 +445,21 @@ fn a_denied_credential_is_not_the_one_that_tries_a_refused_key() {
     assert_eq!(plan(&o, t(2500)).demand, None);
 }
 
+/// Invariant 15.
+#[test]
+fn a_spec_that_asks_for_more_mints_is_told_when_that_begins() {
+    let mut o = issued();
+    let message = |o: &Observed, at: i64| plan(o, t(at)).verdict.unwrap().message;
+    assert!(!message(&o, 10).contains("instead"));
+    o.desired.as_mut().unwrap().max_lifetime = Some(s(600));
+    let told = message(&o, 10);
+    assert!(told.contains("every 6 min instead of every 40 min"), "{told}");
+    o.desired.as_mut().unwrap().max_lifetime = None;
+    o.desired.as_mut().unwrap().renew_before = Some(s(2400));
+    let told = message(&o, 10);
+    assert!(told.contains("every 20 min instead of every 40 min"), "{told}");
+}
+
 #[test]
 fn a_claim_of_another_process_is_judged_only_once_nobody_can_work_on_it() {
     let mut o = fresh();

@@ -43,6 +43,7 @@ fn held(namespace: &str, issued_at: Time, ends_at: Time) -> Held {
         ends_at,
         renew_before: None,
         tried_at: None,
+        admitted: None,
     }
 }
 

@@ -366,11 +366,61 @@ fn a_spec_that_asks_for_shorter_lives_takes_nobody_elses_slots() {
     hold_five(&mut crowded);
     crowded.enqueue(edited.clone());
     crowded.enqueue(demand("u1", "n", MintReason::Renewal, t(2500)));
-    assert_eq!(names(&admitted(&mut crowded, t(2500))), ["u1"]);
-    let text = crowded.waiting(&"u0".into()).unwrap().message;
-    assert!(text.contains("no slot frees"), "{text}");
+    let selection = crowded.select(
+        t(2500),
+        usize::MAX,
+        &Stops {
+            newcomers: true,
+            ..Stops::default()
+        },
+    );
+    let rate = |uid: &str| selection.rates.get(uid).map(|a| (a.rate, a.period));
+    assert_eq!(
+        rate("u0"),
+        Some((Rate::AsBefore, s(2400))),
+        "no room for more: the old rate goes on"
+    );
+    assert_eq!(rate("u1"), Some((Rate::AsAsked, s(2400))));
     let mut roomy = budget(&[hourly(20)]);
     hold_five(&mut roomy);
     roomy.enqueue(edited);
-    assert_eq!(names(&admitted(&mut roomy, t(2500))), ["u0"]);
+    let selection = roomy.select(
+        t(2500),
+        usize::MAX,
+        &Stops {
+            newcomers: true,
+            ..Stops::default()
+        },
+    );
+    assert_eq!(
+        selection.rates.get("u0").map(|a| (a.rate, a.period)),
+        Some((Rate::AsAsked, s(600)))
+    );
+}
+
+/// Invariant 15.
+#[test]
+fn a_token_that_lives_shorter_than_it_was_admitted_with_takes_nobody_elses_slots() {
+    let mut budget = budget(&[hourly(12)]);
+    for i in 0..5 {
+        let uid = format!("u{i}");
+        let mut held = held("n", t(i * 100), t(i * 100 + 3600));
+        held.admitted = Some(s(2400));
+        if i == 0 {
+            held.ends_at = t(900);
+        }
+        budget.hold(&uid.as_str().into(), &held);
+    }
+    budget.set_sent((0..5).map(|i| (t(i * 100), 1)));
+    budget.enqueue(demand("u0", "n", MintReason::Renewal, t(600)));
+    assert!(
+        admitted(&mut budget, t(610)).is_empty(),
+        "it is a newcomer for the difference"
+    );
+    let mut roomy = super::budget(&[hourly(40)]);
+    let mut held = held("n", t(0), t(900));
+    held.admitted = Some(s(2400));
+    roomy.hold(&"u0".into(), &held);
+    roomy.enqueue(demand("u0", "n", MintReason::Renewal, t(600)));
+    assert_eq!(names(&admitted(&mut roomy, t(610))), ["u0"]);
 }
