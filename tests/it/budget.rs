@@ -313,3 +313,36 @@ async fn a_deleted_credential_leaves_the_line() {
         case.posts() - posts
     );
 }
+
+/// Invariant 15.
+#[tokio::test]
+async fn an_edit_to_shorter_lives_without_room_costs_nobody_a_token_and_says_when_it_begins() {
+    // Each is renewed every 10 s, and so twice in some windows; one slot is kept.
+    let case = tight(7, 15).await;
+    for name in ["a", "b", "c"] {
+        case.issued(name, json!({})).await;
+    }
+    case.patch("a", json!({"spec": {"rotation": {"maxLifetime": "5s"}}}))
+        .await;
+    let told = |c: &EphemeralCredential| condition(c, "Ready").2.contains("instead of every");
+    case.until("a", told).await;
+    for name in ["a", "b", "c"] {
+        let renewed = case
+            .until(name, |c| c.status.as_ref().and_then(|s| s.revision) >= Some(3))
+            .await;
+        assert_eq!(condition(&renewed, "Ready").0, "True");
+    }
+    let still = case.until("a", told).await;
+    let life = still.status.and_then(|s| Some(s.expires_at? - s.issued_at?)).unwrap();
+    assert!(life.num_seconds() > 10, "{life}");
+    for name in ["a", "b", "c"] {
+        let lost = case
+            .events(name)
+            .await
+            .into_iter()
+            .find(|(reason, _)| reason == "Expired");
+        assert_eq!(lost, None, "{name}");
+    }
+    let most = case.broker.ledger().max_posts_in_any_window(WINDOW, Scope::Service);
+    assert!(most <= 7, "{most}");
+}

@@ -14,7 +14,7 @@ use crate::core::journal::MintReason;
 use crate::ops::metrics::{ScopeFigures, ScopeLabels, Snapshot};
 
 /// How often.
-pub(crate) const MEASURE_EVERY: Duration = Duration::from_secs(5);
+pub(crate) const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// A renewal that is due for longer is overdue.
 const OVERDUE: TimeDelta = TimeDelta::minutes(1);
 

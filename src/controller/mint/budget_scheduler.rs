@@ -39,6 +39,8 @@ const REST: TimeDelta = TimeDelta::milliseconds(300);
 const TELL_ON: TimeDelta = TimeDelta::milliseconds(250);
 /// How long it rests at least where the API server could not be asked.
 const LATER: TimeDelta = TimeDelta::seconds(1);
+/// How often a scope is looked at of which there is no news: figures that are told move with time.
+const LONGEST: Duration = Duration::from_secs(120);
 /// How many mints of a scope are prepared at once.
 const PREPARE: usize = 16;
 /// How many mints of a scope begin in one pass.
@@ -141,9 +143,9 @@ impl BudgetScheduler {
             // Boxed: there is one of these for each scope, and it mostly waits.
             let wait = match Box::pin(self.pass(context)).await {
                 Some(at) => (at - context.now()).to_std().unwrap_or_default(),
-                None => Duration::from_secs(30),
+                None => LONGEST,
             };
-            let wait = wait.clamp(Duration::from_millis(10), Duration::from_secs(30));
+            let wait = wait.clamp(Duration::from_millis(10), LONGEST);
             tokio::select! {
                 () = self.notify.notified() => {}
                 () = tokio::time::sleep(wait) => {}
@@ -433,7 +435,7 @@ impl Draft {
     fn enter(&self, journal: &mut Journal, admitted: Admitted, at: Time) -> Claim {
         let mut claim = Claim {
             at,
-            period_ms: Some(admitted.period.num_milliseconds()),
+            period_ms: admitted.period.map(|period| period.num_milliseconds()),
             ..self.claim.clone()
         };
         if let (Rate::AsBefore, Some(live)) = (admitted.rate, journal.live_of(&self.uid)) {

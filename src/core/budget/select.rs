@@ -60,8 +60,8 @@ pub enum Rate {
 /// What somebody was admitted with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// Time from one renewal to the next.
-    pub period: TimeDelta,
+    /// Time from one renewal to the next, where it is known how long tokens live.
+    pub period: Option<TimeDelta>,
     /// Whether that is what was asked for.
     pub rate: Rate,
 }
@@ -126,14 +126,9 @@ impl Pass<'_> {
             Rate::AsBefore => live.map(|live| (live.period, live.keeps)),
         };
         if let (Some(demand), Some((period, keeps))) = (self.queue.in_line(uid.as_str()), periods) {
-            let period_kept = TimeDelta::nanoseconds(keeps);
-            outcome.rates.insert(
-                uid.clone(),
-                Admitted {
-                    period: period_kept,
-                    rate,
-                },
-            );
+            // Before any token was seen it is but assumed how long they live.
+            let known = search.projection.typical().map(|_| TimeDelta::nanoseconds(keeps));
+            outcome.rates.insert(uid.clone(), Admitted { period: known, rate });
             search.admit(uid, &demand.name.namespace, period);
             outcome.admitted.push(uid.clone());
         }

@@ -377,10 +377,10 @@ fn a_spec_that_asks_for_shorter_lives_takes_nobody_elses_slots() {
     let rate = |uid: &str| selection.rates.get(uid).map(|a| (a.rate, a.period));
     assert_eq!(
         rate("u0"),
-        Some((Rate::AsBefore, s(2400))),
+        Some((Rate::AsBefore, Some(s(2400)))),
         "no room for more: the old rate goes on"
     );
-    assert_eq!(rate("u1"), Some((Rate::AsAsked, s(2400))));
+    assert_eq!(rate("u1"), Some((Rate::AsAsked, Some(s(2400)))));
     let mut roomy = budget(&[hourly(20)]);
     hold_five(&mut roomy);
     roomy.enqueue(edited);
@@ -394,7 +394,7 @@ fn a_spec_that_asks_for_shorter_lives_takes_nobody_elses_slots() {
     );
     assert_eq!(
         selection.rates.get("u0").map(|a| (a.rate, a.period)),
-        Some((Rate::AsAsked, s(600)))
+        Some((Rate::AsAsked, Some(s(600))))
     );
 }
 
