@@ -234,6 +234,11 @@ pub struct AccessRule {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "context_rules_schema")]
     pub context: BTreeMap<String, Vec<String>>,
+    /// How many mints of a budget's window each namespace that this rule admits may take: what its live credentials are
+    /// renewed in a window, and new ones. Where several rules admit a request, the roomiest counts. Default: no such limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub max_mints_per_window: Option<u32>,
 }
 
 fn context_rules_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

@@ -23,24 +23,15 @@ pub fn allowed(
     namespace: &str,
     labels: &BTreeMap<String, String>,
     spec: &EphemeralCredentialSpec,
-) -> Result<(), Problem> {
+) -> Result<Option<u32>, Problem> {
     let reserved = namespace == "kube-system" || namespace == own_namespace;
-    let matches = |rule: &AccessRule| {
-        namespace_matches(rule, reserved, namespace, labels)
-            && any(&rule.services, &spec.service)
-            && any(&rule.purposes, &spec.purpose)
-            && match &spec.repo {
-                Some(repo) => any(&rule.repos, repo),
-                None => rule.repos.iter().any(|glob| glob == "*"),
-            }
-            && spec.type_.as_ref().is_none_or(|type_| any(&rule.types, type_))
-            && spec
-                .context
-                .iter()
-                .all(|(key, value)| context_matches(rule, key, value))
-    };
-    if rules.iter().any(matches) {
-        return Ok(());
+    let mut admitting = rules
+        .iter()
+        .filter(|rule| admits(rule, reserved, namespace, labels, spec))
+        .map(|rule| rule.max_mints_per_window);
+    if let Some(first) = admitting.next() {
+        // The roomiest: no limit is more than any.
+        return Ok(first.and_then(|first| admitting.try_fold(first, |most, other| Some(most.max(other?)))));
     }
     let repo = spec
         .repo
@@ -87,6 +78,27 @@ fn context_matches(rule: &AccessRule, key: &str, value: &str) -> bool {
         .is_some_and(|globs| spec::items(key, value).all(|item| any(globs, item)))
 }
 
+fn admits(
+    rule: &AccessRule,
+    reserved: bool,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    spec: &EphemeralCredentialSpec,
+) -> bool {
+    namespace_matches(rule, reserved, namespace, labels)
+        && any(&rule.services, &spec.service)
+        && any(&rule.purposes, &spec.purpose)
+        && match &spec.repo {
+            Some(repo) => any(&rule.repos, repo),
+            None => rule.repos.iter().any(|glob| glob == "*"),
+        }
+        && spec.type_.as_ref().is_none_or(|type_| any(&rule.types, type_))
+        && spec
+            .context
+            .iter()
+            .all(|(key, value)| context_matches(rule, key, value))
+}
+
 fn namespace_matches(rule: &AccessRule, reserved: bool, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
     if reserved {
         return rule.namespaces.iter().any(|name| name == namespace)
@@ -124,7 +136,28 @@ mod tests {
             repos: own(repos),
             types: Vec::new(),
             context: BTreeMap::new(),
+            max_mints_per_window: None,
         }
+    }
+
+    #[test]
+    fn of_several_rules_that_admit_a_request_the_roomiest_says_how_much_a_namespace_may_take() {
+        let limited = |most, service: &str| AccessRule {
+            max_mints_per_window: most,
+            ..rule(&["n"], &[service], &["*"], &["*"])
+        };
+        let most = |rules: &[AccessRule]| {
+            let ec = credential("a", "chittyid");
+            allowed(rules, "chittyconnect-system", "n", &BTreeMap::new(), &ec.spec).unwrap()
+        };
+        assert_eq!(most(&[limited(Some(2), "chittyid")]), Some(2));
+        assert_eq!(most(&[limited(Some(2), "chittyid"), limited(Some(4), "*")]), Some(4));
+        assert_eq!(
+            most(&[limited(Some(2), "chittyid"), limited(Some(4), "another")]),
+            Some(2)
+        );
+        assert_eq!(most(&[limited(Some(2), "chittyid"), limited(None, "*")]), None);
+        assert_eq!(most(&[limited(None, "*"), limited(Some(2), "chittyid")]), None);
     }
 
     fn ask(rules: &[AccessRule], namespace: &str, labels: &[(&str, &str)], repo: Option<&str>) -> bool {

@@ -39,6 +39,8 @@ pub(crate) struct Snapshot {
     /// Number of the last audit event in the journal of `scope`.
     pub(crate) seq: u64,
     pub(crate) window: TimeDelta,
+    /// Mints a window that the access rules allow its namespace.
+    pub(crate) most: Option<u32>,
     pub(crate) timeout: TimeDelta,
     pub(crate) deliver: bool,
 }
@@ -58,7 +60,7 @@ pub(crate) async fn observe(
     let leaving = credential.metadata.deletion_timestamp.is_some() || namespace.metadata.deletion_timestamp.is_some();
     let resolved = context.caches.connections.get(&credential.spec.connection);
     let desired = spec::desired(credential, resolved.as_ref().map(|r| r.connection.spec.api));
-    let permitted = resolved.as_ref().map_or(Ok(()), |r| {
+    let permitted = resolved.as_ref().map_or(Ok(None), |r| {
         let empty = BTreeMap::new();
         let labels = namespace.metadata.labels.as_ref().unwrap_or(&empty);
         let rules = &r.connection.spec.access;
@@ -121,6 +123,8 @@ pub(crate) async fn observe(
         }
         all.get(&owner.uid).map(|(problem, until, _)| (problem.clone(), *until))
     };
+    let most = permitted.as_ref().ok().copied().flatten();
+    let permitted = permitted.map(|_| ());
     let observed = Observed {
         uid: owner.uid.clone(),
         terminating: leaving,
@@ -150,6 +154,7 @@ pub(crate) async fn observe(
         live_scope,
         seq,
         window: resolved.as_ref().map_or(TimeDelta::hours(1), |r| r.limit.window),
+        most,
         timeout: usable.map_or(TimeDelta::seconds(10), |u| u.timeout),
         deliver: usable.is_some_and(|u| u.chronicle.is_some()),
     }))

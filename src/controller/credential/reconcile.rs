@@ -205,6 +205,7 @@ fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>
             renew_before: desired.renew_before,
             max_lifetime: desired.max_lifetime,
             pod_waits: false,
+            most: snapshot.most,
         },
         asks: desired.digest(),
         seq: snapshot.seq,

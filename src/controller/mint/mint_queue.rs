@@ -278,6 +278,7 @@ mod tests {
                 renew_before: None,
                 max_lifetime: None,
                 pod_waits: false,
+                most: None,
             },
             asks: String::new(),
             seq: 0,

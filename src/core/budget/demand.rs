@@ -25,6 +25,8 @@ pub struct Demand {
     pub max_lifetime: Option<TimeDelta>,
     /// A Pod waits for the Secret.
     pub pod_waits: bool,
+    /// Mints a window that its namespace may take, live and new ones together; `None` for as many as there are.
+    pub most: Option<u32>,
 }
 
 impl Demand {
@@ -44,6 +46,7 @@ impl Demand {
             renew_before: self.renew_before,
             max_lifetime: self.max_lifetime,
             holds: credential_state.holds,
+            most: self.most,
         }
     }
 }
@@ -67,6 +70,8 @@ pub(super) struct Group {
     pub(super) max_lifetime: Option<TimeDelta>,
     /// Renewals are planned for it.
     pub(super) holds: bool,
+    /// What its namespace may take.
+    pub(super) most: Option<u32>,
 }
 
 /// Since when, name and uid: the order within a lane.

@@ -89,6 +89,13 @@ impl<'a> Line<'a> {
         }
     }
 
+    /// The share of the candidate's namespace, in thousandths of a mint a window, and what it were with so much more.
+    pub(super) fn share_with(&self, candidate: &Candidate, rate: u64) -> (u64, u64) {
+        let (given, spent) = self.given.get(candidate.namespace()).copied().unwrap_or_default();
+        let with = |rate, spent| self.shares.with(candidate.namespace(), rate, spent);
+        (with(given, spent), with(given.saturating_add(rate), spent + 1))
+    }
+
     fn share(&self, namespace: &str) -> u64 {
         let (rate, spent) = self.given.get(namespace).copied().unwrap_or_default();
         self.shares.with(namespace, rate, spent)

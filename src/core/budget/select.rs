@@ -211,7 +211,21 @@ impl Pass<'_> {
     fn fits(&self, search: &mut Search, left: &mut usize, uid: &Uid, renewal: bool) -> bool {
         *left -= 1;
         self.period(search.projection, uid)
+            .filter(|period| renewal || self.is_within_its_most(search.projection, uid, *period))
             .is_some_and(|period| search.may_renew(uid, period, renewal))
+    }
+
+    /// Whether a namespace keeps within what it may take where its token `uid` is renewed at another rate.
+    fn is_within_its_most(&self, projection: &Projection, uid: &Uid, period: i64) -> bool {
+        let asked = self.queue.in_line(uid.as_str()).zip(projection.get(uid.as_str()));
+        let Some((most, live)) = asked.and_then(|(demand, live)| Some((demand.most?, live))) else {
+            return true;
+        };
+        let more = self
+            .shares
+            .rate_of(period)
+            .saturating_sub(self.shares.rate_of(live.period));
+        self.shares.with(&live.namespace, more, 0) <= u64::from(most) * 1000
     }
 
     /// What keeps all newcomers waiting.
@@ -240,6 +254,17 @@ impl Pass<'_> {
             };
             let Group { holds, .. } = candidate.group;
             let rate = if holds { 0 } else { self.shares.rate_of(period) };
+            let (has, would) = line.share_with(&candidate, rate);
+            if let Some(most) = candidate.group.most.filter(|most| would > u64::from(*most) * 1000) {
+                // Nor may the others of its group: they are passed over.
+                if listed {
+                    let needs = rate.max(1000);
+                    outcome
+                        .front
+                        .push((candidate.uid().clone(), Why::Capped { most, has, needs }));
+                }
+                continue;
+            }
             if let Some(why) = closed {
                 outcome.front.push((candidate.uid().clone(), why));
                 line.placed(&candidate, rate);

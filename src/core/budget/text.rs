@@ -23,6 +23,8 @@ pub(super) enum Why {
     Lost(Time),
     /// No slot is free before then, or none at all.
     NoSlot(Option<Time>),
+    /// Its namespace may take no more, in mints a window; what it has and needs in thousandths of one.
+    Capped { most: u32, has: u64, needs: u64 },
     /// Others were looked at first.
     NotYet,
 }
@@ -42,6 +44,7 @@ impl Why {
             Self::NotYet => Some(now + TimeDelta::seconds(1)),
             Self::Blocked(at) | Self::Lost(at) => Some(at),
             Self::NoSlot(at) => at,
+            Self::Capped { .. } => None,
         }
     }
 }
@@ -124,6 +127,14 @@ impl Figures<'_> {
                 self.title,
                 clock(until, self.now)
             )),
+            Why::Capped { most, has, needs } => Some(format!(
+                "this namespace may take {most} of the mints of {} in {} (maxMintsPerWindow of the connection's access): it \
+                 takes {}, and this one needs {} more",
+                self.title,
+                window_text(self.limit.window),
+                tenths(has),
+                tenths(needs)
+            )),
             Why::NoSlot(_) | Why::NotYet => None,
         }
     }
@@ -168,6 +179,12 @@ impl Figures<'_> {
             self.limit.limit
         ))
     }
+}
+
+/// Thousandths, for a person.
+fn tenths(thousandths: u64) -> String {
+    let tenths = thousandths.div_ceil(100);
+    format!("{}.{}", tenths / 10, tenths % 10)
 }
 
 /// The length of a window, for a person.

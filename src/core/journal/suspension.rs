@@ -83,6 +83,7 @@ mod tests {
             renew_before: None,
             max_lifetime: None,
             pod_waits: false,
+            most: None,
         });
         let terms = Terms {
             limits: vec![Limit {

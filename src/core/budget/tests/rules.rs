@@ -424,3 +424,50 @@ fn a_token_that_lives_shorter_than_it_was_admitted_with_takes_nobody_elses_slots
     roomy.enqueue(demand("u0", "n", MintReason::Renewal, t(600)));
     assert_eq!(names(&admitted(&mut roomy, t(610))), ["u0"]);
 }
+
+#[test]
+fn a_namespace_takes_no_more_than_its_access_rules_allow_and_holds_nobody_up() {
+    let mut budget = budget(&[hourly(30)]);
+    let capped = |i: usize| Demand {
+        most: Some(4),
+        ..newcomer(&format!("a{i:04}"), "a", t(0))
+    };
+    for i in 0..1000 {
+        budget.enqueue(capped(i));
+    }
+    for i in 0..3 {
+        budget.enqueue(newcomer(&format!("b{i}"), "b", t(1)));
+    }
+    // An hour's token is renewed one and a half times an hour.
+    let (mut got, now) = (admitted_newcomers(&mut budget, t(2)), t(2));
+    got.sort();
+    assert_eq!(names(&got), ["a0000", "a0001", "b0", "b1", "b2"]);
+    for uid in &got {
+        budget.dequeue(uid);
+        budget.hold(uid, &held(&uid.as_str()[..1], now, now + s(3600)));
+    }
+    budget.set_sent([(now, 5)]);
+    assert!(admitted_newcomers(&mut budget, t(3)).is_empty());
+    let told = budget.waiting(&"a0002".into()).unwrap().message;
+    assert!(
+        told.contains("may take 4 of the mints of svc in an hour")
+            && told.contains("it takes 3.0, and this one needs 1.5"),
+        "{told}"
+    );
+    // What is live goes on, though no more often than before.
+    budget.enqueue(Demand {
+        max_lifetime: Some(s(900)),
+        most: Some(4),
+        ..demand("a0000", "a", MintReason::Renewal, t(2500))
+    });
+    let selection = budget.select(t(2500), 48, &Stops::default());
+    assert_eq!(selection.rates.get("a0000").map(|a| a.rate), Some(Rate::AsBefore));
+}
+
+fn admitted_newcomers(budget: &mut Budget, now: Time) -> Vec<Uid> {
+    let stops = Stops {
+        newcomers: true,
+        ..Stops::default()
+    };
+    budget.select(now, 48, &stops).admitted
+}

@@ -252,6 +252,7 @@ impl World {
                 renew_before: None,
                 max_lifetime: None,
                 pod_waits: false,
+                most: None,
             },
             asks: self.desired.digest(),
             seq: observed.record.as_ref().map_or(0, |r| r.seq),
