@@ -288,7 +288,7 @@ impl Budget {
         self.own_tries.is_owed(uid.as_str())
     }
 
-    /// What is to spare for tries that may fail, as of the last look; more than [`SPARED`] is not told apart.
+    /// What is to spare for tries that may fail, as of the last look; more than 16 are not told apart.
     #[must_use]
     pub fn spare(&self, now: Time) -> Spare {
         let affords = |more: &u32| self.own_tries.afford(&self.projection, i64::from(*more));
