@@ -49,11 +49,13 @@ pub enum Reason {
     OutcomeUnknown,
     /// Too many audit events wait for `ChittyChronicle`.
     AuditBacklog,
+    /// The credential was deleted: said of its tokens.
+    Deleted,
 }
 
 impl Reason {
     /// Every reason, in the order the documentation lists them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Issuing,
         Self::Issued,
         Self::Rotated,
@@ -76,6 +78,7 @@ impl Reason {
         Self::Expired,
         Self::OutcomeUnknown,
         Self::AuditBacklog,
+        Self::Deleted,
     ];
 
     /// The word users see, as in `kubectl get ec`.
@@ -104,6 +107,7 @@ impl Reason {
             Self::Expired => "Expired",
             Self::OutcomeUnknown => "OutcomeUnknown",
             Self::AuditBacklog => "AuditBacklog",
+            Self::Deleted => "Deleted",
         }
     }
 }

@@ -258,6 +258,41 @@ async fn deleted_while_its_secret_cannot_be_written_what_was_minted_is_revoked_a
 }
 
 #[tokio::test]
+async fn audit_says_why_a_token_was_released_and_revoked() {
+    let case = provisioning().await;
+    let (chronicle, field) = chronicle(&case).await;
+    case.patch_connection(json!({"spec": field})).await;
+    for name in ["deleted", "forbidden"] {
+        case.issued(name, json!({"type": "cloudflare_workers_deploy", "purpose": name}))
+            .await;
+    }
+    case.delete("deleted").await;
+    let allowed = json!([{"namespaces": [case.namespace], "services": ["*"], "purposes": ["deleted"], "repos": ["*"], "types": ["*"]}]);
+    case.patch_connection(json!({"spec": {"access": allowed}})).await;
+    let told = wait_for("all events", || async {
+        let mut told: Vec<(String, String, String)> = Vec::new();
+        for entry in chronicle.entries() {
+            let text = |field: &str| entry.data[field].as_str().unwrap_or_default().to_owned();
+            told.push((text("purpose"), entry.event_type.clone(), text("reason")));
+        }
+        told.retain(|(_, event, _)| event != "credential.provisioned");
+        told.sort();
+        (told.len() >= 4).then_some(told)
+    })
+    .await;
+    let row = |purpose: &str, event: &str, reason: &str| (purpose.to_owned(), event.to_owned(), reason.to_owned());
+    assert_eq!(
+        told,
+        [
+            row("deleted", "credential.released", "Deleted"),
+            row("deleted", "credential.revoked", "Deleted"),
+            row("forbidden", "credential.released", "NotPermitted"),
+            row("forbidden", "credential.revoked", "NotPermitted"),
+        ]
+    );
+}
+
+#[tokio::test]
 async fn a_deleted_credential_that_a_finalizer_keeps_gives_up_its_secret_and_its_token_at_once() {
     let case = provisioning().await;
     case.issued("a", json!({"type": "cloudflare_workers_deploy"})).await;

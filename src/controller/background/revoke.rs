@@ -248,7 +248,7 @@ fn event(journal: &mut Journal, owed: &Revocation, done: bool, deliver: bool, no
         revision: owed.revision,
     };
     let (kind, reason) = if done {
-        (EventType::Revoked, Reason::Rotated)
+        (EventType::Revoked, owed.why)
     } else {
         (EventType::Failed, Reason::BrokerUnavailable)
     };

@@ -66,7 +66,7 @@ impl Context {
             let revoked = self
                 .scheduler(&other)
                 .journal
-                .commit(move |j, now| j.revoke_all(&gone, now))
+                .commit(move |j, now| j.revoke_all(&gone, now, Reason::NotPermitted))
                 .await;
             if let Err(error) = revoked {
                 tracing::warn!(%error, "failed to bring revocations forward");
@@ -237,7 +237,7 @@ fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time)
         return Released::Gone(Vec::new());
     };
     if record.gone {
-        journal.revoke_all(uid, now);
+        journal.revoke_all(uid, now, Reason::Deleted);
         // What is left of it waits for its revocations.
         return if journal.prune(uid) {
             Released::Gone(Vec::new())
@@ -271,7 +271,7 @@ fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time)
         ),
     });
     let live = record.live.as_ref().map(|live| {
-        event(EventType::Released, Reason::Issued, &live.request, live.revision).token(live.ends_at, &live.token_ids)
+        event(EventType::Released, Reason::Deleted, &live.request, live.revision).token(live.ends_at, &live.token_ids)
     });
     let events = lost.into_iter().chain(live).collect::<Vec<_>>();
     let events = events.into_iter().map(|e| journal.record_event(uid, e)).collect();

@@ -95,9 +95,9 @@ pub(crate) async fn act(
                 // An expired token has no life left to revoke, but its broker may not agree.
                 let released = journal.live_of(&uid).is_some();
                 if why == Reason::NotPermitted {
-                    journal.revoke_all(&uid, now);
+                    journal.revoke_all(&uid, now, why);
                 } else {
-                    journal.release(&uid, now);
+                    journal.release(&uid, now, why);
                 }
                 journal.edit(&uid, |record| record.expired = why == Reason::Expired);
                 released

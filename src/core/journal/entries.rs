@@ -418,6 +418,9 @@ pub struct Revocation {
     pub endpoint: EndpointRef,
     /// Revision of the token.
     pub revision: u64,
+    /// Why it is to be revoked: `Rotated`, `Expired`, `Deleted`, `NotPermitted`, or `SecretRefused` where it was never in a
+    /// Secret.
+    pub why: Reason,
     /// That it cannot be done has been recorded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub told: bool,

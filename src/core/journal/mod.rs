@@ -18,7 +18,7 @@ use chrono::TimeDelta;
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
-use crate::api::RateScope;
+use crate::api::{RateScope, Reason};
 use crate::core::Time;
 use crate::core::audit::AuditEvent;
 use crate::core::ids::Uid;
@@ -312,13 +312,17 @@ impl Journal {
                 self.throttle.count = 0;
                 self.unauthorized = None;
                 if let Some(old) = old {
-                    self.enqueue_revocation(&old.pending_revocation(uid), old.ends_at);
+                    self.enqueue_revocation(&old.pending_revocation(uid), old.ends_at, Reason::Rotated);
                 }
             }
             Outcome::Failed { failure, .. } => {
                 record.failure = Some(failure);
                 if let Some(minted) = &claim.minted {
-                    self.enqueue_revocation(&claim.pending_revocation(uid, &minted.token_ids), now);
+                    self.enqueue_revocation(
+                        &claim.pending_revocation(uid, &minted.token_ids),
+                        now,
+                        Reason::SecretRefused,
+                    );
                 }
             }
         }

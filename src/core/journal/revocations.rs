@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::entries::PendingRevocation;
 use super::{ActiveToken, Claim, Journal, Revocation};
+use crate::api::Reason;
 use crate::core::Time;
 
 impl Journal {
@@ -13,7 +14,7 @@ impl Journal {
         if self.live_of(uid).is_some_and(|l| l.claim == claim.id) {
             return;
         }
-        self.enqueue_revocation(&claim.pending_revocation(uid, token_ids), now);
+        self.enqueue_revocation(&claim.pending_revocation(uid, token_ids), now, Reason::SecretRefused);
     }
 
     /// A revocation is done, or can never be: it is not owed any more. Returns what it was.
@@ -31,7 +32,7 @@ impl Journal {
     /// that is revoked nothing remains here. True where nothing does already.
     pub fn supersede(&mut self, uid: &str) -> bool {
         if let Some(end) = self.live_of(uid).map(|l| l.ends_at) {
-            self.release(uid, end);
+            self.release(uid, end, Reason::Rotated);
         }
         if self.pending(uid).is_some() {
             return false;
@@ -65,17 +66,17 @@ impl Journal {
         done
     }
 
-    /// Forgets the live token of `uid` and owes its revocation from `due` on.
-    pub fn release(&mut self, uid: &str, due: Time) -> Option<ActiveToken> {
+    /// Forgets the live token of `uid` and owes its revocation from `due` on; `why` is what its audit event will say.
+    pub fn release(&mut self, uid: &str, due: Time, why: Reason) -> Option<ActiveToken> {
         self.live_of(uid)?;
         let live = self.edit(uid, |record| record.live.take())??;
-        self.enqueue_revocation(&live.pending_revocation(uid), due);
+        self.enqueue_revocation(&live.pending_revocation(uid), due, why);
         Some(live)
     }
 
     /// Revokes all tokens of `uid` at once, older ones that still had their time too.
-    pub fn revoke_all(&mut self, uid: &str, now: Time) {
-        self.release(uid, now);
+    pub fn revoke_all(&mut self, uid: &str, now: Time, why: Reason) {
+        self.release(uid, now, why);
         let later: Vec<Arc<str>> = self
             .owed_of(uid)
             .filter(|owed| owed.due > now)
@@ -83,23 +84,27 @@ impl Journal {
             .collect();
         for id in later {
             if let Some(owed) = self.revocations.get_mut(&(uid.into(), id)) {
-                Arc::make_mut(owed).due = now;
+                let owed = Arc::make_mut(owed);
+                (owed.due, owed.why) = (now, why);
             }
         }
     }
 
     /// A credential is deleted; what it holds is revoked at once. True where nothing of it remains.
     pub fn forget(&mut self, uid: &str, now: Time) -> bool {
-        self.revoke_all(uid, now);
+        self.revoke_all(uid, now, Reason::Deleted);
         self.mark_gone(uid);
         self.prune(uid)
     }
 
-    pub(super) fn enqueue_revocation(&mut self, pending_revocation: &PendingRevocation<'_>, due: Time) {
+    pub(super) fn enqueue_revocation(&mut self, pending_revocation: &PendingRevocation<'_>, due: Time, why: Reason) {
         for id in pending_revocation.token_ids {
             let key = (pending_revocation.uid.into(), Arc::from(id.as_str()));
             match self.revocations.get_mut(&key) {
-                Some(known) if known.due > due => Arc::make_mut(known).due = due,
+                Some(known) if known.due > due => {
+                    let known = Arc::make_mut(known);
+                    (known.due, known.why) = (due, why);
+                }
                 Some(_) => {}
                 None => {
                     let owed = Revocation {
@@ -109,6 +114,7 @@ impl Journal {
                         request: pending_revocation.request.clone(),
                         endpoint: pending_revocation.endpoint.clone(),
                         revision: pending_revocation.revision,
+                        why,
                         told: false,
                     };
                     self.revocations.insert(key, Arc::new(owed));

@@ -110,7 +110,7 @@ impl Model {
                     journal.withdraw(&uid(i), &id);
                 }
             }
-            Event::Released(i) => drop(journal.release(&uid(i), now)),
+            Event::Released(i) => drop(journal.release(&uid(i), now, crate::api::Reason::Expired)),
             Event::Forgotten(i) => drop(journal.forget(&uid(i), now)),
             Event::Foreign(i, life) => {
                 let held = life.map(|life| held(&namespace(i, 3), now, now + s(life)));

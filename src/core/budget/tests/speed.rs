@@ -199,7 +199,7 @@ fn a_journal_of_ten_thousand_is_followed_and_checked() {
     let (_, first) = timed("from scratch", || {
         follower.decide(&Arc::new(journal.clone()), &terms, t(2500))
     });
-    journal.release("u00000", t(2500));
+    journal.release("u00000", t(2500), Reason::Expired);
     journal.attempts.pop();
     let after = Arc::new(journal);
     let ((decision, _), next) = timed("one commit later", || follower.decide(&after, &terms, t(2501)));

@@ -266,7 +266,7 @@ fn apply(journal: &mut Journal, op: &Op, number: usize, now: Time) {
             }
         }
         Op::Release(who) => {
-            journal.release(&uid(*who), now);
+            journal.release(&uid(*who), now, Reason::Expired);
         }
         Op::Forget(who) => {
             journal.give_up(&uid(*who), now);

@@ -221,7 +221,7 @@ impl World {
                     self.tell(|j, now| {
                         let due = j.live_of(UID).map(|l| l.ends_at);
                         let released = reason != Reason::Expired || due.is_some_and(|at| at <= now);
-                        released && j.release(UID, now).is_some()
+                        released && j.release(UID, now, Reason::Expired).is_some()
                     });
                 }
                 Action::Adopt => {
