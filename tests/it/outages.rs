@@ -1,5 +1,8 @@
 //! A ChittyConnect that does not answer: what is spent on it, what is told, and how it ends.
 
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use testbed::chittyconnect::{Canned, Match};
 
@@ -80,4 +83,31 @@ async fn while_nothing_is_answered_one_tries_for_all_and_an_answer_lets_all_go_o
         case.until_ready_is(name, "True", "Issued").await;
     }
     until_available_is(&case, "True").await;
+}
+
+#[tokio::test]
+async fn a_leader_that_lost_the_lease_and_won_it_again_learns_that_requests_can_be_sent_again() {
+    let world = World::start("outages").await;
+    let case = Setup::within(world, generous()).case().await;
+    case.broker.go_down().unwrap();
+    case.apply("a", json!({})).await;
+    case.until_ready_is("a", "False", "BrokerUnavailable").await;
+    let leases: Api<Lease> = Api::namespaced(case.client.clone(), SYSTEM);
+    let holder = || async {
+        let lease = leases.get("chittyconnect-operator").await.unwrap();
+        lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default()
+    };
+    let before = holder().await;
+    let taken = json!({"spec": {"holderIdentity": "another", "leaseDurationSeconds": 5}});
+    leases
+        .patch("chittyconnect-operator", &PatchParams::default(), &Patch::Merge(&taken))
+        .await
+        .unwrap();
+    wait_for("the Lease to be won again", || async {
+        (holder().await == before).then_some(())
+    })
+    .await;
+    case.broker.come_back().unwrap();
+    case.until_ready_is("a", "True", "Issued").await;
+    assert_eq!(case.posts(), 1);
 }

@@ -1,6 +1,6 @@
 //! Whether the broker behind a connection answers: noted after each request, and told to all who wait.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::api::Reason;
 use crate::broker::{Refusal, Sent};
@@ -9,6 +9,7 @@ use crate::core::journal::Scope;
 use crate::core::outage::{Asker, is_no_answer};
 
 use crate::controller::mint::prepare::Prepared;
+use crate::controller::state::caches::Caches;
 use crate::controller::state::connections::Usable;
 use crate::controller::state::context::Context;
 
@@ -33,8 +34,15 @@ pub(crate) fn note(context: &Arc<Context>, scope: &Scope, p: &Prepared, refusal:
             if usable.gate.lock().unreachable(&refusal.message, now) {
                 tracing::warn!(connection, "{}; tried every few seconds", refusal.message);
                 context.tell_line(connection);
-                let checking = check(Arc::clone(context), Arc::clone(usable), connection.clone());
-                context.spawn("check of a connection", checking);
+                let news = Arc::downgrade(context);
+                let checking = check(
+                    Arc::clone(&context.caches),
+                    news,
+                    Arc::clone(usable),
+                    connection.clone(),
+                );
+                // What is known of a connection outlasts a term, and so does this.
+                context.supervisor.see_through("check of a connection", checking);
             }
         }
         Some(refusal) => {
@@ -58,25 +66,22 @@ pub(crate) fn note(context: &Arc<Context>, scope: &Scope, p: &Prepared, refusal:
 }
 
 /// Asks for a connection until there is one: that costs nothing.
-async fn check(context: Arc<Context>, usable: Arc<Usable>, connection: String) {
+async fn check(caches: Arc<Caches>, news: Weak<Context>, usable: Arc<Usable>, connection: String) {
     let mut next = usable.gate.lock().next_check();
     while let Some(at) = next {
-        tokio::time::sleep((at - context.now()).to_std().unwrap_or_default()).await;
-        let current = context
-            .caches
-            .connections
-            .get(&connection)
-            .and_then(|r| r.usable.ok())
-            .is_some_and(|current| Arc::ptr_eq(&current, &usable));
-        if !current {
+        tokio::time::sleep((at - caches.cluster.now()).to_std().unwrap_or_default()).await;
+        let current = caches.connections.get(&connection).and_then(|r| r.usable.ok());
+        if !current.is_some_and(|current| Arc::ptr_eq(&current, &usable)) {
             // It is another one by now, and nothing is known of that.
             return;
         }
         let reached = usable.broker.reach().await;
-        next = usable.gate.lock().checked(reached, context.now());
+        next = usable.gate.lock().checked(reached, caches.cluster.now());
     }
     tracing::info!(connection, "ChittyConnect can be reached again");
-    context.tell_line(&connection);
+    if let Some(context) = news.upgrade() {
+        context.tell_line(&connection);
+    }
 }
 
 impl Context {
