@@ -7,7 +7,7 @@ mod connection;
 mod credential;
 mod reason;
 
-pub use condition::{ConditionType, condition};
+pub use condition::{ConditionType, condition, unchanged_since};
 pub use connection::{
     AccessRule, Audit, Auth, BrokerApi, ChittyConnection, ChittyConnectionSpec, ChittyConnectionStatus, Chronicle,
     HeldBy, KeyRef, NameRef, ProxySpec, RateLimit, RateScope, ScopeUsage, ThroughConnect,

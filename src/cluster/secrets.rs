@@ -12,6 +12,7 @@ use zeroize::Zeroize;
 use super::{Cluster, Error, bounded};
 use crate::api::{EXPIRES_AT_ANNOTATION, EphemeralCredential, MANAGED_BY_LABEL, MANAGER, SEAL_ANNOTATION, SecretType};
 use crate::core::audit::Subject;
+use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, RequestFacts};
 use crate::core::plan::{Content, SecretState};
 use crate::core::render::{Data, fingerprint};
@@ -29,6 +30,12 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// What it is called.
+    #[must_use]
+    pub fn object_name(&self) -> ObjectName {
+        ObjectName::new(self.namespace.as_str(), self.name.as_str())
+    }
+
     /// What an audit event about this request of it is about.
     #[must_use]
     pub fn subject<'a>(&'a self, request: &'a RequestFacts, revision: u64) -> Subject<'a> {

@@ -248,7 +248,7 @@ fn the_controller_may_do_this_and_no_more() {
             "chittyconnections : get list watch",
             "chittyconnections/status : patch",
             "ephemeralcredentials : get list watch",
-            "ephemeralcredentials/status : patch",
+            "ephemeralcredentials/status : update",
             "events : create",
             "namespaces : get list watch",
             "secrets : get list watch create update delete",

@@ -12,6 +12,7 @@ use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::{InspectedSecret, Owner};
 use crate::controller::state::context::{CachedInspection, Context};
+use crate::controller::state::credentials::Seen;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Claim, Record, Scope, metadata_digest};
 use crate::core::plan::{Connection, Observed, SecretState};
@@ -45,10 +46,8 @@ pub(crate) struct Snapshot {
     pub(crate) deliver: bool,
 }
 
-pub(crate) async fn observe(
-    credential: &EphemeralCredential,
-    context: &Arc<Context>,
-) -> Result<Option<Snapshot>, ReconcileError> {
+pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Option<Snapshot>, ReconcileError> {
+    let credential = &seen.credential;
     let owner = Owner {
         namespace: credential.namespace().unwrap_or_default(),
         name: credential.name_any(),
@@ -110,7 +109,7 @@ pub(crate) async fn observe(
     {
         return Ok(None);
     }
-    let (seen, unconfirmed) = look(context, &owner, desired.as_ref().ok(), record.as_ref(), claim.as_ref()).await?;
+    let (secrets, unconfirmed) = look(context, &owner, desired.as_ref().ok(), record.as_ref(), claim.as_ref()).await?;
     let waiting = scope.as_ref().and_then(|s| context.scheduler(s).verdict(&owner.uid));
     let unprepared = {
         let mut all = context.unprepared.lock();
@@ -132,13 +131,16 @@ pub(crate) async fn observe(
         desired,
         permitted,
         connection,
-        secrets: seen.iter().map(|(name, s)| (name.clone(), s.state.clone())).collect(),
+        secrets: secrets
+            .iter()
+            .map(|(name, s)| (name.clone(), s.state.clone()))
+            .collect(),
         record,
         claim,
         held_up: working.clone().flatten(),
         working: working.is_some(),
         journal_unavailable,
-        told: context.told_of(&owner, credential),
+        told: context.told_of(&owner, &seen.told),
         holder: context.identity.clone(),
         waiting,
         unprepared,
@@ -147,7 +149,7 @@ pub(crate) async fn observe(
     Ok(Some(Snapshot {
         observed,
         owner,
-        seen,
+        seen: secrets,
         unconfirmed,
         scope,
         owning_scope,

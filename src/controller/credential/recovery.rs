@@ -6,7 +6,6 @@ use crate::api::{EphemeralCredential, Reason};
 use crate::controller::mint::execute::look_for_orphans;
 use crate::controller::state::context::Context;
 use crate::core::audit::{AuditEvent, EventType};
-use crate::core::ids::ObjectName;
 use crate::core::journal::{Failure, Outcome};
 use crate::core::plan::SecretState;
 use crate::core::schedule::{Bounds, Try, retry_at, runway};
@@ -164,7 +163,7 @@ pub(crate) async fn rebuild(context: &Arc<Context>, snapshot: &Snapshot) -> Resu
             journal.adopt_lost(&owner.uid, name, live.clone(), now);
         })
         .await?;
-    let name = ObjectName::new(snapshot.owner.namespace.as_str(), snapshot.owner.name.as_str());
+    let name = snapshot.owner.object_name();
     context.index.lock().add_record(&snapshot.owner.uid, &name, scope);
     tracing::warn!(
         namespace = %snapshot.owner.namespace,

@@ -115,7 +115,7 @@ impl BudgetScheduler {
     /// Looks at all who ask by `connection` anew: there is news of it.
     pub fn tell_line(&self, context: &Context, connection: &str) {
         for name in self.queue.lock().line(connection) {
-            context.trigger(&name.namespace, &name.name);
+            context.trigger(&name);
         }
         self.wake();
     }
@@ -213,7 +213,7 @@ impl BudgetScheduler {
         *self.usage.lock() = selection.usage;
         let (news, soon) = self.queue.lock().tell(&follower.budget, selection.front, now);
         for name in news {
-            context.trigger(&name.namespace, &name.name);
+            context.trigger(&name);
         }
         let more = soon.then(|| now + TELL_ON);
         (decision, selection.wake.into_iter().chain(more).min())
@@ -230,7 +230,7 @@ impl BudgetScheduler {
             let Some(entry) = queue.get(uid.as_str()) else { continue };
             if working.contains_key(uid.as_str()) || !is_untouched(journal, uid.as_str(), entry.seq) {
                 follower.budget.set_aside(uid, now + REST);
-                context.trigger(&entry.demand.name.namespace, &entry.demand.name.name);
+                context.trigger(&entry.demand.name);
                 continue;
             }
             let past_half = follower.budget.half_of_runway(uid).is_some_and(|half| half <= now);
@@ -277,7 +277,7 @@ impl BudgetScheduler {
                         context.unprepared.lock().insert(uid, (problem, until, generation));
                     }
                 }
-                context.trigger(&entry.demand.name.namespace, &entry.demand.name.name);
+                context.trigger(&entry.demand.name);
                 None
             })
             .collect()
@@ -298,7 +298,7 @@ impl BudgetScheduler {
             let mut index = context.index.lock();
             for (_, p) in &prepared {
                 working.insert(p.owner.uid.clone(), None);
-                let name = ObjectName::new(p.owner.namespace.as_str(), p.owner.name.as_str());
+                let name = p.owner.object_name();
                 index.add_record(&p.owner.uid, &name, &self.scope);
             }
         }
@@ -504,7 +504,7 @@ fn ask(context: &Context, scope: &Scope, entry: &QueueEntry, past_half: bool, no
 async fn probe(context: Arc<Context>, usable: Arc<Usable>, connection: String) {
     if matches!(usable.broker.probe(context.now()).await, Ok(Probe::Accepted)) {
         context.accepted(&usable.key_digest).await;
-        context.trigger_where(|c| c.spec.connection == connection);
+        context.trigger_where(|_, facts| *facts.connection == *connection);
         for scheduler in context.scopes.lock().values() {
             scheduler.wake();
         }

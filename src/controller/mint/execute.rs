@@ -52,7 +52,7 @@ pub(crate) async fn mint(
         }
     }
     context.working.lock().remove(&uid);
-    context.trigger(&p.owner.namespace, &p.owner.name);
+    context.trigger(&p.owner.object_name());
     context.scheduler(scope).wake();
 }
 
@@ -236,7 +236,7 @@ pub(crate) async fn fail(
             .lock()
             .insert(p.usable.key_digest.clone(), probe_at);
         let connection = p.desired.connection.clone();
-        context.trigger_where(|c| c.spec.connection == connection);
+        context.trigger_where(|_, facts| *facts.connection == *connection);
     }
     if let Some(Some(event)) = event {
         context.log_event(&event);

@@ -258,7 +258,7 @@ async fn write_all(
             if is_gone(context, owner).await {
                 return Err(Published::Dropped);
             }
-            if let Some(blocked) = is_forbidden(context, owner) {
+            if let Some(blocked) = is_forbidden(context, owner).await {
                 return Err(Published::No(blocked));
             }
             notify(context, owner, problem);
@@ -289,9 +289,8 @@ async fn why(context: &Context, owner: &Owner, secret: &Ready<'_>, error: &Error
 }
 
 /// Permission that was withdrawn while the publication was held up: the token is not to be had any more.
-fn is_forbidden(context: &Context, owner: &Owner) -> Option<Problem> {
-    let at = ObjectRef::new(&owner.name).within(&owner.namespace);
-    let credential = context.caches.credentials.get(&at)?;
+async fn is_forbidden(context: &Context, owner: &Owner) -> Option<Problem> {
+    let credential = context.credential(&owner.object_name()).await.ok()??.credential;
     let namespace = context.caches.namespaces.get(&ObjectRef::new(&owner.namespace))?;
     let resolved = context.caches.connections.get(&credential.spec.connection)?;
     let labels = namespace.metadata.labels.clone().unwrap_or_default();
@@ -310,7 +309,7 @@ fn notify(context: &Context, owner: &Owner, problem: Problem) {
     if let Some(entry) = context.working.lock().get_mut(&owner.uid) {
         *entry = Some(problem);
     }
-    context.trigger(&owner.namespace, &owner.name);
+    context.trigger(&owner.object_name());
 }
 
 async fn is_gone(context: &Context, owner: &Owner) -> bool {

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::api::{
     BrokerApi, ChittyConnection, ChittyConnectionStatus, ConditionType, DEFAULT_HOST, HeldBy, KeyRef, NameRef,
-    ProxySpec, RateScope, Reason, condition,
+    ProxySpec, RateScope, Reason, condition, unchanged_since,
 };
 use crate::broker::{Api, Broker, Endpoint, Proxy};
 use crate::chronicle::{Chronicle, Form};
@@ -115,7 +115,8 @@ impl Resolved {
         };
         let (kind, generation) = (ConditionType::Available, self.connection.metadata.generation);
         let answers = gate.answers()?;
-        Some(condition(kind, answers, reason, &message, generation, previous, now))
+        let since = unchanged_since(previous, kind, answers);
+        Some(condition(kind, answers, reason, &message, generation, since, now))
     }
 
     fn ready(&self, previous: &[Condition], now: Time) -> Condition {
@@ -134,7 +135,8 @@ impl Resolved {
             Err(problem) => (false, problem.reason.as_str(), problem.message.clone()),
         };
         let generation = self.connection.metadata.generation;
-        condition(ConditionType::Ready, ready, reason, &message, generation, previous, now)
+        let since = unchanged_since(previous, ConditionType::Ready, ready);
+        condition(ConditionType::Ready, ready, reason, &message, generation, since, now)
     }
 }
 

@@ -5,6 +5,8 @@ pub mod changes;
 pub mod connections;
 pub mod context;
 pub mod credential_index;
+pub mod credentials;
 pub mod secret_index;
 pub mod shared;
 pub mod watches;
+pub mod work_queue;

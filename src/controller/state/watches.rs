@@ -26,6 +26,9 @@ use crate::controller::state::secret_index::{Listed, OwnedBy};
 use crate::controller::supervisor::Supervisor;
 use crate::core::ids::ObjectName;
 
+/// How many objects one answer to a list has: while it is read, it takes ten times its length.
+const LISTED_AT_ONCE: u32 = 100;
+
 /// A watch that one malformed object cannot stall: it is skipped, and said so.
 pub fn tolerant<K>(
     events: impl Stream<Item = Result<Event<DeserializeGuard<K>>, WatchError>> + Send,
@@ -92,8 +95,7 @@ pub fn start(
         caches: Arc::clone(caches),
         term: Arc::clone(term),
     };
-    let credentials = watch_credentials(feed.clone(), writers.credentials);
-    supervisor.spawn("watch of credentials", stop, credentials);
+    supervisor.spawn("watch of credentials", stop, watch_credentials(feed.clone()));
     let connections = watch_connections(feed.clone(), writers.connections, news.clone());
     supervisor.spawn("watch of connections", stop, connections);
     supervisor.spawn("watch of keys", stop, watch_keys::<Secret>(feed.clone(), news.clone()));
@@ -129,7 +131,7 @@ pub async fn await_synced(caches: &Caches) {
     // These fail only when the process ends.
     let _ = caches.connection_store.wait_until_ready().await;
     let _ = caches.namespaces.wait_until_ready().await;
-    let _ = caches.credentials.wait_until_ready().await;
+    caches.credentials.wait_until_synced().await;
     while !caches.secrets.lock().synced() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -137,27 +139,34 @@ pub async fn await_synced(caches: &Caches) {
     caches.connections.refresh(&caches.cluster, &caches.seal, all).await;
 }
 
-async fn watch_credentials(feed: Feed, writer: Writer<EphemeralCredential>) {
+async fn watch_credentials(feed: Feed) {
     let api: Api<DeserializeGuard<EphemeralCredential>> = Api::all(feed.caches.cluster.client.clone());
-    let mut known = Changes::default();
-    tolerant(watcher::watcher(api, watcher::Config::default()))
-        .default_backoff()
-        .modify(|credential| trim(&mut credential.metadata))
-        .reflect(writer)
-        .for_each(|event| {
-            note(&event, "credentials");
-            if let Ok(event) = &event {
-                // Our own status writes are no news; a new rotate annotation is.
-                let changed = known.after(event, |c| (c.metadata.generation, c.metadata.annotations.clone()));
-                feed.tell(|context| {
-                    for at in &changed {
-                        context.trigger(&at.namespace, &at.name);
-                    }
-                });
+    let config = watcher::Config::default().page_size(LISTED_AT_ONCE);
+    let mut events = Box::pin(tolerant(watcher::watcher(api, config)).default_backoff());
+    let mut listed: HashSet<ObjectName> = HashSet::new();
+    let known = &feed.caches.credentials;
+    while let Some(event) = events.next().await {
+        note(&event, "credentials");
+        let Ok(event) = event else { continue };
+        let changed: Vec<ObjectName> = match event {
+            Event::Init => {
+                listed.clear();
+                Vec::new()
             }
-            std::future::ready(())
-        })
-        .await;
+            Event::InitApply(credential) => {
+                listed.insert(name_of(&credential));
+                known.put(credential).into_iter().collect()
+            }
+            Event::InitDone => known.retain(&std::mem::take(&mut listed)),
+            Event::Apply(credential) => known.put(credential).into_iter().collect(),
+            Event::Delete(credential) => {
+                let name = name_of(&credential);
+                known.remove(&name, credential.metadata.uid.as_deref().unwrap_or_default());
+                vec![name]
+            }
+        };
+        feed.tell(|context| changed.iter().for_each(|name| context.trigger(name)));
+    }
 }
 
 /// Drops what takes room and is never read.
@@ -233,7 +242,7 @@ async fn refresh(feed: Feed, mut changes: mpsc::UnboundedReceiver<()>) {
             .any(|r| r.usable.is_err() || r.held.is_err());
         if !renewed.is_empty() {
             feed.tell(|context| {
-                context.trigger_where(|c| renewed.contains(&c.spec.connection));
+                context.trigger_where(|_, facts| renewed.iter().any(|name| **name == *facts.connection));
                 for scheduler in context.scopes.lock().values() {
                     scheduler.wake();
                 }
@@ -257,10 +266,10 @@ async fn watch_namespaces(feed: Feed, writer: Writer<PartialObjectMeta<Namespace
             if let Ok(event) = &event {
                 // Labels decide who may ask for what.
                 let changed = known.after(event, |n| n.metadata.labels.clone());
-                let changed: HashSet<String> = changed.into_iter().map(|at| at.name.to_string()).collect();
+                let changed: HashSet<Arc<str>> = changed.into_iter().map(|at| at.name).collect();
                 if !changed.is_empty() {
                     feed.tell(|context| {
-                        context.trigger_where(|c| c.namespace().is_some_and(|n| changed.contains(&n)));
+                        context.trigger_where(|name, _| changed.contains(&name.namespace));
                     });
                 }
             }
@@ -272,7 +281,9 @@ async fn watch_namespaces(feed: Feed, writer: Writer<PartialObjectMeta<Namespace
 /// Managed Secrets: who owns them and in which version, never what is in them.
 async fn watch_secrets(feed: Feed) {
     let api: Api<PartialObjectMeta<Secret>> = Api::all(feed.caches.cluster.client.clone());
-    let config = watcher::Config::default().labels(&managed_selector());
+    let config = watcher::Config::default()
+        .labels(&managed_selector())
+        .page_size(LISTED_AT_ONCE);
     let mut stale: HashSet<ObjectName> = HashSet::new();
     let mut events = Box::pin(watcher::watcher(api, config).default_backoff());
     while let Some(event) = events.next().await {
@@ -313,7 +324,7 @@ fn insert(feed: &Feed, secret: &PartialObjectMeta<Secret>) {
     let touched = feed.caches.secrets.lock().insert(at.clone(), owner, listed);
     feed.tell(|context| {
         for name in &touched {
-            context.trigger(&at.namespace, name);
+            context.trigger(&ObjectName::new(Arc::clone(&at.namespace), Arc::clone(name)));
         }
     });
 }
@@ -330,7 +341,7 @@ fn remove(feed: &Feed, at: &ObjectName) {
     }
     feed.tell(|context| {
         for name in &touched {
-            context.trigger(&at.namespace, name);
+            context.trigger(&ObjectName::new(Arc::clone(&at.namespace), Arc::clone(name)));
         }
     });
 }
