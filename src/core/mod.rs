@@ -6,6 +6,7 @@ pub mod access;
 pub mod audit;
 pub mod budget;
 pub mod clock;
+pub mod failure;
 pub mod hold;
 pub mod ids;
 pub mod journal;
