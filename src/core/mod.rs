@@ -7,6 +7,8 @@ pub mod audit;
 pub mod budget;
 pub mod clock;
 pub mod failure;
+#[cfg(test)]
+mod fuzz;
 pub mod hold;
 pub mod ids;
 pub mod journal;

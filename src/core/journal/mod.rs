@@ -4,6 +4,7 @@
 //! every credential holds, what is owed (revocations, audit) and what was refused. It is committed
 //! by compare-and-swap; whoever commits decides on the state it commits to.
 
+mod bounds;
 mod entries;
 pub mod pages;
 mod revocations;
