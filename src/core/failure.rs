@@ -85,9 +85,11 @@ pub fn failure(journal: &Journal, uid: &str, claim: &Claim, refused: &Refused, p
         timeout: pace.timeout,
         live,
     };
+    let is_past_half = live.is_some_and(|(ends_at, runway)| ends_at - runway / 2 <= now);
     let retry_at = match refused.reason {
         // The scope, or the connection, says when; the credential itself may ask as soon as they do.
-        Reason::RateLimited | Reason::Unauthorized => Some(now),
+        Reason::Unauthorized => Some(now),
+        Reason::RateLimited if !is_past_half => Some(now),
         _ => retry_at(failed, bounds, uid, now),
     };
     Failure {
@@ -103,12 +105,12 @@ pub fn failure(journal: &Journal, uid: &str, claim: &Claim, refused: &Refused, p
     }
 }
 
-/// What a 429 does to its scope.
+/// What a 429 does to its scope. Where the server names no time the wait doubles each time that the one before was in vain;
+/// what it answers to requests that were made while one was on is no news.
 fn throttle(journal: &mut Journal, refused: &Refused, asked: &Asked, now: Time) {
     if refused.reason != Reason::RateLimited {
         return;
     }
-    journal.throttle.count = journal.throttle.count.saturating_add(1);
     let advised = refused
         .retry_after
         .map(|wait| wait.clamp(TimeDelta::seconds(1), LONGEST_ADVICE));
@@ -116,7 +118,97 @@ fn throttle(journal: &mut Journal, refused: &Refused, asked: &Asked, now: Time) 
     if refused.own_limit {
         budget::learn(journal, &asked.limits, now);
     }
-    let wait = advised.unwrap_or_else(|| unadvised_block(journal.throttle.count, asked.pace.window));
-    let until = now + wait;
-    journal.throttle.blocked_until = Some(journal.throttle.blocked_until.map_or(until, |at| at.max(until)));
+    let throttle = &mut journal.throttle;
+    let on = throttle.blocked_until.filter(|at| *at > now);
+    if on.is_none() {
+        throttle.count = throttle.count.saturating_add(1);
+    }
+    let until = match advised {
+        Some(wait) => on.filter(|_| !throttle.guessed).max(Some(now + wait)),
+        None => on.or_else(|| Some(now + unadvised_block(throttle.count, asked.pace.window))),
+    };
+    throttle.guessed = advised.is_none() && (on.is_none() || throttle.guessed);
+    throttle.blocked_until = until;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::journal::MintReason;
+    use crate::core::journal::tests_support::{claim, live, scope};
+    use crate::core::testing::{s, t};
+
+    fn limited(retry_after: Option<i64>) -> Refused {
+        Refused {
+            reason: Reason::RateLimited,
+            message: String::new(),
+            counted: true,
+            retry_after: retry_after.map(s),
+            own_limit: false,
+        }
+    }
+
+    fn asked() -> Asked {
+        Asked {
+            key: String::new(),
+            limits: Vec::new(),
+            pace: Pace {
+                window: s(3600),
+                timeout: s(10),
+                renew_before: None,
+            },
+        }
+    }
+
+    /// One request of `uid` at `at`, refused a second later.
+    fn refuse(journal: &mut Journal, uid: &str, at: i64, retry_after: Option<i64>) {
+        let claim = claim(uid, "n", MintReason::Renewal, t(at), usize::try_from(at).unwrap());
+        journal.compact(t(at));
+        journal.claim(uid, claim.clone(), s(3600));
+        assert!(fail(journal, uid, &claim, &limited(retry_after), &asked(), t(at + 1)));
+    }
+
+    #[test]
+    fn a_wait_that_nobody_asked_for_doubles_once_each_time_it_was_in_vain_however_many_were_refused_at_once() {
+        let mut journal = Journal::new(scope());
+        for uid in ["a", "b", "c"] {
+            refuse(&mut journal, uid, 0, None);
+        }
+        assert_eq!(journal.throttle.blocked_until, Some(t(61)));
+        refuse(&mut journal, "d", 30, None);
+        assert_eq!(
+            journal.throttle.blocked_until,
+            Some(t(61)),
+            "asked for its own try meanwhile"
+        );
+        refuse(&mut journal, "a", 61, None);
+        assert_eq!(journal.throttle.blocked_until, Some(t(62 + 120)));
+        assert!(journal.throttle.guessed);
+    }
+
+    #[test]
+    fn what_the_server_asks_for_is_gone_by_and_told_apart_from_a_guess() {
+        let mut journal = Journal::new(scope());
+        refuse(&mut journal, "a", 0, None);
+        refuse(&mut journal, "b", 1, Some(10));
+        assert_eq!(journal.throttle.blocked_until, Some(t(12)));
+        assert!(!journal.throttle.guessed);
+        refuse(&mut journal, "c", 2, None);
+        assert_eq!(journal.throttle.blocked_until, Some(t(12)));
+        assert!(!journal.throttle.guessed);
+    }
+
+    #[test]
+    fn past_half_of_its_runway_a_credential_paces_itself_whoever_was_limited() {
+        let mut journal = Journal::new(scope());
+        let first = claim("a", "n", MintReason::First, t(0), 0);
+        journal.claim("a", first, s(3600));
+        let token = Outcome::Published(Box::new(live("claim-0", t(0), t(3600))));
+        assert!(journal.end("a", "claim-0", token, t(0)));
+        let retry_at = |journal: &Journal| journal.credentials["a"].failure.as_ref().unwrap().retry_at;
+        refuse(&mut journal, "a", 2500, None);
+        assert_eq!(retry_at(&journal), Some(t(2501)), "when the scope goes on");
+        refuse(&mut journal, "a", 3000, None);
+        assert!(retry_at(&journal) >= Some(t(3011)), "{:?}", retry_at(&journal));
+    }
 }

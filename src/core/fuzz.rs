@@ -116,6 +116,7 @@ fn stored() -> (Value, Vec<Value>) {
     });
     journal.throttle = Throttle {
         blocked_until: Some(t(2500)),
+        guessed: true,
         count: 2,
         learnt: Some((5, t(100))),
     };

@@ -473,7 +473,10 @@ pub struct Throttle {
     /// Nothing is asked before this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_until: Option<Time>,
-    /// 429s in a row.
+    /// The server named no time: so long is waited without having been asked to, and not past half of a runway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guessed: bool,
+    /// Waits in a row that ended with a 429.
     #[serde(default)]
     pub count: u32,
     /// A limit smaller than the configured one, and when it was learnt.

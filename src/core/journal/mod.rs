@@ -147,6 +147,7 @@ impl Journal {
         self.count_together(window);
         if self.throttle.blocked_until.is_some_and(|at| at <= now) {
             self.throttle.blocked_until = None;
+            self.throttle.guessed = false;
         }
         if self.lost_at.is_some_and(|at| at + LOSS_REMEMBERED <= now) {
             self.lost_at = None;
