@@ -6,6 +6,9 @@ pub mod access;
 pub mod audit;
 pub mod budget;
 pub mod clock;
+pub mod failure;
+#[cfg(test)]
+mod fuzz;
 pub mod hold;
 pub mod ids;
 pub mod journal;

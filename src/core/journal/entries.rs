@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::TimeDelta;
+use chrono::serde::ts_milliseconds;
 use litemap::LiteMap;
 use serde::{Deserialize, Serialize};
 
+use super::bounds;
 use crate::api::{BrokerApi, KeyRef, Reason};
 use crate::core::Time;
 use crate::core::ids::PageId;
@@ -40,7 +42,11 @@ impl MintReason {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     /// When it counts from: the answer, or the latest time one could have come.
-    #[serde(rename = "t", with = "chrono::serde::ts_milliseconds")]
+    #[serde(
+        rename = "t",
+        serialize_with = "ts_milliseconds::serialize",
+        deserialize_with = "bounds::moment"
+    )]
     pub at: Time,
     /// How many, where many are counted together.
     #[serde(rename = "c", default = "one", skip_serializing_if = "is_one")]
@@ -79,11 +85,12 @@ pub struct Claim {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page: Option<PageId>,
     /// When it was committed.
-    #[serde(with = "chrono::serde::ts_milliseconds")]
+    #[serde(serialize_with = "ts_milliseconds::serialize", deserialize_with = "bounds::moment")]
     pub at: Time,
     /// Identity of the process that holds it.
     pub holder: String,
     /// How long the holder waits for the answer, in seconds.
+    #[serde(deserialize_with = "bounds::span")]
     pub timeout_seconds: i64,
     /// Why.
     pub kind: MintReason,
@@ -100,16 +107,28 @@ pub struct Claim {
     /// Names of the Secrets it will be written to.
     pub secrets: Vec<String>,
     /// Runway asked for, in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub renew_before_ms: Option<i64>,
     /// When it counts from, where that was put off by a standstill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counts_from: Option<Time>,
     /// Longest use of the token asked for, in milliseconds: until it is there, its renewals are planned by this.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub max_lifetime_ms: Option<i64>,
     /// Time from one renewal to the next that it was admitted with, in milliseconds: it keeps that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub period_ms: Option<i64>,
     /// Set once the answer is in and only its Secrets remain to be written: what was minted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -292,13 +311,25 @@ pub struct ActiveToken {
     /// When it ends for us.
     pub ends_at: Time,
     /// How long `ChittyConnect` made it live, in seconds, where `maxLifetime` ends it earlier.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub full_lifetime: Option<i64>,
     /// Runway, in milliseconds, as the spec asks for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub renew_before_ms: Option<i64>,
     /// Time from one renewal to the next that it was admitted with, in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub period_ms: Option<i64>,
     /// Ids under which it can be revoked.
     #[serde(default)]
@@ -442,7 +473,10 @@ pub struct Throttle {
     /// Nothing is asked before this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_until: Option<Time>,
-    /// 429s in a row.
+    /// The server named no time: so long is waited without having been asked to, and not past half of a runway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guessed: bool,
+    /// Waits in a row that ended with a 429.
     #[serde(default)]
     pub count: u32,
     /// A limit smaller than the configured one, and when it was learnt.
