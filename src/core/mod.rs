@@ -9,6 +9,7 @@ pub mod clock;
 pub mod hold;
 pub mod ids;
 pub mod journal;
+pub mod layout;
 pub mod outage;
 pub mod plan;
 pub mod render;
