@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use chittyconnect_operator::controller::{self, Settings};
+use chittyconnect_operator::core::layout::AnnotationPolicy;
 use chittyconnect_operator::ops::telemetry::{self, Format};
 use chittyconnect_operator::{api, cluster};
 use clap::{Args, Parser, Subcommand};
@@ -50,6 +51,13 @@ struct RunArguments {
     /// How long a Lease lasts: so long nobody leads where a leader dies. It is renewed five times in that time.
     #[arg(long, env = "LEASE_DURATION", default_value = "10s", value_parser = lease_duration)]
     lease_duration: Duration,
+    /// What users may annotate their Secrets with: prefixes, with commas between.
+    #[arg(
+        long,
+        env = "ANNOTATION_PREFIXES",
+        default_value = "tekton.dev/,reloader.stakater.com/"
+    )]
+    annotation_prefixes: AnnotationPolicy,
     /// How log lines are written.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]
     log_format: Format,
@@ -110,6 +118,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         metrics_addr,
         health_addr,
         lease_duration,
+        annotation_prefixes,
         log_format,
         log,
         concurrency,
@@ -126,6 +135,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         metrics_addr,
         health_addr,
         lease_duration,
+        annotations: annotation_prefixes,
     };
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -21,6 +21,7 @@ use crate::cluster::config::client;
 use crate::cluster::journal::{Journals, Spawn};
 use crate::cluster::lease::Election;
 use crate::cluster::records::Events;
+use crate::core::layout::AnnotationPolicy;
 use crate::core::render::MOST_RENDERED;
 use crate::core::seal::SealKey;
 use crate::ops::health::Health;
@@ -44,6 +45,8 @@ pub struct Settings {
     pub health_addr: SocketAddr,
     /// How long the Lease lasts.
     pub lease_duration: Duration,
+    /// What users may annotate their Secrets with.
+    pub annotations: AnnotationPolicy,
 }
 
 /// Runs the controller until `stop` fires.
@@ -103,6 +106,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             events: events.clone(),
             cluster: cluster.clone(),
             identity: settings.identity.clone(),
+            annotations: settings.annotations.clone(),
             seal: seal.clone(),
             caches: Arc::clone(&caches),
             index: Mutex::default(),

@@ -10,6 +10,7 @@ mod clock;
 mod crash;
 mod installs;
 mod journal;
+mod layouts;
 mod lifecycle;
 mod network;
 mod outages;

@@ -91,7 +91,8 @@ pub(crate) async fn prepare(
     if !context.fresh_holds.get(connection, ours).await.map_err(unreachable)? {
         return Err(NotPrepared::Changed);
     }
-    let desired = desired(&credential, Some(resolved.connection.spec.api)).map_err(|_| NotPrepared::Changed)?;
+    let desired = desired(&credential, Some(resolved.connection.spec.api), &context.annotations)
+        .map_err(|_| NotPrepared::Changed)?;
     let labels = namespace.labels.unwrap_or_default();
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
@@ -147,7 +148,7 @@ pub(crate) async fn dry_run(
         let metadata = SecretMetadata {
             name: secret.name.clone(),
             type_: secret.type_,
-            labels: secret.labels.clone(),
+            own: secret.metadata.clone(),
             seal: String::new(),
             expires_at: String::new(),
         };

@@ -24,6 +24,7 @@ pub mod process;
 pub mod proxy;
 mod rules;
 mod server;
+pub mod stub;
 
 pub use binaries::{Binaries, Tool};
 pub use chittyconnect::ChittyConnect;
@@ -31,6 +32,7 @@ pub use chronicle::Chronicle;
 pub use control_plane::{ControlPlane, Options};
 pub use proxy::Proxy;
 pub use rules::RuleId;
+pub use stub::Stub;
 
 /// Makes ring rustls' provider for this process, once. Clients that are built without it panic.
 pub fn install_crypto_provider() {
