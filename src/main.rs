@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use chittyconnect_operator::cluster::reach::Reach;
 use chittyconnect_operator::controller::{self, Settings};
 use chittyconnect_operator::ops::telemetry::{self, Format};
 use chittyconnect_operator::{api, cluster};
@@ -25,7 +26,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the controller (the default).
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Print the `CustomResourceDefinitions` as YAML.
     Crd,
 }
@@ -50,6 +51,14 @@ struct RunArguments {
     /// How long a Lease lasts: so long nobody leads where a leader dies. It is renewed five times in that time.
     #[arg(long, env = "LEASE_DURATION", default_value = "10s", value_parser = lease_duration)]
     lease_duration: Duration,
+    /// Namespaces to serve, with commas between; all of them where none is named. Then nothing is watched cluster-wide
+    /// but connections, and Roles in these namespaces are all it takes.
+    #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
+    /// Connections to serve, with commas between; all of them where none is named. Credentials that name another are
+    /// left alone.
+    #[arg(long, env = "CONNECTIONS", value_delimiter = ',')]
+    connections: Vec<String>,
     /// How log lines are written.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]
     log_format: Format,
@@ -85,7 +94,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Some(Command::Crd) => print_crds(),
-        Some(Command::Run(run)) => start(run),
+        Some(Command::Run(run)) => start(*run),
         None => start(arguments.run),
     };
     match outcome {
@@ -110,6 +119,8 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         metrics_addr,
         health_addr,
         lease_duration,
+        watch_namespaces,
+        connections,
         log_format,
         log,
         concurrency,
@@ -126,6 +137,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         metrics_addr,
         health_addr,
         lease_duration,
+        reach: Reach::new(watch_namespaces, connections),
     };
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -164,7 +176,7 @@ mod tests {
         let all = ["chittyconnect-operator"].iter().chain(arguments);
         let parsed = Arguments::try_parse_from(all).unwrap();
         match parsed.command {
-            Some(Command::Run(run)) => run,
+            Some(Command::Run(run)) => *run,
             _ => parsed.run,
         }
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use chittyconnect_operator::api::{EphemeralCredential, Reason};
+use chittyconnect_operator::cluster::reach::Reach;
 use chittyconnect_operator::controller::{self, Settings};
 use kube::api::ListParams;
 use kube::{Api, Client};
@@ -237,6 +238,7 @@ fn settings() -> Settings {
         metrics_addr: any_port,
         health_addr: any_port,
         lease_duration: chittyconnect_operator::cluster::lease::DURATION,
+        reach: Reach::default(),
     }
 }
 

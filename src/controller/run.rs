@@ -20,6 +20,7 @@ use crate::cluster::Cluster;
 use crate::cluster::config::client;
 use crate::cluster::journal::{Journals, Spawn};
 use crate::cluster::lease::Election;
+use crate::cluster::reach::Reach;
 use crate::cluster::records::Events;
 use crate::core::render::MOST_RENDERED;
 use crate::core::seal::SealKey;
@@ -44,6 +45,8 @@ pub struct Settings {
     pub health_addr: SocketAddr,
     /// How long the Lease lasts.
     pub lease_duration: Duration,
+    /// What of the cluster it serves.
+    pub reach: Reach,
 }
 
 /// Runs the controller until `stop` fires.
@@ -55,6 +58,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
     let calls = metrics.clone();
     let called = move |verb: &str, code| calls.called(verb, code);
     let cluster = Cluster::new(client(config.clone(), called)?, settings.namespace.clone());
+    let cluster = cluster.reaching(settings.reach.clone());
     let health = Health::default();
     crate::ops::health::serve(settings.health_addr, health.clone(), stop.clone()).await?;
     crate::ops::metrics::serve(settings.metrics_addr, metrics.clone(), stop.clone()).await?;

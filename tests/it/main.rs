@@ -17,6 +17,7 @@ mod provision;
 mod records;
 mod scale;
 mod schema;
+mod scoped;
 mod secrets;
 mod soak;
 mod support;

@@ -10,6 +10,7 @@ use kube::runtime::reflector::ObjectRef;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
+use crate::cluster::reach::labels;
 use crate::cluster::secrets::{InspectedSecret, Owner};
 use crate::controller::state::context::{CachedInspection, Context};
 use crate::controller::state::credentials::Seen;
@@ -60,14 +61,12 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
     let resolved = context.caches.connections.get(&credential.spec.connection);
     let desired = spec::desired(credential, resolved.as_ref().map(|r| r.connection.spec.api));
     let permitted = resolved.as_ref().map_or(Ok(None), |r| {
-        let empty = BTreeMap::new();
-        let labels = namespace.metadata.labels.as_ref().unwrap_or(&empty);
         let rules = &r.connection.spec.access;
         access::allowed(
             rules,
             &context.cluster.namespace,
             &owner.namespace,
-            labels,
+            labels(&namespace.metadata),
             &credential.spec,
         )
     });

@@ -70,12 +70,9 @@ async fn pass(name: &ObjectName, seen: &Seen, context: &Arc<Context>) -> Result<
         // The term may be over, or its renewal late.
         return Ok(Duration::from_secs(1));
     }
-    if context
-        .caches
-        .connections
-        .get(&credential.spec.connection)
-        .is_some_and(|r| r.held.is_err())
-    {
+    let connection = &credential.spec.connection;
+    let held = context.caches.connections.get(connection).map(|r| r.held);
+    if !context.cluster.reach.serves(connection) || held.is_some_and(|held| held.is_err()) {
         // Another installation's: not even its status is ours. That it becomes ours is told.
         return Ok(LONGEST);
     }

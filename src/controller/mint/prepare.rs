@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use chrono::TimeDelta;
 use data_encoding::BASE32_NOPAD;
-use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt};
 
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::bounded;
+use crate::cluster::reach::labels;
 use crate::cluster::secrets::{Owner, SecretMetadata, Write, WriteError};
 use crate::controller::mint::mint_queue::QueueEntry;
 use crate::controller::state::connections::Usable;
@@ -68,11 +68,7 @@ pub(crate) async fn prepare(
     let credential = credential
         .filter(|c| c.uid().as_deref() == Some(&owner.uid) && c.metadata.deletion_timestamp.is_none())
         .ok_or(NotPrepared::Changed)?;
-    let namespaces: Api<Namespace> = Api::all(context.cluster.client.clone());
-    let read = async {
-        let found = bounded(namespaces.get_metadata_opt(&owner.namespace)).await?;
-        Ok(found.map(|n| n.metadata))
-    };
+    let read = async { Ok(context.cluster.namespace(&owner.namespace).await?.map(|n| n.metadata)) };
     let namespace = context
         .fresh_namespaces
         .get(&owner.namespace, read)
@@ -92,7 +88,6 @@ pub(crate) async fn prepare(
         return Err(NotPrepared::Changed);
     }
     let desired = desired(&credential, Some(resolved.connection.spec.api)).map_err(|_| NotPrepared::Changed)?;
-    let labels = namespace.labels.unwrap_or_default();
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
         || resolved.connection.spec.suspend
@@ -102,7 +97,7 @@ pub(crate) async fn prepare(
             rules,
             &context.cluster.namespace,
             &owner.namespace,
-            &labels,
+            labels(&namespace),
             &credential.spec,
         )
         .is_err()
