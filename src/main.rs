@@ -11,6 +11,7 @@ use chittyconnect_operator::{api, cluster};
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 /// Gives every workload short-lived credentials from ChittyConnect, and leaves no long-lived secret anywhere.
 #[derive(Parser)]
@@ -59,6 +60,13 @@ struct RunArguments {
     /// left alone.
     #[arg(long, env = "CONNECTIONS", value_delimiter = ',')]
     connections: Vec<String>,
+    /// Give each credential series of its own, named by its namespace and name.
+    #[arg(long, env = "CREDENTIAL_METRICS")]
+    credential_metrics: bool,
+    /// Send a trace of each mint to the OpenTelemetry collector there, by OTLP over HTTP in JSON. Such as
+    /// <http://collector.monitoring:4318>.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_parser = endpoint)]
+    otlp_endpoint: Option<Url>,
     /// How log lines are written.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]
     log_format: Format,
@@ -79,6 +87,13 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     };
     full.parse()
         .map_err(|_| "expected an address such as :8080 or 127.0.0.1:8080".to_owned())
+}
+
+/// Where a collector is: http, or https.
+fn endpoint(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok().filter(Url::has_host);
+    url.filter(|url| matches!(url.scheme(), "http" | "https"))
+        .ok_or_else(|| "expected a URL such as http://collector.monitoring:4318".to_owned())
 }
 
 /// Seconds, such as `10s`: shorter than 5 s no API server answers reliably, and longer than 2 min nobody waits.
@@ -121,22 +136,28 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         lease_duration,
         watch_namespaces,
         connections,
+        credential_metrics,
+        otlp_endpoint,
         log_format,
         log,
         concurrency,
     } = arguments;
-    telemetry::init(log_format, &log)?;
+    let identity = identity.unwrap_or_else(host_name);
+    let log = telemetry::init(log_format, &log, &identity)?;
     // Both kube and reqwest ask rustls for the process' provider.
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
     let settings = Settings {
         namespace,
-        identity: identity.unwrap_or_else(host_name),
+        identity,
         concurrency,
         metrics_addr,
         health_addr,
         lease_duration,
+        credential_metrics,
+        log: Some(log),
+        otlp_endpoint,
         reach: Reach::new(watch_namespaces, connections),
     };
     tokio::runtime::Builder::new_multi_thread()
@@ -156,7 +177,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
             });
             let config = cluster::config::config(context.as_deref()).await?;
             tracing::info!(version = env!("CARGO_PKG_VERSION"), namespace = %settings.namespace, identity = %settings.identity, "starting");
-            controller::run(config, settings, stop).await
+            Box::pin(controller::run(config, settings, stop)).await
         })
 }
 

@@ -238,6 +238,9 @@ fn settings() -> Settings {
         metrics_addr: any_port,
         health_addr: any_port,
         lease_duration: chittyconnect_operator::cluster::lease::DURATION,
+        log: None,
+        otlp_endpoint: None,
+        credential_metrics: false,
         reach: Reach::default(),
     }
 }

@@ -38,7 +38,7 @@ const EVERYTHING: &[&str] = &[
     "--set-json=dnsConfig={\"options\":[{\"name\":\"ndots\",\"value\":\"1\"}]}",
     "--set-json=hostAliases=[{\"ip\":\"10.0.0.1\",\"hostnames\":[\"broker.example\"]}]",
     "--set-json=networkPolicy.extraEgress=[{\"ports\":[{\"port\":3128}]}]",
-    "--set=scope.namespaces={ci-a,ci-b},scope.connections={default}",
+    "--set=scope.namespaces={ci-a,ci-b},scope.connections={default},metrics.perCredential=true,tracing.otlpEndpoint=http://collector.monitoring:4318",
     "--set=dnsPolicy=Default,proxy.httpsProxy=http://proxy.example:3128,leaderElection.leaseDuration=30s,connection.existingSecret=key",
     "--set-json=networkPolicy.metricsFrom=[{\"namespaceSelector\":{}}]",
 ];

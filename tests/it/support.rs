@@ -1,6 +1,7 @@
 //! The world tests run in.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -210,14 +211,12 @@ impl World {
             identity.to_owned(),
             "--namespace".to_owned(),
             SYSTEM.to_owned(),
-            "--metrics-addr".to_owned(),
-            "127.0.0.1:0".to_owned(),
-            "--health-addr".to_owned(),
-            "127.0.0.1:0".to_owned(),
             "--log".to_owned(),
             "trace,h2=info,rustls=info".to_owned(),
         ];
-        let arguments = [&self.reach.environment(), environment, &arguments].concat();
+        let any = SocketAddr::new(testbed::loopback(), 0);
+        let defaults = [format!("METRICS_ADDR={any}"), format!("HEALTH_ADDR={any}")];
+        let arguments = [&defaults, &self.reach.environment(), environment, &arguments].concat();
         Process::spawn(Path::new("/usr/bin/env"), &arguments, &self.log_file()).expect("the controller")
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Stored<T> {
     pub(super) version: String,
     /// The commit that wrote it.
     commit: String,
+    /// How much it takes as it is stored.
+    pub(super) bytes: usize,
 }
 
 /// All parts of a journal that are there.
@@ -68,6 +70,12 @@ pub(super) struct Step {
 impl Step {
     pub(super) const fn is_head(&self) -> bool {
         self.page.is_none()
+    }
+
+    /// What it writes, and how much that takes; nothing where it deletes.
+    pub(super) fn size(&self) -> (Option<PageId>, Option<usize>) {
+        let text = self.map.as_ref().and_then(|map| map.data.as_ref()?.get(DATA_KEY));
+        (self.page.clone(), text.map(String::len))
     }
 
     /// Notes which version it replaces, once that is there.
@@ -166,6 +174,7 @@ impl Store {
         let mut annotations = map.metadata.annotations.unwrap_or_default();
         let text = map.data.and_then(|mut data| data.remove(DATA_KEY)).unwrap_or_default();
         let signature = annotations.remove(SIGNATURE_ANNOTATION);
+        let bytes = text.len();
         let read = self.verify(&name, &text, signature.as_deref()).and_then(|()| {
             let document: T = serde_json::from_str(&text).map_err(|e| format!("it cannot be read: {e}"))?;
             let (version, scope) = claims_to_be(&document);
@@ -188,6 +197,7 @@ impl Store {
             document,
             version: map.metadata.resource_version.unwrap_or_default(),
             commit: annotations.remove(COMMIT_ANNOTATION).unwrap_or_default(),
+            bytes,
         })
     }
 

@@ -41,6 +41,17 @@ pub(crate) enum NotPrepared {
     Problem(Problem, Option<i64>),
 }
 
+impl NotPrepared {
+    /// Why, for a trace.
+    pub(crate) const fn brief(&self) -> &'static str {
+        match self {
+            Self::Changed => "it is not what it was",
+            Self::Later(_) => "the API server does not answer now",
+            Self::Problem(problem, _) => problem.reason.as_str(),
+        }
+    }
+}
+
 /// Fresh reads of credential and namespace, and a dry run of the Secrets where it is the first time
 /// or the last write was refused: nothing is minted that cannot be published.
 pub(crate) async fn prepare(

@@ -181,9 +181,9 @@ impl Credentials {
     }
 
     /// Looks at what is known of each.
-    pub fn for_each(&self, mut look: impl FnMut(&Facts)) {
-        for kept in self.all.read().values() {
-            look(&kept.facts);
+    pub fn for_each(&self, mut look: impl FnMut(&ObjectName, &Facts)) {
+        for (name, kept) in self.all.read().iter() {
+            look(name, &kept.facts);
         }
     }
 }
