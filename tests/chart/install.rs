@@ -221,5 +221,5 @@ fn an_api_key_that_is_turned_is_used_from_the_next_request_on_by_the_same_proces
     cluster.paste(turn, new);
     cluster.paste("kubectl annotate ec/example connect.chitty.cc/rotate=1", "");
     wait_for("a token by the new key", || (secret() != first).then_some(()));
-    assert_eq!(controller.log().matches("starting").count(), 1);
+    assert_eq!(controller.log().matches("starting version").count(), 1);
 }

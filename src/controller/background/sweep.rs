@@ -111,6 +111,7 @@ impl Context {
             }
         }
         self.dequeue(uid, None);
+        self.traces.forget(uid);
         let scopes = self.index.lock().records_of(uid);
         for owning_scope in scopes {
             let scheduler = self.scheduler(&owning_scope);
