@@ -308,6 +308,14 @@ impl World {
         names.lines().map(str::to_owned).collect()
     }
 
+    /// Waits until other replicas run than those `before`.
+    fn until_replaced(&self, before: &[String]) {
+        wait_for("the old replicas to end", || {
+            let now = self.controllers();
+            (now.len() == 2 && !now.iter().any(|pod| before.contains(pod))).then_some(())
+        });
+    }
+
     /// The leader, as its Lease names it.
     fn leader(&self) -> String {
         wait_for("a leader", || {
@@ -378,6 +386,7 @@ fn ci_jobs_on_a_real_node_have_live_tokens_and_nothing_mints_more_than_it_must()
     an_upgrade_mints_nothing(&world);
     a_killed_leader_costs_nothing(&world);
     a_proxy_is_the_only_way(&world);
+    roles_are_enough(&world);
     release_first_then_namespaces(&world);
     namespaces_first_then_release(&world);
 
@@ -439,6 +448,33 @@ fn a_proxy_is_the_only_way(world: &World) {
     world.kubectl(&["delete", "chittyconnection/hidden"]);
     world.release("upgrade", &[]);
     world.tell("a proxy was the only way to ChittyConnect");
+}
+
+/// One namespace is served, with rights there and nowhere else.
+fn roles_are_enough(world: &World) {
+    let (posts, pods) = (world.broker.ledger().posts(), world.controllers());
+    world.release(
+        "upgrade",
+        &["--set=scope.namespaces={runners-1},scope.connections={default}"],
+    );
+    let may = |namespace: &str| {
+        let account = format!("--as=system:serviceaccount:{SYSTEM}:{RELEASE}");
+        let mut ask = world
+            .cluster
+            .kubectl(&["auth", "can-i", "get", "secrets", "--namespace", namespace, &account]);
+        ask.output().unwrap().status.success()
+    };
+    world.until_replaced(&pods);
+    assert!(may("runners-1") && !may("default") && !may("kube-system"));
+    world.credential("runners-1", "scoped");
+    world.until_ready("runners-1", "scoped");
+    assert_eq!((world.posts("scoped"), world.broker.ledger().posts()), (1, posts + 1));
+    world.check_logs();
+    let scoped = world.controllers();
+    world.release("upgrade", &[]);
+    world.until_replaced(&scoped);
+    assert!(may("default"));
+    world.tell("Roles were enough, and to change to them and back minted nothing");
 }
 
 /// The example that users copy, with a deployment that can be checked.
@@ -532,10 +568,7 @@ fn an_upgrade_mints_nothing(world: &World) {
     let (before, pods) = (world.broker.ledger().posts(), world.controllers());
     world.check_logs();
     world.release("upgrade", &["--set-json=podAnnotations={\"upgraded\":\"yes\"}"]);
-    wait_for("the old replicas to end", || {
-        let now = world.controllers();
-        (now.len() == 2 && !now.iter().any(|pod| pods.contains(pod))).then_some(())
-    });
+    world.until_replaced(&pods);
     // Something new is seen to, so everything old has been looked at.
     world.credential("runners-1", "upgraded");
     world.until_ready("runners-1", "upgraded");

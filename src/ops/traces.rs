@@ -1,8 +1,8 @@
 //! Traces: where the time of one mint goes, from the watch that woke its credential to the commit of its outcome.
 //!
 //! Sent as OTLP over HTTP, in its JSON encoding, to where `--otlp-endpoint` says; without it nothing of this is kept. The
-//! stages of a mint are few and known, and no span holds a value: what the OpenTelemetry SDK would bring besides is a
-//! tenth of the binary, and a second way for secrets to leave it.
+//! stages of a mint are few and known, so they are noted one by one, and no span has what nobody put there: an SDK that
+//! gathers whatever is instrumented would be one more way for a value to leave.
 
 use std::collections::HashMap;
 use std::sync::Arc;
