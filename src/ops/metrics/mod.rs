@@ -27,6 +27,7 @@ use prometheus_client::registry::{Metric, Registry};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Reason;
+use crate::core::audit::EventType;
 use labels::{
     ApiLabels, ConnectionLabels, CredentialLabels, EventLabels, MintLabels, Names, NoLabels, ResultLabels, StateLabels,
 };
@@ -260,6 +261,11 @@ impl Metrics {
         } = declare;
         registry.register_collector(Box::new(process::Process));
         described.extend(process::described());
+        // What an alert counts is there from the start: an increase is one over what was there before.
+        metrics.events.get_or_create(&EventLabels {
+            event: EventType::Expired.as_str().to_owned(),
+            reason: Reason::Expired.to_string(),
+        });
         *locked(&metrics.registry) = registry;
         Self {
             described: Arc::new(described),

@@ -80,6 +80,18 @@ fn every_metric_is_scraped_under_the_name_and_type_that_the_reference_gives() {
 }
 
 #[test]
+fn what_an_alert_counts_is_there_before_it_has_happened() {
+    let text = Metrics::new().text();
+    for series in [
+        r#"audit_events_total{event="credential.expired",reason="Expired"} 0"#,
+        "audit_dead_letters_total 0",
+        "leader_terms_total 0",
+    ] {
+        assert!(text.contains(series), "{series}: {text}");
+    }
+}
+
+#[test]
 fn names_are_those_of_the_naming_guide() {
     for metric in Metrics::new().described() {
         let name = &metric.name;
