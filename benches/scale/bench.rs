@@ -1,6 +1,7 @@
 //! What is measured.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,15 +23,20 @@ use crate::calls::{Calls, Usage, calls, is_write, of_controller};
 use crate::setup::{create_all, name_of, namespace_of};
 use crate::{Arguments, SYSTEM};
 
+/// Wherever there is a free port.
+const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 pub(crate) struct Bench<'a> {
     pub(crate) arguments: &'a Arguments,
     pub(crate) plane: &'a ControlPlane,
     pub(crate) client: &'a Client,
     pub(crate) broker: &'a ChittyConnect,
+    /// Where the first controller serves its metrics.
+    pub(crate) metrics: SocketAddr,
 }
 
 impl Bench<'_> {
-    fn start(&self, identity: &str) -> anyhow::Result<Process> {
+    fn start(&self, identity: &str, metrics: SocketAddr) -> anyhow::Result<Process> {
         let user = format!("system:serviceaccount:{SYSTEM}:chittyconnect-operator");
         let group = format!("system:serviceaccounts:{SYSTEM}");
         let kubeconfig = self.plane.kubeconfig_as(&user, &["system:serviceaccounts", &group])?;
@@ -39,7 +45,7 @@ impl Bench<'_> {
             self.arguments.binary.display().to_string(),
             format!("--identity={identity}"),
             format!("--namespace={SYSTEM}"),
-            "--metrics-addr=127.0.0.1:0".to_owned(),
+            format!("--metrics-addr={metrics}"),
             "--health-addr=127.0.0.1:0".to_owned(),
         ];
         Process::spawn(Path::new("/usr/bin/env"), &arguments, &self.log())
@@ -52,7 +58,7 @@ impl Bench<'_> {
     pub(crate) async fn bulk(&self) -> anyhow::Result<(Process, Value)> {
         let before = calls(self.client).await?;
         let plane = self.plane_cpu_seconds()?;
-        let controller = self.start("bench-1")?;
+        let controller = self.start("bench-1", self.metrics)?;
         let begun = Instant::now();
         let timeout = Duration::from_secs(self.arguments.phase_timeout);
         let mut ready = 0;
@@ -135,9 +141,24 @@ impl Bench<'_> {
         Ok(figures)
     }
 
+    /// Reads `/metrics` as Prometheus does.
+    pub(crate) async fn scrape(&self) -> anyhow::Result<Value> {
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build()?;
+        let begun = Instant::now();
+        let text = client
+            .get(format!("http://{}/metrics", self.metrics))
+            .send()
+            .await?
+            .text()
+            .await?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let series = text.lines().filter(|line| !line.starts_with('#')).count();
+        Ok(json!({"series": series, "bytes": text.len(), "milliseconds": seconds * 1000.0}))
+    }
+
     pub(crate) async fn restart(&self) -> anyhow::Result<(Process, Value)> {
         let (before, mints) = (calls(self.client).await?, self.broker.ledger().mints.len());
-        let controller = self.start("bench-1")?;
+        let controller = self.start("bench-1", ANY)?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let seconds = self.until_quiet().await? + 1.0;
         let after = calls(self.client).await?;
@@ -151,7 +172,7 @@ impl Bench<'_> {
     /// A second replica stands by until it is quiet; the leader is killed, and one credential asked to rotate.
     pub(crate) async fn takeover(&self, mut leader: Process) -> anyhow::Result<(Process, Value)> {
         let before = calls(self.client).await?;
-        let standby = self.start("bench-2")?;
+        let standby = self.start("bench-2", ANY)?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let warm = self.until_quiet().await? + 1.0;
         let after = calls(self.client).await?;

@@ -12,6 +12,7 @@
 //! - **api**: Secrets the API server creates a second, 32 in flight: the limit of everything that follows.
 //! - **bulk**: from the controller's start, with all credentials there, until every one is Ready.
 //! - **idle**: what it costs to have them.
+//! - **scrape**: how many series `/metrics` has then, how many bytes, and how long that takes.
 //! - **restart**: killed and started again with everything valid, until it makes no more calls.
 //! - **takeover**: a second replica stands by; the first is killed, and one credential is asked to rotate.
 //! - **rotate** (`--rotate --ttl 1000`): until every token was renewed once, and how late.
@@ -26,6 +27,7 @@ mod calls;
 mod setup;
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -125,6 +127,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         plane: &plane,
         client: &client,
         broker: &broker,
+        metrics: TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?,
     };
     let busy = arguments
         .busy_core
@@ -141,6 +144,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     }
     bench.until_quiet().await?;
     report.push(("idle", bench.idle(&controller).await?));
+    report.push(("scrape", bench.scrape().await?));
     controller.kill();
     let (controller, restart) = bench.restart().await?;
     report.push(("restart", restart));

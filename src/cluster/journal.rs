@@ -9,6 +9,7 @@ mod store;
 mod writer;
 
 use std::collections::{HashMap, HashSet, hash_map};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -53,6 +54,9 @@ pub enum JournalError {
 /// Starts the task that writes a journal.
 pub type Spawn = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
 
+/// Told how long each commit took, and whether it was written.
+pub type Timed = Arc<dyn Fn(Duration, bool) + Send + Sync>;
+
 type Decision = Box<dyn FnMut(&mut Journal, Time) + Send>;
 
 struct Pending {
@@ -80,6 +84,7 @@ pub struct Journals {
     index: Arc<Index>,
     close_after: Duration,
     spawn: Spawn,
+    timed: Timed,
     changed: Changed,
     /// What was listed, where it was.
     listed: Mutex<Option<Found>>,
@@ -90,6 +95,7 @@ pub struct Journals {
 pub struct ScopeJournal {
     queue: mpsc::UnboundedSender<Pending>,
     view: watch::Receiver<Option<Result<Arc<Journal>, JournalError>>>,
+    bytes: Arc<AtomicUsize>,
 }
 
 impl Journals {
@@ -105,6 +111,7 @@ impl Journals {
             spawn: Arc::new(|task| {
                 tokio::spawn(task);
             }),
+            timed: Arc::new(|_, _| {}),
             changed: Changed::default(),
             listed: Mutex::new(None),
         }
@@ -124,6 +131,13 @@ impl Journals {
         self
     }
 
+    /// Has `timed` told of every commit.
+    #[must_use]
+    pub fn timing(mut self, timed: Timed) -> Self {
+        self.timed = timed;
+        self
+    }
+
     /// The journal of `scope`; created with its first commit.
     pub fn of(&self, scope: &Scope) -> ScopeJournal {
         let mut open = self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -139,6 +153,7 @@ impl Journals {
                     index,
                     self.close_after,
                     self.changed.clone(),
+                    Arc::clone(&self.timed),
                 );
                 writer.start(listed, &self.spawn)
             })
@@ -246,6 +261,12 @@ pub enum Entry {
 }
 
 impl ScopeJournal {
+    /// How much its parts take as they are stored.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     /// The journal as last read or written by this process.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -53,13 +54,13 @@ async fn drive(context: Arc<Context>, mut triggered: mpsc::UnboundedReceiver<Obj
     loop {
         while running < concurrency
             && !context.stop.is_cancelled()
-            && let Some(name) = queue.next(Instant::now())
+            && let Some((name, waited)) = queue.next(Instant::now())
         {
             running += 1;
             let (context, done) = (Arc::clone(&context), done.clone());
             let supervisor = context.supervisor.clone();
             supervisor.see_through("pass over a credential", async move {
-                let outcome = reconcile(&name, &context).await;
+                let outcome = reconcile(&name, &context, waited).await;
                 // The receiver goes when all passes are done.
                 let _ = done.send((name, outcome)).await;
             });
@@ -67,19 +68,22 @@ async fn drive(context: Arc<Context>, mut triggered: mpsc::UnboundedReceiver<Obj
         if running == 0 && context.stop.is_cancelled() {
             return;
         }
+        context.queued.store(queue.waiting(), Ordering::Relaxed);
         let next_due = queue.next_due();
         tokio::select! {
             () = context.stop.cancelled(), if running == 0 => {}
             Some(name) = triggered.recv() => {
-                queue.trigger(name);
+                let now = Instant::now();
+                queue.trigger(name, now);
                 while let Ok(name) = triggered.try_recv() {
-                    queue.trigger(name);
+                    queue.trigger(name, now);
                 }
             }
             Some((name, outcome)) = passes.recv() => {
                 running -= 1;
                 let wait = after(&name, outcome, &mut failures);
-                queue.done(&name, wait.map(|wait| Instant::now() + wait));
+                let now = Instant::now();
+                queue.done(&name, wait.map(|wait| now + wait), now);
             }
             () = due(next_due), if running < concurrency => {}
         }

@@ -44,6 +44,8 @@ pub(super) struct Stored<T> {
     pub(super) version: String,
     /// The commit that wrote it.
     commit: String,
+    /// How much it takes as it is stored.
+    pub(super) bytes: usize,
 }
 
 /// All parts of a journal that are there.
@@ -67,6 +69,12 @@ pub(super) struct Step {
 }
 
 impl Step {
+    /// What it writes, and how much that takes; nothing where it deletes.
+    pub(super) fn size(&self) -> (Option<PageId>, Option<usize>) {
+        let text = self.map.as_ref().and_then(|map| map.data.as_ref()?.get(DATA_KEY));
+        (self.page.clone(), text.map(String::len))
+    }
+
     /// Whether nobody else has written what this step writes. Notes where it has arrived.
     pub(super) fn stands(&mut self, listing: &Listing, commit: &str, versions: &mut Versions) -> bool {
         if self.map.is_none() {
@@ -158,6 +166,7 @@ impl Store {
         let mut annotations = map.metadata.annotations.unwrap_or_default();
         let text = map.data.and_then(|mut data| data.remove(DATA_KEY)).unwrap_or_default();
         let signature = annotations.remove(SIGNATURE_ANNOTATION);
+        let bytes = text.len();
         let read = self.verify(&name, &text, signature.as_deref()).and_then(|()| {
             let document: T = serde_json::from_str(&text).map_err(|e| format!("it cannot be read: {e}"))?;
             let (version, scope) = claims_to_be(&document);
@@ -180,6 +189,7 @@ impl Store {
             document,
             version: map.metadata.resource_version.unwrap_or_default(),
             commit: annotations.remove(COMMIT_ANNOTATION).unwrap_or_default(),
+            bytes,
         })
     }
 

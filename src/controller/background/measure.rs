@@ -1,6 +1,7 @@
 //! What metrics tell of a leader's world.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -12,7 +13,7 @@ use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::journal::MintReason;
 use crate::core::status::Told;
-use crate::ops::metrics::{ScopeFigures, ScopeLabels, Snapshot};
+use crate::ops::metrics::{CredentialFigures, ScopeFigures, ScopeLabels, Snapshot};
 
 /// How often.
 pub(crate) const MEASURE_EVERY: Duration = Duration::from_secs(10);
@@ -42,11 +43,19 @@ impl Context {
         let now = self.now();
         let mut snapshot = Snapshot::default();
         let mut counts: BTreeMap<(bool, Option<Reason>), i64> = BTreeMap::new();
-        self.caches.credentials.for_each(|facts| {
+        self.caches.credentials.for_each(|name, facts| {
             let told = &facts.told;
             let (ready, reason) = told.ready().unwrap_or_default();
             *counts.entry((ready, reason)).or_default() += 1;
             let end = told.expires_at.map(|at| at.timestamp());
+            if self.credential_metrics {
+                snapshot.each.push(CredentialFigures {
+                    namespace: name.namespace.to_string(),
+                    name: name.name.to_string(),
+                    ready,
+                    expires_at: end,
+                });
+            }
             snapshot.nearest_expiry = snapshot.nearest_expiry.into_iter().chain(end).min();
             if let Some(renewal) = renewal(told, now) {
                 snapshot.overdue += i64::from(renewal.overdue);
@@ -58,6 +67,7 @@ impl Context {
             ((ready, reason), count)
         });
         snapshot.credentials = counts.collect();
+        snapshot.queued = i64::try_from(self.queued.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
         snapshot.in_flight = i64::try_from(self.working.lock().len()).unwrap_or(i64::MAX);
         let connections = self.caches.connections.all();
         snapshot.connections = connections
@@ -86,6 +96,7 @@ impl Context {
                 owed: journal
                     .as_ref()
                     .map_or(0, |j| j.revocations.values().filter(|r| r.due <= now).count()),
+                journal_bytes: scheduler.journal.bytes(),
             };
             snapshot.scopes.push((labels, figures));
         }

@@ -103,12 +103,15 @@ impl Context {
         match bounded(api.get_metadata_opt(&name.name)).await {
             Ok(found) if found.as_ref().is_some_and(|c| is_there(&c.metadata)) => return,
             Ok(_) => {}
+            // The right to look went with the namespace.
+            Err(error) if error.code() == Some(403) && self.cluster.namespace_is_gone(&name.namespace).await => {}
             Err(error) => {
                 tracing::debug!(namespace = %name.namespace, name = %name.name, %error, "failed to make sure that a credential is gone");
                 return;
             }
         }
         self.dequeue(uid, None);
+        self.traces.forget(uid);
         let scopes = self.index.lock().records_of(uid);
         for owning_scope in scopes {
             let scheduler = self.scheduler(&owning_scope);
@@ -176,7 +179,12 @@ impl Context {
     async fn clear_secret(&self, owner: &Owner, secret: &str) -> Result<(), Error> {
         let mut tries = 3;
         loop {
-            let seen = self.cluster.look(owner, secret, None, None, &self.seal).await?;
+            let seen = match self.cluster.look(owner, secret, None, None, &self.seal).await {
+                Err(error) if error.code() == Some(403) && self.cluster.namespace_is_gone(&owner.namespace).await => {
+                    return Ok(());
+                }
+                seen => seen?,
+            };
             if !matches!(
                 seen.state,
                 SecretState::Ours { .. } | SecretState::Terminating { held: true }

@@ -10,6 +10,7 @@ use kube::runtime::reflector::ObjectRef;
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
+use crate::cluster::reach::labels;
 use crate::cluster::secrets::{InspectedSecret, Owner};
 use crate::controller::state::context::{CachedInspection, Context};
 use crate::controller::state::credentials::Seen;
@@ -65,14 +66,12 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
         &context.annotations,
     );
     let permitted = resolved.as_ref().map_or(Ok(None), |r| {
-        let empty = BTreeMap::new();
-        let labels = namespace.metadata.labels.as_ref().unwrap_or(&empty);
         let rules = &r.connection.spec.access;
         access::allowed(
             rules,
             &context.cluster.namespace,
             &owner.namespace,
-            labels,
+            labels(&namespace.metadata),
             &credential.spec,
         )
     });

@@ -41,15 +41,22 @@ pub enum ReconcileError {
 }
 
 /// Looks at the credential of that name and does what is due; returns how soon it is to be looked at again, unless
-/// it is gone.
+/// it is gone. It `waited` so long for its turn.
 ///
 /// # Errors
 /// Where it could not be seen through; nothing was minted then.
-pub async fn reconcile(name: &ObjectName, context: &Arc<Context>) -> Result<Option<Duration>, ReconcileError> {
+pub async fn reconcile(
+    name: &ObjectName,
+    context: &Arc<Context>,
+    waited: Duration,
+) -> Result<Option<Duration>, ReconcileError> {
     let led = context.leading();
+    if led {
+        context.metrics.waited_in_queue(waited);
+    }
     let started = Instant::now();
     let outcome = match context.credential(name).await {
-        Ok(Some(seen)) => pass(name, &seen, context).await.map(Some),
+        Ok(Some(seen)) => pass(name, &seen, context, waited).await.map(Some),
         Ok(None) => {
             context.told.lock().remove(name);
             context.sweep_name(name).await;
@@ -64,18 +71,21 @@ pub async fn reconcile(name: &ObjectName, context: &Arc<Context>) -> Result<Opti
     outcome
 }
 
-async fn pass(name: &ObjectName, seen: &Seen, context: &Arc<Context>) -> Result<Duration, ReconcileError> {
+async fn pass(
+    name: &ObjectName,
+    seen: &Seen,
+    context: &Arc<Context>,
+    waited: Duration,
+) -> Result<Duration, ReconcileError> {
+    let began = context.now();
     let credential = &seen.credential;
     if !context.leading() {
         // The term may be over, or its renewal late.
         return Ok(Duration::from_secs(1));
     }
-    if context
-        .caches
-        .connections
-        .get(&credential.spec.connection)
-        .is_some_and(|r| r.held.is_err())
-    {
+    let connection = &credential.spec.connection;
+    let held = context.caches.connections.get(connection).map(|r| r.held);
+    if !context.cluster.reach.serves(connection) || held.is_some_and(|held| held.is_err()) {
         // Another installation's: not even its status is ours. That it becomes ours is told.
         return Ok(LONGEST);
     }
@@ -97,6 +107,11 @@ async fn pass(name: &ObjectName, seen: &Seen, context: &Arc<Context>) -> Result<
     let mut again = false;
     for action in &plan.actions {
         again |= act(context, &snapshot, action, credential).await?;
+    }
+    if plan.demand.is_some() {
+        context.traces.wanted(&snapshot.owner.uid, waited, began, context.now());
+    } else if !snapshot.observed.working {
+        context.traces.forget(&snapshot.owner.uid);
     }
     queue(context, &snapshot, plan.demand, credential);
     if again {

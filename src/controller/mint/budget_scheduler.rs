@@ -28,6 +28,7 @@ use crate::core::ids::{ObjectName, Uid};
 use crate::core::journal::{Claim, Journal, Scope};
 use crate::core::outage::{Asker, Bar, But, Spare};
 use crate::core::schedule::spread;
+use crate::ops::traces::Stage;
 
 use crate::controller::mint::execute::mint;
 use crate::controller::mint::prepare::{NotPrepared, Prepared, new_claim, prepare};
@@ -250,7 +251,11 @@ impl BudgetScheduler {
         let window = limits.iter().map(|l| l.window).max().unwrap_or_default();
         futures::stream::iter(admitted)
             .map(|entry| async move {
+                let from = context.now();
                 let outcome = Box::pin(prepare(context, &self.scope, &entry, window)).await;
+                let failed = outcome.as_ref().err().map(NotPrepared::brief);
+                let uid = entry.demand.uid.as_str();
+                context.traces.stage(uid, Stage::Prepare, from, context.now(), failed);
                 (entry, outcome)
             })
             .buffered(PREPARE)
@@ -301,9 +306,13 @@ impl BudgetScheduler {
                 index.add_record(&p.owner.uid, &name, &self.scope);
             }
         }
+        let from = context.now();
         let mut claims = self.commit(context, &prepared, terms).await;
+        let committed = context.now();
         for (_, p) in prepared {
             let uid = p.owner.uid.clone();
+            let failed = (!claims.contains_key(&uid)).then_some("it is not admitted any more");
+            context.traces.stage(&uid, Stage::Claim, from, committed, failed);
             if let Some(claim) = claims.remove(&uid) {
                 self.queue.lock().remove(&uid);
                 let (context, scope, journal) = (Arc::clone(context), self.scope.clone(), self.journal.clone());

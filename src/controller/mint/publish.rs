@@ -10,6 +10,7 @@ use litemap::LiteMap;
 use crate::api::{EphemeralCredential, Reason};
 use crate::broker::Answer;
 use crate::cluster::journal::ScopeJournal;
+use crate::cluster::reach::labels;
 use crate::cluster::secrets::{Owner, SecretMetadata, Write, WriteError, rfc3339};
 use crate::cluster::{Error, bounded};
 use crate::controller::state::context::{CachedInspection, Context};
@@ -297,12 +298,11 @@ async fn is_forbidden(context: &Context, owner: &Owner) -> Option<Problem> {
     let credential = context.credential(&owner.object_name()).await.ok()??.credential;
     let namespace = context.caches.namespaces.get(&ObjectRef::new(&owner.namespace))?;
     let resolved = context.caches.connections.get(&credential.spec.connection)?;
-    let labels = namespace.metadata.labels.clone().unwrap_or_default();
     access::allowed(
         &resolved.connection.spec.access,
         &context.cluster.namespace,
         &owner.namespace,
-        &labels,
+        labels(&namespace.metadata),
         &credential.spec,
     )
     .err()

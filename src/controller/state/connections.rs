@@ -212,7 +212,11 @@ impl Connections {
         let status = connection.status.clone().unwrap_or_default();
         let holder = status.held_by.as_ref();
         let there = match holder.filter(|holder| *holder != own) {
-            Some(holder) => cluster.namespace_uid(&holder.namespace).await?,
+            Some(holder) => match cluster.namespace_uid(&holder.namespace).await {
+                // It is not certain that it is gone.
+                Err(error) if error.code() == Some(403) => Some(holder.uid.clone()),
+                uid => uid?,
+            },
             None => None,
         };
         match hold(holder, own, there.as_deref()) {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -35,6 +35,7 @@ use crate::core::seal::SealKey;
 use crate::core::status::Told;
 use crate::core::{Problem, Time};
 use crate::ops::metrics::{Metrics, ScopeLabels};
+use crate::ops::traces::Traces;
 
 /// Why a mint could not be prepared, until when that holds, and for which generation.
 pub type Unprepared = (Problem, Time, Option<i64>);
@@ -86,6 +87,12 @@ pub struct Context {
     pub leads: Arc<Leading>,
     /// Credentials that were there at the start and were not looked at yet; unknown before the first list.
     pub unreconciled: Mutex<Option<HashSet<ObjectName>>>,
+    /// Where the time of mints goes.
+    pub traces: Traces,
+    /// Whether each credential has series of its own.
+    pub credential_metrics: bool,
+    /// How many credentials wait to be looked at.
+    pub queued: AtomicUsize,
     /// Whether all of those were: only then is it known who waits.
     pub initial_sync_done: AtomicBool,
     /// Fires when the term is over.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
 use parking_lot::RwLock;
+use serde_json::json;
 use tokio::sync::watch;
 
 use crate::api::EphemeralCredential;
@@ -164,10 +165,25 @@ impl Credentials {
         picked.map(|(name, _)| name.clone()).collect()
     }
 
+    /// No more of the credentials of `namespace` than what tells which they are.
+    #[must_use]
+    pub fn stubs(&self, namespace: &str) -> Vec<EphemeralCredential> {
+        let all = self.all.read();
+        let here = all.iter().filter(|(name, _)| &*name.namespace == namespace);
+        let stubs = here.filter_map(|(name, kept)| {
+            let spec = serde_json::from_value(json!({"service": "", "purpose": ""})).ok()?;
+            let mut stub = EphemeralCredential::new(&name.name, spec);
+            stub.metadata.namespace = Some(name.namespace.to_string());
+            stub.metadata.uid = Some(kept.facts.uid.to_string());
+            Some(stub)
+        });
+        stubs.collect()
+    }
+
     /// Looks at what is known of each.
-    pub fn for_each(&self, mut look: impl FnMut(&Facts)) {
-        for kept in self.all.read().values() {
-            look(&kept.facts);
+    pub fn for_each(&self, mut look: impl FnMut(&ObjectName, &Facts)) {
+        for (name, kept) in self.all.read().iter() {
+            look(name, &kept.facts);
         }
     }
 }
@@ -217,7 +233,6 @@ fn trim(metadata: &mut ObjectMeta) {
 #[cfg(test)]
 mod tests {
     use kube::Resource;
-    use serde_json::json;
 
     use super::*;
 
@@ -265,6 +280,17 @@ mod tests {
         assert!(all.facts(&name).is_some());
         all.remove(&name, "u");
         assert!(matches!(all.look(&name), Look::Gone));
+    }
+
+    #[test]
+    fn the_stubs_of_a_namespace_take_away_what_is_there_and_no_other() {
+        let all = Credentials::default();
+        all.put(credential("5", 1, "deploy"));
+        assert!(all.stubs("another").is_empty());
+        for stub in all.stubs("n") {
+            all.remove(&name_of(&stub), stub.metadata.uid.as_deref().unwrap_or_default());
+        }
+        assert!(matches!(all.look(&ObjectName::new("n", "a")), Look::Gone));
     }
 
     #[test]

@@ -6,6 +6,8 @@ pub mod connections;
 pub mod context;
 pub mod credential_index;
 pub mod credentials;
+pub mod parts;
+pub mod poll;
 pub mod secret_index;
 pub mod shared;
 pub mod watches;

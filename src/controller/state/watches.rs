@@ -1,6 +1,7 @@
 //! What is watched: connections, keys, namespaces, and managed Secrets by name alone.
 
 use std::collections::HashSet;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,21 +9,25 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::api::{ListParams, ObjectMeta};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::reflector::ObjectRef;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::{Error as WatchError, Event};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::keys::managed_selector;
-use crate::cluster::{Cluster, bounded};
+use crate::cluster::reach::Part;
+use crate::cluster::{Cluster, Error, bounded};
 use crate::controller::background::clock::Term;
 use crate::controller::state::caches::{Caches, Writers};
 use crate::controller::state::changes::{Changes, name_of};
 use crate::controller::state::context::Context;
 use crate::controller::state::secret_index::{Listed, OwnedBy};
+use crate::controller::state::{parts, poll};
 use crate::controller::supervisor::Supervisor;
 use crate::core::ids::ObjectName;
 
@@ -61,13 +66,10 @@ fn read<K: Resource<DynamicType = ()>>(guard: DeserializeGuard<K>) -> Option<K> 
 
 /// Waits until both kinds are served and may be listed.
 pub async fn await_kinds(cluster: &Cluster, stop: &CancellationToken) {
-    let one = ListParams::default().limit(1);
-    let credentials: Api<PartialObjectMeta<EphemeralCredential>> = Api::all(cluster.client.clone());
-    let connections: Api<PartialObjectMeta<ChittyConnection>> = Api::all(cluster.client.clone());
     let mut told = false;
     loop {
-        let problem = match bounded(credentials.list(&one)).await {
-            Ok(_) => bounded(connections.list(&one)).await.err(),
+        let problem = match listable::<EphemeralCredential>(cluster.parts_by_namespace()).await {
+            Ok(()) => listable::<ChittyConnection>(cluster.parts_by_connection()).await.err(),
             Err(error) => Some(error),
         };
         let Some(problem) = problem else { return };
@@ -80,6 +82,26 @@ pub async fn await_kinds(cluster: &Cluster, stop: &CancellationToken) {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }
+}
+
+/// Whether at least one of `parts` can be listed: a namespace that is gone, or may not be looked into, keeps nobody from
+/// the others.
+async fn listable<K>(parts: Vec<Part<PartialObjectMeta<K>>>) -> Result<(), Error>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    let mut outcome = Ok(());
+    for part in parts {
+        let one = ListParams {
+            field_selector: part.fields,
+            ..ListParams::default().limit(1)
+        };
+        match bounded(part.api.list(&one)).await {
+            Ok(_) => return Ok(()),
+            Err(error) => outcome = Err(error),
+        }
+    }
+    outcome
 }
 
 /// Starts the watches. They go on as long as the process does; what is news is told to the term there is.
@@ -140,9 +162,14 @@ pub async fn await_synced(caches: &Caches) {
 }
 
 async fn watch_credentials(feed: Feed) {
-    let api: Api<DeserializeGuard<EphemeralCredential>> = Api::all(feed.caches.cluster.client.clone());
     let config = watcher::Config::default().page_size(LISTED_AT_ONCE);
-    let mut events = Box::pin(tolerant(watcher::watcher(api, config)).default_backoff());
+    let caches = Arc::clone(&feed.caches);
+    let told = move |namespace: &str| {
+        let stubs = caches.credentials.stubs(namespace);
+        stubs.into_iter().map(|stub| DeserializeGuard(Ok(stub))).collect()
+    };
+    let events = parts::watch(feed.caches.cluster.parts_by_namespace(), &config, told);
+    let mut events = Box::pin(tolerant(events));
     let mut listed: HashSet<ObjectName> = HashSet::new();
     let known = &feed.caches.credentials;
     while let Some(event) = events.next().await {
@@ -178,9 +205,19 @@ fn trim(metadata: &mut ObjectMeta) {
 }
 
 async fn watch_connections(feed: Feed, writer: Writer<ChittyConnection>, changed: mpsc::UnboundedSender<()>) {
-    let api: Api<DeserializeGuard<ChittyConnection>> = Api::all(feed.caches.cluster.client.clone());
-    let events = tolerant(watcher::watcher(api, watcher::Config::default()))
-        .default_backoff()
+    let store = writer.as_reader();
+    let told = move |name: &str| {
+        let found = store.get(&ObjectRef::new(name)).into_iter();
+        found
+            .map(|connection| DeserializeGuard(Ok(ChittyConnection::clone(&connection))))
+            .collect()
+    };
+    let events = parts::watch(
+        feed.caches.cluster.parts_by_connection(),
+        &watcher::Config::default(),
+        told,
+    );
+    let events = tolerant(events)
         .modify(|connection| trim(&mut connection.metadata))
         .reflect(writer);
     events
@@ -252,10 +289,17 @@ async fn refresh(feed: Feed, mut changes: mpsc::UnboundedReceiver<()>) {
 }
 
 async fn watch_namespaces(feed: Feed, writer: Writer<PartialObjectMeta<Namespace>>) {
-    let api: Api<PartialObjectMeta<Namespace>> = Api::all(feed.caches.cluster.client.clone());
+    let cluster = &feed.caches.cluster;
+    let events = if cluster.reach.namespaces().is_empty() {
+        let api: Api<PartialObjectMeta<Namespace>> = Api::all(cluster.client.clone());
+        watcher::watcher(api, watcher::Config::default())
+            .default_backoff()
+            .boxed()
+    } else {
+        poll::namespaces(cluster.clone()).map(Ok).boxed()
+    };
     let mut known = Changes::default();
-    watcher::watcher(api, watcher::Config::default())
-        .default_backoff()
+    events
         .modify(|namespace| {
             namespace.metadata.managed_fields = None;
             namespace.metadata.annotations = None;
@@ -280,12 +324,17 @@ async fn watch_namespaces(feed: Feed, writer: Writer<PartialObjectMeta<Namespace
 
 /// Managed Secrets: who owns them and in which version, never what is in them.
 async fn watch_secrets(feed: Feed) {
-    let api: Api<PartialObjectMeta<Secret>> = Api::all(feed.caches.cluster.client.clone());
     let config = watcher::Config::default()
         .labels(&managed_selector())
         .page_size(LISTED_AT_ONCE);
     let mut stale: HashSet<ObjectName> = HashSet::new();
-    let mut events = Box::pin(watcher::watcher(api, config).default_backoff());
+    let caches = Arc::clone(&feed.caches);
+    let told = move |namespace: &str| {
+        let mut names = caches.secrets.lock().names();
+        names.retain(|at| &*at.namespace == namespace);
+        names.iter().map(named).collect()
+    };
+    let mut events = parts::watch(feed.caches.cluster.parts_by_namespace(), &config, told);
     while let Some(event) = events.next().await {
         note(&event, "Secrets");
         let Ok(event) = event else { continue };
@@ -304,6 +353,18 @@ async fn watch_secrets(feed: Feed) {
             Event::Apply(secret) => insert(&feed, &secret),
             Event::Delete(secret) => remove(&feed, &name_of(&secret)),
         }
+    }
+}
+
+/// No more of a Secret than what it is called.
+fn named(at: &ObjectName) -> PartialObjectMeta<Secret> {
+    PartialObjectMeta {
+        metadata: ObjectMeta {
+            namespace: Some(at.namespace.to_string()),
+            name: Some(at.name.to_string()),
+            ..ObjectMeta::default()
+        },
+        ..PartialObjectMeta::default()
     }
 }
 

@@ -15,6 +15,7 @@
 pub mod binaries;
 pub mod chittyconnect;
 pub mod chronicle;
+pub mod collector;
 pub mod control_plane;
 pub mod image;
 pub mod node;
@@ -29,7 +30,9 @@ pub mod stub;
 pub use binaries::{Binaries, Tool};
 pub use chittyconnect::ChittyConnect;
 pub use chronicle::Chronicle;
+pub use collector::Collector;
 pub use control_plane::{ControlPlane, Options};
+pub use ports::loopback;
 pub use proxy::Proxy;
 pub use rules::RuleId;
 pub use stub::Stub;
