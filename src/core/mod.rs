@@ -23,6 +23,7 @@ pub mod status;
 pub mod template;
 #[cfg(test)]
 pub mod testing;
+pub mod text;
 
 /// The one type of points in time.
 pub type Time = chrono::DateTime<chrono::Utc>;
