@@ -20,3 +20,4 @@ mod schema;
 mod secrets;
 mod soak;
 mod support;
+mod tenants;
