@@ -133,7 +133,7 @@ impl Scene {
 
     /// One that asks for much: half for a service it may have in the better case, half for one nobody may have.
     fn manifest(&self, i: usize, round: u64) -> Value {
-        let service = if i % 2 == 0 {
+        let service = if i.is_multiple_of(2) {
             "evil".to_owned()
         } else {
             format!("made-up-{round}-{i}")
