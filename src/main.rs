@@ -4,12 +4,15 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use chittyconnect_operator::cluster::reach::Reach;
 use chittyconnect_operator::controller::{self, Settings};
+use chittyconnect_operator::core::layout::AnnotationPolicy;
 use chittyconnect_operator::ops::telemetry::{self, Format};
 use chittyconnect_operator::{api, cluster};
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 /// Gives every workload short-lived credentials from ChittyConnect, and leaves no long-lived secret anywhere.
 #[derive(Parser)]
@@ -25,7 +28,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the controller (the default).
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Print the `CustomResourceDefinitions` as YAML.
     Crd,
 }
@@ -50,6 +53,28 @@ struct RunArguments {
     /// How long a Lease lasts: so long nobody leads where a leader dies. It is renewed five times in that time.
     #[arg(long, env = "LEASE_DURATION", default_value = "10s", value_parser = lease_duration)]
     lease_duration: Duration,
+    /// What users may annotate their Secrets with: prefixes, with commas between.
+    #[arg(
+        long,
+        env = "ANNOTATION_PREFIXES",
+        default_value = "tekton.dev/,reloader.stakater.com/"
+    )]
+    annotation_prefixes: AnnotationPolicy,
+    /// Namespaces to serve, with commas between; all of them where none is named. Then nothing is watched cluster-wide
+    /// but connections, and Roles in these namespaces are all it takes.
+    #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
+    /// Connections to serve, with commas between; all of them where none is named. Credentials that name another are
+    /// left alone.
+    #[arg(long, env = "CONNECTIONS", value_delimiter = ',')]
+    connections: Vec<String>,
+    /// Give each credential series of its own, named by its namespace and name.
+    #[arg(long, env = "CREDENTIAL_METRICS")]
+    credential_metrics: bool,
+    /// Send a trace of each mint to the OpenTelemetry collector there, by OTLP over HTTP in JSON. Such as
+    /// <http://collector.monitoring:4318>.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_parser = endpoint)]
+    otlp_endpoint: Option<Url>,
     /// How log lines are written.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]
     log_format: Format,
@@ -72,6 +97,13 @@ fn address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "expected an address such as :8080 or 127.0.0.1:8080".to_owned())
 }
 
+/// Where a collector is: http, or https.
+fn endpoint(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok().filter(Url::has_host);
+    url.filter(|url| matches!(url.scheme(), "http" | "https"))
+        .ok_or_else(|| "expected a URL such as http://collector.monitoring:4318".to_owned())
+}
+
 /// Seconds, such as `10s`: shorter than 5 s no API server answers reliably, and longer than 2 min nobody waits.
 fn lease_duration(text: &str) -> Result<Duration, String> {
     let seconds = text.strip_suffix('s').and_then(|number| number.parse::<u64>().ok());
@@ -85,7 +117,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Some(Command::Crd) => print_crds(),
-        Some(Command::Run(run)) => start(run),
+        Some(Command::Run(run)) => start(*run),
         None => start(arguments.run),
     };
     match outcome {
@@ -110,22 +142,33 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         metrics_addr,
         health_addr,
         lease_duration,
+        annotation_prefixes,
+        watch_namespaces,
+        connections,
+        credential_metrics,
+        otlp_endpoint,
         log_format,
         log,
         concurrency,
     } = arguments;
-    telemetry::init(log_format, &log)?;
+    let identity = identity.unwrap_or_else(host_name);
+    let log = telemetry::init(log_format, &log, &identity)?;
     // Both kube and reqwest ask rustls for the process' provider.
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
     let settings = Settings {
         namespace,
-        identity: identity.unwrap_or_else(host_name),
+        identity,
         concurrency,
         metrics_addr,
         health_addr,
         lease_duration,
+        annotations: annotation_prefixes,
+        credential_metrics,
+        log: Some(log),
+        otlp_endpoint,
+        reach: Reach::new(watch_namespaces, connections),
     };
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -144,7 +187,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
             });
             let config = cluster::config::config(context.as_deref()).await?;
             tracing::info!(version = env!("CARGO_PKG_VERSION"), namespace = %settings.namespace, identity = %settings.identity, "starting");
-            controller::run(config, settings, stop).await
+            Box::pin(controller::run(config, settings, stop)).await
         })
 }
 
@@ -164,7 +207,7 @@ mod tests {
         let all = ["chittyconnect-operator"].iter().chain(arguments);
         let parsed = Arguments::try_parse_from(all).unwrap();
         match parsed.command {
-            Some(Command::Run(run)) => run,
+            Some(Command::Run(run)) => *run,
             _ => parsed.run,
         }
     }

@@ -7,7 +7,7 @@ mod support;
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use testbed::image::Image;
 use testbed::node::{Node, Plan, traces};
-use testbed::{ChittyConnect, ControlPlane};
+use testbed::{ChittyConnect, ControlPlane, Proxy};
 
 use support::{Cluster, RELEASE, SYSTEM, notes, read, repository, succeed, wait_for};
 
@@ -174,17 +174,15 @@ impl World {
         self.node.as_ref().unwrap().import(&archive).unwrap();
     }
 
+    /// Where Pods find this machine, and the API server on it: no kube-proxy runs here.
+    fn gateway(&self) -> String {
+        let authority = self.service.url.trim_start_matches("http://");
+        authority.split(':').next().unwrap().to_owned()
+    }
+
     /// `helm install` or `helm upgrade`, and waits until every replica is ready.
     fn release(&self, verb: &str, arguments: &[&str]) -> String {
-        // No kube-proxy runs here: Pods find the API server where this machine is.
-        let gateway = self
-            .service
-            .url
-            .trim_start_matches("http://")
-            .split(':')
-            .next()
-            .unwrap()
-            .to_owned();
+        let gateway = self.gateway();
         let env = json!([
             {"name": "KUBERNETES_SERVICE_HOST", "value": gateway},
             {"name": "KUBERNETES_SERVICE_PORT", "value": self.cluster.plane.port().to_string()},
@@ -310,6 +308,14 @@ impl World {
         names.lines().map(str::to_owned).collect()
     }
 
+    /// Waits until other replicas run than those `before`.
+    fn until_replaced(&self, before: &[String]) {
+        wait_for("the old replicas to end", || {
+            let now = self.controllers();
+            (now.len() == 2 && !now.iter().any(|pod| before.contains(pod))).then_some(())
+        });
+    }
+
     /// The leader, as its Lease names it.
     fn leader(&self) -> String {
         wait_for("a leader", || {
@@ -379,6 +385,8 @@ fn ci_jobs_on_a_real_node_have_live_tokens_and_nothing_mints_more_than_it_must()
     a_pod_waits_for_its_secret(&world);
     an_upgrade_mints_nothing(&world);
     a_killed_leader_costs_nothing(&world);
+    a_proxy_is_the_only_way(&world);
+    roles_are_enough(&world);
     release_first_then_namespaces(&world);
     namespaces_first_then_release(&world);
 
@@ -387,6 +395,86 @@ fn ci_jobs_on_a_real_node_have_live_tokens_and_nothing_mints_more_than_it_must()
         traces().is_empty().then_some(())
     });
     world.tell("nothing is left");
+}
+
+/// `ChittyConnect` is where no Pod can go, and a proxy can.
+fn a_proxy_is_the_only_way(world: &World) {
+    const HOST: &str = "broker.test";
+    let hidden = ChittyConnect::builder().tls([HOST]).start().unwrap();
+    let way = (
+        format!("{HOST}:443"),
+        SocketAddr::from((Ipv4Addr::LOCALHOST, hidden.port())),
+    );
+    let gateway = world.gateway();
+    let proxy = Proxy::start_on(gateway.parse().unwrap(), [way], None).unwrap();
+    let (api_version, metadata) = ("connect.chitty.cc/v1alpha1", json!({"name": "hidden"}));
+    for manifest in [
+        json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": "hidden", "namespace": SYSTEM, "annotations": {"connect.chitty.cc/host": HOST}},
+            "stringData": {"api-key": hidden.api_key()},
+        }),
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hidden-ca", "namespace": SYSTEM},
+            "data": {"ca.crt": hidden.ca_pem().unwrap()},
+        }),
+        json!({"apiVersion": api_version, "kind": "ChittyConnection", "metadata": metadata, "spec": {
+            "url": format!("https://{HOST}"),
+            "auth": {"apiKeySecretRef": {"name": "hidden", "key": "api-key"}},
+            "caBundleRef": {"name": "hidden-ca", "key": "ca.crt"},
+            "access": [{"namespaces": ["runners-*"], "services": ["*"], "purposes": ["*"], "repos": ["*"]}],
+        }}),
+        json!({
+            "apiVersion": api_version, "kind": "EphemeralCredential",
+            "metadata": {"name": "hidden", "namespace": "runners-1"},
+            "spec": {"connection": "hidden", "service": "hidden", "purpose": "worker-deploy"},
+        }),
+    ] {
+        world.cluster.apply(&manifest.to_string());
+    }
+    let without = "--for=jsonpath={.status.conditions[?(@.type=='Ready')].status}=False";
+    let credential = ["ephemeralcredential/hidden", "--namespace=runners-1", "--timeout=60s"];
+    world.kubectl(&[&["wait", without][..], &credential].concat());
+    assert_eq!(hidden.ledger().posts(), 0);
+
+    let posts = world.broker.ledger().posts();
+    let through = format!("--set=proxy.httpsProxy={},proxy.noProxy={gateway}", proxy.url());
+    world.release("upgrade", &[&through]);
+    world.until_ready("runners-1", "hidden");
+    assert_eq!(hidden.ledger().posts(), 1);
+    assert!(proxy.asked().iter().all(|asked| *asked == format!("{HOST}:443")));
+    assert_eq!(world.broker.ledger().posts(), posts, "an upgrade mints nothing");
+    world.kubectl(&["delete", credential[0], credential[1]]);
+    world.kubectl(&["delete", "chittyconnection/hidden"]);
+    world.release("upgrade", &[]);
+    world.tell("a proxy was the only way to ChittyConnect");
+}
+
+/// One namespace is served, with rights there and nowhere else.
+fn roles_are_enough(world: &World) {
+    let (posts, pods) = (world.broker.ledger().posts(), world.controllers());
+    world.release(
+        "upgrade",
+        &["--set=scope.namespaces={runners-1},scope.connections={default}"],
+    );
+    let may = |namespace: &str| {
+        let account = format!("--as=system:serviceaccount:{SYSTEM}:{RELEASE}");
+        let mut ask = world
+            .cluster
+            .kubectl(&["auth", "can-i", "get", "secrets", "--namespace", namespace, &account]);
+        ask.output().unwrap().status.success()
+    };
+    world.until_replaced(&pods);
+    assert!(may("runners-1") && !may("default") && !may("kube-system"));
+    world.credential("runners-1", "scoped");
+    world.until_ready("runners-1", "scoped");
+    assert_eq!((world.posts("scoped"), world.broker.ledger().posts()), (1, posts + 1));
+    world.check_logs();
+    let scoped = world.controllers();
+    world.release("upgrade", &[]);
+    world.until_replaced(&scoped);
+    assert!(may("default"));
+    world.tell("Roles were enough, and to change to them and back minted nothing");
 }
 
 /// The example that users copy, with a deployment that can be checked.
@@ -480,10 +568,7 @@ fn an_upgrade_mints_nothing(world: &World) {
     let (before, pods) = (world.broker.ledger().posts(), world.controllers());
     world.check_logs();
     world.release("upgrade", &["--set-json=podAnnotations={\"upgraded\":\"yes\"}"]);
-    wait_for("the old replicas to end", || {
-        let now = world.controllers();
-        (now.len() == 2 && !now.iter().any(|pod| pods.contains(pod))).then_some(())
-    });
+    world.until_replaced(&pods);
     // Something new is seen to, so everything old has been looked at.
     world.credential("runners-1", "upgraded");
     world.until_ready("runners-1", "upgraded");

@@ -1,9 +1,11 @@
 //! What is measured.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use chittyconnect_operator::api::EphemeralCredential;
 use chittyconnect_operator::core::Time;
 use chittyconnect_operator::core::schedule::renew_at;
@@ -15,21 +17,26 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use testbed::process::Process;
-use testbed::{ChittyConnect, ControlPlane};
+use testbed::{ChittyConnect, ControlPlane, Tool};
 
 use crate::calls::{Calls, Usage, calls, is_write, of_controller};
 use crate::setup::{create_all, name_of, namespace_of};
 use crate::{Arguments, SYSTEM};
+
+/// Wherever there is a free port.
+const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 pub(crate) struct Bench<'a> {
     pub(crate) arguments: &'a Arguments,
     pub(crate) plane: &'a ControlPlane,
     pub(crate) client: &'a Client,
     pub(crate) broker: &'a ChittyConnect,
+    /// Where the first controller serves its metrics.
+    pub(crate) metrics: SocketAddr,
 }
 
 impl Bench<'_> {
-    fn start(&self, identity: &str) -> anyhow::Result<Process> {
+    fn start(&self, identity: &str, metrics: SocketAddr) -> anyhow::Result<Process> {
         let user = format!("system:serviceaccount:{SYSTEM}:chittyconnect-operator");
         let group = format!("system:serviceaccounts:{SYSTEM}");
         let kubeconfig = self.plane.kubeconfig_as(&user, &["system:serviceaccounts", &group])?;
@@ -38,7 +45,7 @@ impl Bench<'_> {
             self.arguments.binary.display().to_string(),
             format!("--identity={identity}"),
             format!("--namespace={SYSTEM}"),
-            "--metrics-addr=127.0.0.1:0".to_owned(),
+            format!("--metrics-addr={metrics}"),
             "--health-addr=127.0.0.1:0".to_owned(),
         ];
         Process::spawn(Path::new("/usr/bin/env"), &arguments, &self.log())
@@ -50,7 +57,8 @@ impl Bench<'_> {
 
     pub(crate) async fn bulk(&self) -> anyhow::Result<(Process, Value)> {
         let before = calls(self.client).await?;
-        let controller = self.start("bench-1")?;
+        let plane = self.plane_cpu_seconds()?;
+        let controller = self.start("bench-1", self.metrics)?;
         let begun = Instant::now();
         let timeout = Duration::from_secs(self.arguments.phase_timeout);
         let mut ready = 0;
@@ -60,6 +68,9 @@ impl Bench<'_> {
         let usage = Usage::of(&controller)?;
         let after = calls(self.client).await?;
         let mut figures = self.figures(&before, &after, seconds);
+        for ((name, from), (_, to)) in plane.iter().zip(self.plane_cpu_seconds()?) {
+            figures[*name] = json!(to - from);
+        }
         figures["ready"] = json!(ready);
         figures["of"] = json!(self.arguments.objects);
         figures["readyPerSecond"] = json!(f64::from(u32::try_from(ready)?) / seconds);
@@ -67,6 +78,18 @@ impl Bench<'_> {
         usage.note(&mut figures);
         self.note_lease(&mut figures);
         Ok((controller, figures))
+    }
+
+    /// What the control plane has used so far: most of what a bulk costs.
+    fn plane_cpu_seconds(&self) -> anyhow::Result<[(&'static str, f64); 2]> {
+        let of = |tool| {
+            let pid = self.plane.pid(tool).context("the control plane runs")?;
+            Usage::of_pid(pid).map(|usage| usage.cpu_seconds)
+        };
+        Ok([
+            ("apiServerCpuSeconds", of(Tool::KubeApiserver)?),
+            ("etcdCpuSeconds", of(Tool::Etcd)?),
+        ])
     }
 
     async fn watch_ready(&self, ready: &mut usize) {
@@ -118,9 +141,24 @@ impl Bench<'_> {
         Ok(figures)
     }
 
+    /// Reads `/metrics` as Prometheus does.
+    pub(crate) async fn scrape(&self) -> anyhow::Result<Value> {
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build()?;
+        let begun = Instant::now();
+        let text = client
+            .get(format!("http://{}/metrics", self.metrics))
+            .send()
+            .await?
+            .text()
+            .await?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let series = text.lines().filter(|line| !line.starts_with('#')).count();
+        Ok(json!({"series": series, "bytes": text.len(), "milliseconds": seconds * 1000.0}))
+    }
+
     pub(crate) async fn restart(&self) -> anyhow::Result<(Process, Value)> {
         let (before, mints) = (calls(self.client).await?, self.broker.ledger().mints.len());
-        let controller = self.start("bench-1")?;
+        let controller = self.start("bench-1", ANY)?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let seconds = self.until_quiet().await? + 1.0;
         let after = calls(self.client).await?;
@@ -134,7 +172,7 @@ impl Bench<'_> {
     /// A second replica stands by until it is quiet; the leader is killed, and one credential asked to rotate.
     pub(crate) async fn takeover(&self, mut leader: Process) -> anyhow::Result<(Process, Value)> {
         let before = calls(self.client).await?;
-        let standby = self.start("bench-2")?;
+        let standby = self.start("bench-2", ANY)?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let warm = self.until_quiet().await? + 1.0;
         let after = calls(self.client).await?;
@@ -182,9 +220,18 @@ impl Bench<'_> {
         let api: Api<EphemeralCredential> = Api::all(self.client.clone());
         let mut due: HashMap<String, Time> = HashMap::new();
         let all = api.list(&ListParams::default()).await?;
-        let uids: HashMap<String, String> = all
+        let asked: HashMap<String, (String, Option<chrono::TimeDelta>)> = all
             .iter()
-            .map(|c| (c.name_any(), c.uid().unwrap_or_default()))
+            .map(|c| {
+                let runway = c
+                    .spec
+                    .rotation
+                    .renew_before
+                    .clone()
+                    .map(|d| std::time::Duration::from(d));
+                let runway = runway.and_then(|d| chrono::TimeDelta::from_std(d).ok());
+                (c.name_any(), (c.uid().unwrap_or_default(), runway))
+            })
             .collect();
         let first = self.broker.ledger().mints;
         for mint in &first {
@@ -192,8 +239,8 @@ impl Bench<'_> {
                 continue;
             };
             let name = repo.trim_start_matches("CHITTYOS/");
-            let uid = uids.get(name).map(String::as_str).unwrap_or_default();
-            due.insert(repo.clone(), renew_at(mint.issued_at, end, None, uid));
+            let (uid, runway) = asked.get(name).cloned().unwrap_or_default();
+            due.insert(repo.clone(), renew_at(mint.issued_at, end, runway, &uid));
         }
         let (before, from, begun) = (calls(self.client).await?, Usage::of(controller)?, Instant::now());
         let (mut known, mut late) = (first.len(), Vec::new());

@@ -18,6 +18,15 @@ pub enum ConditionType {
 }
 
 impl ConditionType {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Ready,
+        Self::Issued,
+        Self::Reconciling,
+        Self::Available,
+        Self::Stalled,
+    ];
+
     /// The name users see.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -31,7 +40,16 @@ impl ConditionType {
     }
 }
 
-/// A condition as of `now`; the transition time of `previous` is kept while its status is.
+/// Since when `previous` has the condition `kind` with this status.
+#[must_use]
+pub fn unchanged_since(previous: &[Condition], kind: ConditionType, status: bool) -> Option<DateTime<Utc>> {
+    let found = previous
+        .iter()
+        .find(|c| c.type_ == kind.as_str() && c.status == text(status))?;
+    DateTime::from_timestamp(found.last_transition_time.0.as_second(), 0)
+}
+
+/// A condition whose status has been this `since` then; since `now` where it was another before.
 #[must_use]
 pub fn condition(
     kind: ConditionType,
@@ -39,23 +57,20 @@ pub fn condition(
     reason: &str,
     message: &str,
     generation: Option<i64>,
-    previous: &[Condition],
+    since: Option<DateTime<Utc>>,
     now: DateTime<Utc>,
 ) -> Condition {
-    let status = if status { "True" } else { "False" };
-    let since = previous
-        .iter()
-        .find(|c| c.type_ == kind.as_str() && c.status == status)
-        .map_or_else(
-            || Time(Timestamp::from_second(now.timestamp()).unwrap_or_default()),
-            |c| c.last_transition_time.clone(),
-        );
+    let since = since.unwrap_or(now).timestamp();
     Condition {
-        last_transition_time: since,
+        last_transition_time: Time(Timestamp::from_second(since).unwrap_or_default()),
         message: message.to_owned(),
         observed_generation: generation,
         reason: reason.to_owned(),
-        status: status.to_owned(),
+        status: text(status).to_owned(),
         type_: kind.as_str().to_owned(),
     }
+}
+
+const fn text(status: bool) -> &'static str {
+    if status { "True" } else { "False" }
 }

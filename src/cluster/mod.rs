@@ -5,6 +5,7 @@ pub mod config;
 pub mod journal;
 pub mod keys;
 pub mod lease;
+pub mod reach;
 pub mod records;
 pub mod secrets;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use kube::Client;
 
+use self::reach::Reach;
 use crate::core::Time;
 use crate::core::clock::{SteadyClock, Suspension};
 
@@ -124,6 +126,8 @@ pub struct Cluster {
     pub client: Client,
     /// Where keys, journals and the lease live.
     pub namespace: String,
+    /// What of the cluster is this installation's.
+    pub reach: Reach,
     time: Arc<Mutex<Timekeeping>>,
 }
 
@@ -141,11 +145,18 @@ impl Cluster {
         Self {
             client,
             namespace,
+            reach: Reach::default(),
             time: Arc::new(Mutex::new(Timekeeping {
                 steady: SteadyClock::unverified(clock::wall(), clock::elapsed()),
                 pauses: Vec::new(),
             })),
         }
+    }
+
+    /// The same, with nothing but this in reach.
+    #[must_use]
+    pub fn reaching(self, reach: Reach) -> Self {
+        Self { reach, ..self }
     }
 
     /// Now.

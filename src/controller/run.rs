@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use kube::Config;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 use super::background::clock;
 use super::state::caches::Caches;
@@ -18,13 +19,17 @@ use super::supervisor::Supervisor;
 use super::term::serve;
 use crate::cluster::Cluster;
 use crate::cluster::config::client;
-use crate::cluster::journal::{Journals, Spawn};
+use crate::cluster::journal::{Journals, Spawn, Timed};
 use crate::cluster::lease::Election;
+use crate::cluster::reach::Reach;
 use crate::cluster::records::Events;
+use crate::core::layout::AnnotationPolicy;
 use crate::core::render::MOST_RENDERED;
 use crate::core::seal::SealKey;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
+use crate::ops::telemetry::LogLevel;
+use crate::ops::traces::Traces;
 
 /// How long a stopping process finishes what it minted.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
@@ -44,6 +49,16 @@ pub struct Settings {
     pub health_addr: SocketAddr,
     /// How long the Lease lasts.
     pub lease_duration: Duration,
+    /// What users may annotate their Secrets with.
+    pub annotations: AnnotationPolicy,
+    /// What is logged, where that can be changed.
+    pub log: Option<LogLevel>,
+    /// Where traces go, if anywhere.
+    pub otlp_endpoint: Option<Url>,
+    /// Whether each credential has series of its own.
+    pub credential_metrics: bool,
+    /// What of the cluster it serves.
+    pub reach: Reach,
 }
 
 /// Runs the controller until `stop` fires.
@@ -55,8 +70,9 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
     let calls = metrics.clone();
     let called = move |verb: &str, code| calls.called(verb, code);
     let cluster = Cluster::new(client(config.clone(), called)?, settings.namespace.clone());
+    let cluster = cluster.reaching(settings.reach.clone());
     let health = Health::default();
-    crate::ops::health::serve(settings.health_addr, health.clone(), stop.clone()).await?;
+    crate::ops::health::serve(settings.health_addr, health.clone(), settings.log.clone(), stop.clone()).await?;
     crate::ops::metrics::serve(settings.metrics_addr, metrics.clone(), stop.clone()).await?;
     health.waiting_for("the CRDs ephemeralcredentials and chittyconnections to be installed");
     watches::await_kinds(&cluster, &stop).await;
@@ -88,6 +104,12 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
     let working = Arc::new(Mutex::default());
     let supervised = supervisor.clone();
     let writers: Spawn = Arc::new(move |writer| supervised.see_through("journal", writer));
+    let traces = match &settings.otlp_endpoint {
+        Some(endpoint) => Traces::start(endpoint, &settings.identity, stop.clone())?,
+        None => Traces::default(),
+    };
+    let timed = metrics.clone();
+    let commits: Timed = Arc::new(move |took, ok| timed.committed(took, ok));
     while !stop.is_cancelled() {
         // A standby is as ready as can be.
         health.ready();
@@ -99,10 +121,13 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
         let over = stop.child_token();
         let (triggers, triggered) = mpsc::unbounded_channel();
         let context = Arc::new(Context {
-            journals: Journals::new(cluster.clone(), seal.clone()).spawning(Arc::clone(&writers)),
+            journals: Journals::new(cluster.clone(), seal.clone())
+                .spawning(Arc::clone(&writers))
+                .timing(Arc::clone(&commits)),
             events: events.clone(),
             cluster: cluster.clone(),
             identity: settings.identity.clone(),
+            annotations: settings.annotations.clone(),
             seal: seal.clone(),
             caches: Arc::clone(&caches),
             index: Mutex::default(),
@@ -120,6 +145,9 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             metrics: metrics.clone(),
             leads: Arc::clone(&leads),
             unreconciled: Mutex::default(),
+            queued: AtomicUsize::new(0),
+            credential_metrics: settings.credential_metrics,
+            traces: traces.clone(),
             initial_sync_done: AtomicBool::new(false),
             stop: over.clone(),
             supervisor: supervisor.clone(),

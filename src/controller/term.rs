@@ -1,22 +1,18 @@
 //! What a leader adds: the journals, the reconcile loop, and all that goes on beside it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use kube::ResourceExt;
-use kube::runtime::Controller;
-use kube::runtime::controller::{Action as Requeue, Config as ControllerConfig, Error as ControllerError};
-use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::background::{revoke, status};
-use super::credential::reconcile;
-use super::state::changes;
+use super::credential::reconcile::{ReconcileError, reconcile};
 use super::state::context::Context;
-use crate::api::EphemeralCredential;
-use crate::cluster::journal::{Found, JournalError};
+use super::state::work_queue::WorkQueue;
+use crate::cluster::journal::{Entry, JournalError};
 use crate::core::ids::ObjectName;
 use crate::core::journal::Scope;
 use crate::core::schedule::spread;
@@ -24,11 +20,13 @@ use crate::ops::health::Health;
 
 /// How often a journal that cannot be read is looked at again.
 const MENDED_EVERY: Duration = Duration::from_secs(5);
+/// A credential that cannot be seen through is looked at again after a second, then two, up to two to this power.
+const LONGEST_BACKOFF: u32 = 6;
 
 /// Does all there is to do until the term is over.
 pub(super) async fn serve(
     context: Arc<Context>,
-    triggered: mpsc::UnboundedReceiver<ObjectRef<EphemeralCredential>>,
+    triggered: mpsc::UnboundedReceiver<ObjectName>,
     concurrency: u16,
     health: Health,
 ) {
@@ -46,72 +44,95 @@ pub(super) async fn serve(
     drive(context, triggered, concurrency).await;
 }
 
-/// The reconcile loop. The watches belong to the process: what they tell comes by `triggered`.
-async fn drive(
-    context: Arc<Context>,
-    triggered: mpsc::UnboundedReceiver<ObjectRef<EphemeralCredential>>,
-    concurrency: u16,
-) {
-    let store = context.caches.credentials.clone();
-    let triggered = futures::stream::unfold(
-        triggered,
-        |mut rx| async move { rx.recv().await.map(|item| (item, rx)) },
-    );
-    let stop = context.stop.clone();
-    Controller::for_stream(futures::stream::pending(), store)
-        .with_config(ControllerConfig::default().concurrency(concurrency))
-        .reconcile_on(triggered)
-        .graceful_shutdown_on(async move { stop.cancelled().await })
-        .run(reconcile::reconcile, retry, Arc::clone(&context))
-        .for_each(|outcome| {
-            let context = Arc::clone(&context);
-            async move {
-                match outcome {
-                    Ok(_) => {}
-                    Err(ControllerError::ObjectNotFound(gone)) => {
-                        let name = ObjectName::new(gone.namespace.clone().unwrap_or_default(), gone.name.clone());
-                        context.seen(&name);
-                        context.told.lock().remove(&name);
-                        let supervisor = context.supervisor.clone();
-                        supervisor.see_through("sweep of a name", async move { context.sweep_name(&name).await });
-                    }
-                    Err(ControllerError::ReconcilerFailed(error, object)) => {
-                        tracing::warn!(
-                            namespace = object.namespace.as_deref().unwrap_or_default(),
-                            name = %object.name,
-                            %error,
-                            "failed to see a credential through; it is looked at again"
-                        );
-                    }
-                    Err(ControllerError::QueueError(error)) => {
-                        tracing::warn!(%error, "failed to watch credentials; the watch is tried again");
-                    }
-                    Err(ControllerError::RunnerError(error)) => tracing::error!(%error, "the work queue failed"),
+/// The reconcile loop. The watches belong to the process: what they tell comes by `triggered`. Ends when the term is
+/// over and what is looked at was seen through.
+async fn drive(context: Arc<Context>, mut triggered: mpsc::UnboundedReceiver<ObjectName>, concurrency: u16) {
+    let mut queue = WorkQueue::default();
+    let mut failures: HashMap<ObjectName, u32> = HashMap::new();
+    let (done, mut passes) = mpsc::channel::<(ObjectName, Outcome)>(concurrency.into());
+    let mut running = 0;
+    loop {
+        while running < concurrency
+            && !context.stop.is_cancelled()
+            && let Some((name, waited)) = queue.next(Instant::now())
+        {
+            running += 1;
+            let (context, done) = (Arc::clone(&context), done.clone());
+            let supervisor = context.supervisor.clone();
+            supervisor.see_through("pass over a credential", async move {
+                let outcome = reconcile(&name, &context, waited).await;
+                // The receiver goes when all passes are done.
+                let _ = done.send((name, outcome)).await;
+            });
+        }
+        if running == 0 && context.stop.is_cancelled() {
+            return;
+        }
+        context.queued.store(queue.waiting(), Ordering::Relaxed);
+        let next_due = queue.next_due();
+        tokio::select! {
+            () = context.stop.cancelled(), if running == 0 => {}
+            Some(name) = triggered.recv() => {
+                let now = Instant::now();
+                queue.trigger(name, now);
+                while let Ok(name) = triggered.try_recv() {
+                    queue.trigger(name, now);
                 }
             }
-        })
-        .await;
+            Some((name, outcome)) = passes.recv() => {
+                running -= 1;
+                let wait = after(&name, outcome, &mut failures);
+                let now = Instant::now();
+                queue.done(&name, wait.map(|wait| now + wait), now);
+            }
+            () = due(next_due), if running < concurrency => {}
+        }
+    }
 }
 
-/// Nothing was minted by a pass that failed, and nothing will be by the next but through the journal:
-/// a short, spread wait is all it takes.
-#[expect(clippy::needless_pass_by_value, reason = "the signature of error policies")]
-fn retry(credential: Arc<EphemeralCredential>, _: &reconcile::ReconcileError, _: Arc<Context>) -> Requeue {
-    let spread = u64::from(spread(credential.uid().as_deref().unwrap_or_default()));
-    Requeue::requeue(Duration::from_millis(1000 + spread))
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+type Outcome = Result<Option<Duration>, ReconcileError>;
+
+/// How soon a credential is looked at again. Nothing was minted by a pass that failed, and nothing will be by the next
+/// but through the journal: a spread wait is all it takes, longer each time.
+fn after(name: &ObjectName, outcome: Outcome, failures: &mut HashMap<ObjectName, u32>) -> Option<Duration> {
+    let error = match outcome {
+        Ok(wait) => {
+            failures.remove(name);
+            return wait;
+        }
+        Err(error) => error,
+    };
+    let count = failures.entry(name.clone()).or_default();
+    let wait =
+        Duration::from_secs(1 << (*count).min(LONGEST_BACKOFF)) + Duration::from_millis(spread(&name.name).into());
+    *count += 1;
+    if *count == 1 {
+        tracing::warn!(%name, %error, "failed to see a credential through; it is looked at again");
+    } else {
+        tracing::debug!(%name, %error, count, "failed again to see a credential through");
+    }
+    Some(wait)
 }
 
 impl Context {
     /// Looks at every credential there is; newcomers are let in when all were looked at.
     async fn look_at_all(self: Arc<Self>) {
-        let all = self.caches.credentials.state();
+        let all = self.caches.credentials.names_where(|_, _| true);
         if all.is_empty() {
             self.finish_initial_sync();
             return;
         }
-        let names = all.iter().map(|c| changes::name_of(&**c));
-        *self.unreconciled.lock() = Some(names.collect());
-        self.trigger_where(|_| true);
+        *self.unreconciled.lock() = Some(all.iter().cloned().collect());
+        for name in &all {
+            self.trigger(name);
+        }
         // A credential that can never be looked at must not keep newcomers out for ever.
         tokio::time::sleep(Duration::from_secs(30)).await;
         self.finish_initial_sync();
@@ -133,7 +154,7 @@ impl Context {
             }
         };
         for found in found {
-            let Found::Scope(scope) = found else {
+            let Entry::Scope(scope) = found else {
                 self.spawn("journal to be mended", Arc::clone(self).await_mended(found));
                 continue;
             };
@@ -142,7 +163,7 @@ impl Context {
                     Ok(()) => break,
                     // Until it is mended nobody knows who is in it; its own scope stands still meanwhile.
                     Err(JournalError::Broken { .. }) => {
-                        let mended = Arc::clone(self).await_mended(Found::Scope(scope));
+                        let mended = Arc::clone(self).await_mended(Entry::Scope(scope));
                         self.spawn("journal to be mended", mended);
                         break;
                     }
@@ -156,16 +177,16 @@ impl Context {
     }
 
     /// Learns from a journal that cannot be read now as soon as it can be.
-    async fn await_mended(self: Arc<Self>, mut found: Found) {
+    async fn await_mended(self: Arc<Self>, mut found: Entry) {
         loop {
             tokio::time::sleep(MENDED_EVERY).await;
             match &found {
-                Found::Scope(scope) => {
+                Entry::Scope(scope) => {
                     if self.learn(scope).await.is_ok() {
                         return;
                     }
                 }
-                Found::Illegible(name) => match self.journals.find(name).await {
+                Entry::Illegible(name) => match self.journals.find(name).await {
                     Ok(Some(now)) => found = now,
                     // Deleted: what it knew is rebuilt from the Secrets.
                     Ok(None) => return,

@@ -10,6 +10,10 @@ use super::{Problem, spec};
 use crate::api::Reason;
 use crate::api::{AccessRule, EphemeralCredentialSpec};
 
+/// The labels of a namespace; none where they may not be read: then no selector matches, not even one for what has no
+/// labels.
+pub type Labels<'a> = Option<&'a BTreeMap<String, String>>;
+
 /// Whether `rules` allow what `spec` asks for, from `namespace`.
 ///
 /// kube-system and the controller's own namespace are allowed only by name, never by a pattern or a
@@ -21,7 +25,7 @@ pub fn allowed(
     rules: &[AccessRule],
     own_namespace: &str,
     namespace: &str,
-    labels: &BTreeMap<String, String>,
+    labels: Labels<'_>,
     spec: &EphemeralCredentialSpec,
 ) -> Result<Option<u32>, Problem> {
     let reserved = namespace == "kube-system" || namespace == own_namespace;
@@ -40,7 +44,7 @@ pub fn allowed(
     Err(Problem::new(
         Reason::NotPermitted,
         format!(
-            "no access rule of ChittyConnection {} lets namespace {namespace} ask for service {}, purpose {}, {repo}{}{}; \
+            "no access rule of ChittyConnection {} lets namespace {namespace} ask for service {}, purpose {}, {repo}{}{}{}; \
              an administrator can add one to its spec.access",
             spec.connection,
             spec.service,
@@ -48,6 +52,11 @@ pub fn allowed(
             provision_text(spec),
             if reserved {
                 " (this namespace must be named without a pattern)"
+            } else {
+                ""
+            },
+            if labels.is_none() && rules.iter().any(|rule| rule.namespace_selector.is_some()) {
+                " (a namespaceSelector matches nothing, because the controller may not read the labels of this namespace)"
             } else {
                 ""
             },
@@ -82,7 +91,7 @@ fn admits(
     rule: &AccessRule,
     reserved: bool,
     namespace: &str,
-    labels: &BTreeMap<String, String>,
+    labels: Labels<'_>,
     spec: &EphemeralCredentialSpec,
 ) -> bool {
     namespace_matches(rule, reserved, namespace, labels)
@@ -99,7 +108,7 @@ fn admits(
             .all(|(key, value)| context_matches(rule, key, value))
 }
 
-fn namespace_matches(rule: &AccessRule, reserved: bool, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+fn namespace_matches(rule: &AccessRule, reserved: bool, namespace: &str, labels: Labels<'_>) -> bool {
     if reserved {
         return rule.namespaces.iter().any(|name| name == namespace)
             && rule.namespace_selector.as_ref().is_none_or(|s| selects(s, labels));
@@ -112,9 +121,9 @@ fn namespace_matches(rule: &AccessRule, reserved: bool, namespace: &str, labels:
     }
 }
 
-fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    // A selector that cannot be read selects nothing: deny by default.
-    Selector::try_from(selector.clone()).is_ok_and(|s| s.matches(labels))
+fn selects(selector: &LabelSelector, labels: Labels<'_>) -> bool {
+    // A selector that cannot be read selects nothing, nor does one of labels that cannot be: deny by default.
+    labels.is_some_and(|labels| Selector::try_from(selector.clone()).is_ok_and(|s| s.matches(labels)))
 }
 
 fn any(globs: &[String], value: &str) -> bool {
@@ -123,6 +132,8 @@ fn any(globs: &[String], value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
+
     use super::*;
     use crate::core::spec::tests_support::credential;
 
@@ -148,7 +159,7 @@ mod tests {
         };
         let most = |rules: &[AccessRule]| {
             let ec = credential("a", "chittyid");
-            allowed(rules, "chittyconnect-system", "n", &BTreeMap::new(), &ec.spec).unwrap()
+            allowed(rules, "chittyconnect-system", "n", Some(&BTreeMap::new()), &ec.spec).unwrap()
         };
         assert_eq!(most(&[limited(Some(2), "chittyid")]), Some(2));
         assert_eq!(most(&[limited(Some(2), "chittyid"), limited(Some(4), "*")]), Some(4));
@@ -164,7 +175,7 @@ mod tests {
         let mut ec = credential("a", "chittyid");
         ec.spec.repo = repo.map(str::to_owned);
         let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        allowed(rules, "chittyconnect-system", namespace, &labels, &ec.spec).is_ok()
+        allowed(rules, "chittyconnect-system", namespace, Some(&labels), &ec.spec).is_ok()
     }
 
     #[test]
@@ -254,6 +265,27 @@ mod tests {
     }
 
     #[test]
+    fn a_selector_matches_no_labels_that_may_not_be_read_and_the_message_says_so() {
+        let mut unlabelled = rule(&[], &["*"], &["*"], &["*"]);
+        unlabelled.namespace_selector = Some(LabelSelector {
+            match_labels: None,
+            match_expressions: Some(vec![LabelSelectorRequirement {
+                key: "locked".to_owned(),
+                operator: "DoesNotExist".to_owned(),
+                values: None,
+            }]),
+        });
+        let rules = std::slice::from_ref(&unlabelled);
+        let ec = credential("a", "chittyid");
+        let with = |labels: Labels<'_>| allowed(rules, "sys", "a", labels, &ec.spec);
+        assert!(with(Some(&BTreeMap::new())).is_ok());
+        let refused = with(None).unwrap_err().message;
+        assert!(refused.contains("may not read the labels"), "{refused}");
+        let named = rule(&["a"], &["*"], &["*"], &["*"]);
+        assert!(allowed(&[named, unlabelled], "sys", "a", None, &ec.spec).is_ok());
+    }
+
+    #[test]
     fn a_rule_that_names_no_namespace_allows_none() {
         assert!(!ask(&[rule(&[], &["*"], &["*"], &["*"])], "a", &[], Some("O/r")));
     }
@@ -262,7 +294,7 @@ mod tests {
     fn types_and_context_are_denied_unless_named() {
         let mut ec = credential("a", "chittyid");
         let ask = |rule: &AccessRule, ec: &crate::api::EphemeralCredential| {
-            allowed(std::slice::from_ref(rule), "sys", "a", &BTreeMap::new(), &ec.spec).is_ok()
+            allowed(std::slice::from_ref(rule), "sys", "a", Some(&BTreeMap::new()), &ec.spec).is_ok()
         };
         let mut any = rule(&["*"], &["*"], &["*"], &["*"]);
         ec.spec.type_ = Some("cloudflare_d1_access".into());

@@ -202,7 +202,7 @@ proptest! {
             return Ok(());
         };
         let api = if provision { BrokerApi::Provision } else { BrokerApi::Deploy };
-        let desired = match spec::desired(&object, Some(api)) {
+        let desired = match spec::desired(&object, Some(api), &super::layout::AnnotationPolicy::default()) {
             Ok(desired) => desired,
             Err(problem) => {
                 prop_assert!(!problem.message.contains(CANARY));
@@ -239,7 +239,7 @@ proptest! {
         source in r#"(\{\{|\}\}|\{%|\||"|\\|\(|\)|npm_token|cloudflare_token|missing|tojson|default|b64encode|urlencode|[ -~ü\n]){0,60}"#,
         most in 0_usize..400,
     ) {
-        let layout = render::Layout { presets: Vec::new(), data: BTreeMap::from([("k".to_owned(), source)]) };
+        let layout = super::layout::Layout { data: BTreeMap::from([("k".to_owned(), source)]), ..super::layout::Layout::default() };
         match render::render("s", SecretType::Opaque, &layout, &outputs(), t(3600), most) {
             Ok(data) => prop_assert!(render::size(&data) <= most),
             Err(problem) => prop_assert!(!problem.message.contains(CANARY), "{}", problem.message),

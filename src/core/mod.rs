@@ -12,6 +12,7 @@ mod fuzz;
 pub mod hold;
 pub mod ids;
 pub mod journal;
+pub mod layout;
 pub mod outage;
 pub mod plan;
 pub mod render;

@@ -1,8 +1,7 @@
 //! From a verdict to the status a user reads.
 
 use std::collections::BTreeSet;
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::Time;
 use super::journal::Record;
@@ -10,6 +9,83 @@ use super::plan::Verdict;
 use super::schedule::renew_at;
 use super::spec::Desired;
 use crate::api::{ConditionType, EphemeralCredentialStatus, Reason, condition};
+
+/// All that is looked at again of a status that was read or written: tens of thousands are kept.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Told {
+    digest: u64,
+    conditions: Box<[ToldCondition]>,
+    /// When the token is due for renewal.
+    pub renew_at: Option<Time>,
+    /// When it ends.
+    pub expires_at: Option<Time>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct ToldCondition {
+    kind: ConditionType,
+    status: bool,
+    /// Unknown where somebody else wrote it.
+    reason: Option<Reason>,
+    since: Time,
+}
+
+impl Told {
+    /// What `status` tells.
+    #[must_use]
+    pub fn of(status: Option<&EphemeralCredentialStatus>) -> Self {
+        let Some(status) = status else { return Self::default() };
+        let conditions = status.conditions.iter().filter_map(|c| {
+            Some(ToldCondition {
+                kind: ConditionType::ALL.into_iter().find(|kind| kind.as_str() == c.type_)?,
+                status: c.status == "True",
+                reason: Reason::ALL.into_iter().find(|reason| reason.as_str() == c.reason),
+                since: Time::from_timestamp(c.last_transition_time.0.as_second(), 0)?,
+            })
+        });
+        Self {
+            digest: digest(status),
+            conditions: conditions.collect(),
+            renew_at: status.renew_at,
+            expires_at: status.expires_at,
+        }
+    }
+
+    /// Whether that is what `status` tells, word by word.
+    #[must_use]
+    pub fn tells(&self, status: &EphemeralCredentialStatus) -> bool {
+        self.digest == digest(status)
+    }
+
+    /// Whether it was Ready, and why; nothing where it was not looked at yet.
+    #[must_use]
+    pub fn ready(&self) -> Option<(bool, Option<Reason>)> {
+        self.condition(ConditionType::Ready).map(|c| (c.status, c.reason))
+    }
+
+    /// What a credential that is not ready was last told to wait for, and since when: a process that has just started
+    /// knows no better. For how a wait is shown, and for nothing else.
+    #[must_use]
+    pub fn waits(&self) -> Option<(Reason, Time)> {
+        let ready = self.condition(ConditionType::Ready).filter(|c| !c.status)?;
+        Some((ready.reason?, ready.since))
+    }
+
+    fn condition(&self, kind: ConditionType) -> Option<&ToldCondition> {
+        self.conditions.iter().find(|c| c.kind == kind)
+    }
+
+    fn unchanged_since(&self, kind: ConditionType, status: bool) -> Option<Time> {
+        self.condition(kind).filter(|c| c.status == status).map(|c| c.since)
+    }
+}
+
+fn digest(status: &EphemeralCredentialStatus) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    // Serialising plain text and numbers cannot fail.
+    serde_json::to_vec(status).unwrap_or_default().hash(&mut hasher);
+    hasher.finish()
+}
 
 /// The status of a credential whose plan came to `verdict`.
 ///
@@ -22,12 +98,13 @@ pub fn status(
     desired: Option<&Desired>,
     uid: &str,
     generation: Option<i64>,
-    previous: Option<&EphemeralCredentialStatus>,
+    previous: &Told,
     now: Time,
 ) -> EphemeralCredentialStatus {
-    let known: &[Condition] = previous.map_or(&[], |s| &s.conditions);
-    let make =
-        |kind, status, message: &str| condition(kind, status, verdict.reason.as_str(), message, generation, known, now);
+    let make = |kind, status, message: &str| {
+        let since = previous.unchanged_since(kind, status);
+        condition(kind, status, verdict.reason.as_str(), message, generation, since, now)
+    };
     let mut conditions = vec![
         make(ConditionType::Ready, verdict.ready, &verdict.message),
         make(
@@ -61,19 +138,6 @@ pub fn status(
     }
 }
 
-/// What a credential that is not ready was last told to wait for, and since when, as far as its status can say: a
-/// process that has just started knows no better. For how a wait is shown, and for nothing else.
-#[must_use]
-pub fn told_before(status: Option<&EphemeralCredentialStatus>) -> Option<(Reason, Time)> {
-    let ready = status?
-        .conditions
-        .iter()
-        .find(|c| c.type_ == ConditionType::Ready.as_str())?;
-    let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == ready.reason)?;
-    let since = Time::from_timestamp(ready.last_transition_time.0.as_second(), 0)?;
-    (ready.status == "False").then_some((reason, since))
-}
-
 fn issued_message(issued: bool, record: Option<&Record>) -> &'static str {
     match record.and_then(|r| r.live.as_ref()) {
         _ if !issued => "no valid Secret is there",
@@ -94,19 +158,41 @@ mod tests {
     use super::*;
     use crate::core::testing::t;
 
-    fn told(ready: bool, reason: &str) -> Option<(Reason, Time)> {
-        let status = EphemeralCredentialStatus {
-            conditions: vec![condition(ConditionType::Ready, ready, reason, "", None, &[], t(7))],
+    fn status(ready: bool, reason: &str) -> EphemeralCredentialStatus {
+        EphemeralCredentialStatus {
+            conditions: vec![condition(ConditionType::Ready, ready, reason, "", None, None, t(7))],
             ..EphemeralCredentialStatus::default()
-        };
-        told_before(Some(&status))
+        }
+    }
+
+    fn waits(ready: bool, reason: &str) -> Option<(Reason, Time)> {
+        Told::of(Some(&status(ready, reason))).waits()
     }
 
     #[test]
     fn a_status_tells_what_an_unready_credential_waits_for_and_since_when() {
-        assert_eq!(told(false, "NotPermitted"), Some((Reason::NotPermitted, t(7))));
-        assert_eq!(told(true, "NotPermitted"), None);
-        assert_eq!(told(false, "EditedByHand"), None);
-        assert_eq!(told_before(None), None);
+        assert_eq!(waits(false, "NotPermitted"), Some((Reason::NotPermitted, t(7))));
+        assert_eq!(waits(true, "NotPermitted"), None);
+        assert_eq!(waits(false, "EditedByHand"), None);
+        assert_eq!(Told::of(None).waits(), None);
+    }
+
+    #[test]
+    fn a_status_that_differs_in_a_word_is_not_what_was_told() {
+        let told = Told::of(Some(&status(true, "Issued")));
+        assert!(told.tells(&status(true, "Issued")));
+        let edited = EphemeralCredentialStatus {
+            revision: Some(9),
+            ..status(true, "Issued")
+        };
+        assert!(!told.tells(&edited) && !Told::of(None).tells(&EphemeralCredentialStatus::default()));
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_while_its_status_does() {
+        let told = Told::of(Some(&status(false, "RateLimited")));
+        assert_eq!(told.unchanged_since(ConditionType::Ready, false), Some(t(7)));
+        assert_eq!(told.unchanged_since(ConditionType::Ready, true), None);
+        assert_eq!(told.unchanged_since(ConditionType::Issued, false), None);
     }
 }

@@ -1,4 +1,5 @@
 //! `/livez`: the process runs. `/readyz`: it has read what it needs; until then it says what it waits for.
+//! `/log-level`: what is logged, read and set by whoever is on this machine, such as `kubectl port-forward`.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -6,10 +7,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use axum::Router;
+use axum::extract::{ConnectInfo, DefaultBodyLimit};
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{MethodRouter, get};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use super::telemetry::LogLevel;
+
+/// No filter worth having is longer.
+const MOST_DIRECTIVES: usize = 4096;
+const ONLY_LOCAL: &str = "only from this machine: kubectl port-forward\n";
 
 /// What readiness waits for, if anything. Cheap to clone.
 #[derive(Clone)]
@@ -40,14 +48,51 @@ impl Health {
     }
 }
 
-/// Serves both until `stop` fires.
+/// What is logged, for those on this machine: RBAC's right to forward ports is what it takes to be one of them.
+fn log_level(level: LogLevel) -> MethodRouter {
+    let set = level.clone();
+    let read = async move |ConnectInfo(from): ConnectInfo<SocketAddr>| {
+        if is_local(from) {
+            (StatusCode::OK, level.get() + "\n")
+        } else {
+            (StatusCode::FORBIDDEN, ONLY_LOCAL.to_owned())
+        }
+    };
+    let write = async move |ConnectInfo(from): ConnectInfo<SocketAddr>, directives: String| {
+        if !is_local(from) {
+            return (StatusCode::FORBIDDEN, ONLY_LOCAL.to_owned());
+        }
+        match set.set(&directives) {
+            Ok(()) => {
+                tracing::info!(log = set.get(), "what is logged was changed");
+                (StatusCode::OK, set.get() + "\n")
+            }
+            Err(error) => (StatusCode::BAD_REQUEST, format!("{error:#}\n")),
+        }
+    };
+    get(read).put(write).layer(DefaultBodyLimit::max(MOST_DIRECTIVES))
+}
+
+fn is_local(from: SocketAddr) -> bool {
+    from.ip().to_canonical().is_loopback()
+}
+
+/// Serves all of them until `stop` fires.
 ///
 /// # Errors
 /// Where the address cannot be listened on.
-pub async fn serve(addr: SocketAddr, health: Health, stop: CancellationToken) -> anyhow::Result<()> {
-    let router = Router::new()
+pub async fn serve(
+    addr: SocketAddr,
+    health: Health,
+    level: Option<LogLevel>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { health.state() }));
+    if let Some(level) = level {
+        router = router.route("/log-level", log_level(level));
+    }
     listen(addr, router, stop, "--health-addr").await
 }
 
@@ -70,7 +115,8 @@ pub async fn listen(addr: SocketAddr, router: Router, stop: CancellationToken, f
         .await
         .with_context(|| format!("failed to listen on {addr}: choose another address with {flag}"))?;
     tokio::spawn(async move {
-        let served = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        let served = axum::serve(listener, service).with_graceful_shutdown(async move { stop.cancelled().await });
         if let Err(error) = served.await {
             tracing::error!(%error, %addr, "a server ended");
         }
@@ -80,7 +126,43 @@ pub async fn listen(addr: SocketAddr, router: Router, stop: CancellationToken, f
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+    use tower::ServiceExt;
+
     use super::*;
+
+    async fn ask(router: &Router, method: &str, from: &str, body: &str) -> StatusCode {
+        let mut request = Request::builder().method(method).uri("/log-level");
+        let from: SocketAddr = from.parse().unwrap();
+        request.extensions_mut().unwrap().insert(ConnectInfo(from));
+        let request = request.body(Body::from(body.to_owned())).unwrap();
+        router.clone().oneshot(request).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn only_who_is_on_this_machine_reads_or_changes_what_is_logged() {
+        let level = LogLevel::detached("info");
+        let router = Router::new().route("/log-level", log_level(level.clone()));
+        for far in ["10.0.0.7:40000", "[::ffff:10.0.0.7]:40000", "[fd00::7]:40000"] {
+            assert_eq!(ask(&router, "GET", far, "").await, StatusCode::FORBIDDEN, "{far}");
+            assert_eq!(ask(&router, "PUT", far, "debug").await, StatusCode::FORBIDDEN, "{far}");
+        }
+        assert_eq!(level.get(), "info");
+        for near in ["127.0.0.1:40000", "[::1]:40000", "[::ffff:127.0.0.1]:40000"] {
+            assert_eq!(ask(&router, "GET", near, "").await, StatusCode::OK, "{near}");
+        }
+        assert_eq!(
+            ask(&router, "PUT", "[::1]:1", "no=such=thing").await,
+            StatusCode::BAD_REQUEST
+        );
+        assert_eq!(ask(&router, "PUT", "[::1]:1", "debug").await, StatusCode::OK);
+        assert_eq!(level.get(), "debug");
+        assert_eq!(
+            ask(&router, "PUT", "[::1]:1", &"a".repeat(MOST_DIRECTIVES + 1)).await,
+            StatusCode::PAYLOAD_TOO_LARGE
+        );
+    }
 
     #[tokio::test]
     async fn every_interface_includes_those_of_ipv4() {

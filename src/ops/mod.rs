@@ -1,5 +1,6 @@
-//! What operators of the controller look at: metrics, health, logs.
+//! What operators of the controller look at: metrics, health, logs, traces.
 
 pub mod health;
 pub mod metrics;
 pub mod telemetry;
+pub mod traces;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testbed::ChittyConnect;
 
-use crate::support::{Cluster, RELEASE, SYSTEM, notes, succeed, wait_for};
+use crate::support::{Cluster, RELEASE, SYSTEM, chart, notes, read, repository, succeed, wait_for};
 
 fn broker() -> ChittyConnect {
     let hour = Duration::from_secs(3600);
@@ -67,11 +67,17 @@ fn a_release_with_a_connection_lives_through_upgrade_uninstall_and_reinstall_wit
         assert_eq!(made()["metadata"]["uid"], uid);
         assert_eq!(made()["spec"]["access"][0]["purposes"], json!([purpose]));
     }
+    let back = ["rollback", RELEASE, "2", "--namespace", SYSTEM];
+    succeed(&mut cluster.helm(&back));
+    assert_eq!(made()["metadata"]["uid"], uid);
+    assert_eq!(made()["spec"]["access"][0]["purposes"], json!(["ci-*"]));
+    succeed(&mut cluster.release("upgrade", &[create, &connection(&broker, &rule("*"))]));
     wait_for("the controller to see the change", || {
         let status = made()["status"].clone();
         (status["observedGeneration"] == made()["metadata"]["generation"]).then_some(())
     });
     assert_eq!(token(), first);
+    assert_eq!(broker.ledger().posts(), 1);
 
     // A rotation, a healing and a deletion: all of it with the chart's rights alone.
     let example = ["ephemeralcredential/example", "--namespace=runners-example"];
@@ -129,4 +135,91 @@ fn a_release_with_a_connection_lives_through_upgrade_uninstall_and_reinstall_wit
          kubectl delete namespace chittyconnect-system runners-example --timeout=60s",
         "",
     );
+}
+
+/// The shell commands that a page gives, block by block.
+fn blocks(page: &str) -> Vec<String> {
+    let text = read(&repository(page));
+    let blocks = text.split("```sh\n").skip(1);
+    blocks
+        .map(|rest| rest.split("\n```").next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[test]
+fn an_installation_moves_to_another_namespace_by_the_documented_commands_and_mints_nothing() {
+    const NEW: &str = "tokens";
+    let cluster = Cluster::start();
+    let broker = broker();
+    let rule = json!([{"namespaces": ["*"], "services": ["*"], "purposes": ["*"], "repos": ["*"]}]);
+    let values = ["--set=connection.create=true", &connection(&broker, &rule)];
+    let printed = succeed(&mut cluster.release("install", &values));
+    let controller = cluster.controller();
+    for command in &notes(&printed) {
+        cluster.paste(command, broker.api_key());
+    }
+    let get = |what: &[&str]| cluster.get(what).unwrap_or_else(|| panic!("{what:?} is gone"));
+    let secret = || get(&["secret", "example", "--namespace=default"]);
+    let made = || get(&["chittyconnection", "default"]);
+    let (first, version) = (
+        secret()["data"].clone(),
+        secret()["metadata"]["resourceVersion"].clone(),
+    );
+    assert_eq!(made()["status"]["heldBy"]["namespace"], SYSTEM);
+
+    drop(controller);
+    succeed(&mut cluster.helm(&["uninstall", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout=60s"]));
+    let commands = blocks("docs/installations.md");
+    assert_eq!(commands.len(), 1);
+    cluster.paste(&commands[0], "");
+    let path = chart();
+    let mut install = cluster.helm(&[
+        "install",
+        RELEASE,
+        path.to_str().unwrap(),
+        "--namespace",
+        NEW,
+        "--take-ownership",
+    ]);
+    succeed(install.args(values));
+    let controller = cluster.controller_in(NEW);
+    wait_for("the new installation to hold the connection", || {
+        (made()["status"]["heldBy"]["namespace"] == NEW).then_some(())
+    });
+    succeed(&mut cluster.kubectl(&["delete", "namespace", SYSTEM, "--timeout=60s"]));
+
+    // What the old one minted stays as it is, counts, and is renewed by the new one.
+    cluster.paste("kubectl annotate ec/example seen=again && sleep 2", "");
+    assert_eq!(broker.ledger().posts(), 1);
+    assert_eq!(secret()["data"], first);
+    assert_eq!(secret()["metadata"]["resourceVersion"], version);
+    cluster.paste("kubectl annotate ec/example connect.chitty.cc/rotate=1", "");
+    wait_for("the rotation", || (secret()["data"] != first).then_some(()));
+    assert_eq!(broker.ledger().posts(), 2);
+    wait_for("the budget to tell of both", || {
+        (made()["status"]["used"] == "2/10").then_some(())
+    });
+    assert!(!controller.log().contains("is forbidden"), "{}", controller.log());
+}
+
+#[test]
+fn an_api_key_that_is_turned_is_used_from_the_next_request_on_by_the_same_process() {
+    let cluster = Cluster::start();
+    let broker = broker();
+    let printed = succeed(&mut cluster.release("install", &[&connection(&broker, &json!([]))]));
+    let controller = cluster.controller();
+    for command in &notes(&printed) {
+        cluster.paste(command, broker.api_key());
+    }
+    let secret = || cluster.get(&["secret", "example", "--namespace=default"]).unwrap()["data"].clone();
+    let first = secret();
+    let new = "a-new-key";
+    broker.add_key(new, "the operator");
+    broker.remove_key(broker.api_key());
+    let turn = r#"kubectl --namespace chittyconnect-system create secret generic chittyconnect-api-key \
+        --from-literal=api-key="$CHITTYCONNECT_API_KEY" --dry-run=client --output=yaml | kubectl apply --filename -"#;
+    cluster.paste(turn, new);
+    cluster.paste("kubectl annotate ec/example connect.chitty.cc/rotate=1", "");
+    wait_for("a token by the new key", || (secret() != first).then_some(()));
+    assert_eq!(controller.log().matches("starting version").count(), 1);
 }

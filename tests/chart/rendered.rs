@@ -38,6 +38,7 @@ const EVERYTHING: &[&str] = &[
     "--set-json=dnsConfig={\"options\":[{\"name\":\"ndots\",\"value\":\"1\"}]}",
     "--set-json=hostAliases=[{\"ip\":\"10.0.0.1\",\"hostnames\":[\"broker.example\"]}]",
     "--set-json=networkPolicy.extraEgress=[{\"ports\":[{\"port\":3128}]}]",
+    "--set=scope.namespaces={ci-a,ci-b},scope.connections={default},metrics.perCredential=true,tracing.otlpEndpoint=http://collector.monitoring:4318",
     "--set=dnsPolicy=Default,proxy.httpsProxy=http://proxy.example:3128,leaderElection.leaseDuration=30s,connection.existingSecret=key",
     "--set-json=networkPolicy.metricsFrom=[{\"namespaceSelector\":{}}]",
 ];
@@ -193,7 +194,7 @@ fn whole(number: f64) -> Value {
 
 #[test]
 fn every_rule_of_every_role_says_why_it_is_there() {
-    for file in ["rbac.yaml", "rbac-users.yaml"] {
+    for file in ["rbac.yaml", "rbac-users.yaml", "_helpers.tpl"] {
         let text = read(&chart().join("templates").join(file));
         let lines: Vec<_> = text.lines().collect();
         let rules: Vec<_> = (0..lines.len())
@@ -216,6 +217,23 @@ fn every_rule_of_every_role_says_why_it_is_there() {
     }
 }
 
+/// What a role grants, a line for each resource.
+fn rights(role: &Value) -> Vec<String> {
+    let mut rights = Vec::new();
+    for rule in role["rules"].as_array().unwrap() {
+        let list = |field: &str| -> Vec<&str> {
+            let values = rule[field].as_array().into_iter().flatten();
+            values.map(|v| v.as_str().unwrap()).collect()
+        };
+        for resource in list("resources") {
+            let named = list("resourceNames").join(",");
+            rights.push(format!("{resource} {named}: {}", list("verbs").join(" ")));
+        }
+    }
+    rights.sort();
+    rights
+}
+
 #[test]
 fn the_controller_may_do_this_and_no_more() {
     let rendered = render(&[]);
@@ -224,23 +242,7 @@ fn the_controller_may_do_this_and_no_more() {
             .into_iter()
             .find(|r| r["metadata"]["name"] == name)
             .unwrap();
-        let mut rights = Vec::new();
-        for rule in role["rules"].as_array().unwrap() {
-            let list = |field: &str| -> Vec<&str> {
-                rule[field]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .map(|v| v.as_str().unwrap())
-                    .collect()
-            };
-            for resource in list("resources") {
-                let named = list("resourceNames").join(",");
-                rights.push(format!("{resource} {named}: {}", list("verbs").join(" ")));
-            }
-        }
-        rights.sort();
-        rights
+        rights(role)
     };
     assert_eq!(
         rights("ClusterRole", "chittyconnect-operator"),
@@ -248,7 +250,7 @@ fn the_controller_may_do_this_and_no_more() {
             "chittyconnections : get list watch",
             "chittyconnections/status : patch",
             "ephemeralcredentials : get list watch",
-            "ephemeralcredentials/status : patch",
+            "ephemeralcredentials/status : update",
             "events : create",
             "namespaces : get list watch",
             "secrets : get list watch create update delete",
@@ -279,6 +281,72 @@ fn the_controller_may_do_this_and_no_more() {
         of_kind(&rendered, "ClusterRole").len() + of_kind(&rendered, "Role").len(),
         5
     );
+}
+
+#[test]
+fn with_a_scope_nothing_is_cluster_wide_but_the_connections_it_names() {
+    let scope = "--set=scope.namespaces={team-a,team-b},scope.connections={team,other}";
+    let rendered = render(&[scope]);
+    let roles = of_kind(&rendered, "Role");
+    let of = |namespace: &str, name: &str| {
+        let meant = |r: &&&Value| r["metadata"]["namespace"] == namespace && r["metadata"]["name"] == name;
+        rights(roles.iter().find(meant).unwrap())
+    };
+    let cluster_wide = |rendered: &[Value]| {
+        let roles = of_kind(rendered, "ClusterRole");
+        let ours = roles.iter().find(|r| r["metadata"]["name"] == "chittyconnect-operator");
+        rights(ours.unwrap())
+    };
+    let connections = [
+        "chittyconnections team,other: get list watch",
+        "chittyconnections/status team,other: patch",
+    ];
+    assert_eq!(
+        cluster_wide(&rendered),
+        [&connections[..], &["namespaces team-a,team-b: get"]].concat()
+    );
+    assert_eq!(
+        cluster_wide(&render(&[scope, "--set=scope.readNamespaces=false"])),
+        connections
+    );
+    for namespace in ["team-a", "team-b"] {
+        assert_eq!(
+            of(namespace, "chittyconnect-operator-credentials"),
+            [
+                "ephemeralcredentials : get list watch",
+                "ephemeralcredentials/status : update",
+                "events : create",
+                "secrets : get list watch create update delete",
+            ]
+        );
+    }
+    assert_eq!(
+        of("chittyconnect-system", "chittyconnect-operator"),
+        [
+            "configmaps : get list watch create update patch delete",
+            "leases : create",
+            "leases chittyconnect-operator: get update",
+            "namespaces : get",
+            "secrets : get list watch create",
+        ]
+    );
+    // Nobody else's namespaces are subject to its policies.
+    let bindings = of_kind(&rendered, "ValidatingAdmissionPolicyBinding");
+    assert_eq!(
+        bindings[0]["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"][0]["values"],
+        serde_json::json!(["team-a", "team-b"])
+    );
+}
+
+#[test]
+fn a_scope_that_would_serve_everybodys_connections_is_refused() {
+    let refused = |values: &str| {
+        let path = chart();
+        fail(&mut helm(&["template", "a", path.to_str().unwrap(), values]))
+    };
+    assert!(refused("--set=scope.namespaces={team-a}").contains("needs scope.connections"));
+    let created = "--set=scope.namespaces={a},scope.connections={team},connection.create=true";
+    assert!(refused(created).contains("has to name default"));
 }
 
 fn deployment(arguments: &[&str]) -> Deployment {

@@ -193,14 +193,20 @@ impl Cluster {
 
     /// The controller, outside the cluster, but with the rights of the release's service account alone.
     pub fn controller(&self) -> Controller {
-        let token = succeed(&mut self.kubectl(&["create", "token", RELEASE, "--namespace", SYSTEM, "--duration=1h"]));
+        self.controller_in(SYSTEM)
+    }
+
+    /// The same, of a release in that namespace.
+    pub fn controller_in(&self, namespace: &str) -> Controller {
+        let token =
+            succeed(&mut self.kubectl(&["create", "token", RELEASE, "--namespace", namespace, "--duration=1h"]));
         let kubeconfig = self.plane.kubeconfig_with_token(token.trim()).unwrap();
         let log = kubeconfig.with_extension("log");
         let arguments = [
             format!("KUBECONFIG={}", kubeconfig.display()),
             env!("CARGO_BIN_EXE_chittyconnect-operator").to_owned(),
             "run".to_owned(),
-            format!("--namespace={SYSTEM}"),
+            format!("--namespace={namespace}"),
             "--identity=chart-test".to_owned(),
             "--metrics-addr=127.0.0.1:0".to_owned(),
             "--health-addr=127.0.0.1:0".to_owned(),

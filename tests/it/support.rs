@@ -1,6 +1,7 @@
 //! The world tests run in.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -30,6 +31,36 @@ pub struct World {
     controller: Mutex<Option<Process>>,
     dir: PathBuf,
     identity: String,
+    /// What of the cluster the installation serves; all of it where nothing is said.
+    reach: Reach,
+}
+
+/// What the chart's `scope` says.
+#[derive(Clone, Default)]
+pub struct Reach {
+    pub namespaces: &'static [&'static str],
+    pub connections: &'static [&'static str],
+    pub unread: bool,
+}
+
+impl Reach {
+    fn values(&self) -> Vec<String> {
+        let list = |name: &str, items: &[&str]| format!("--set=scope.{name}={{{}}}", items.join(","));
+        let mut values = Vec::new();
+        if !self.namespaces.is_empty() {
+            values.push(list("namespaces", self.namespaces));
+            values.push(list("connections", self.connections));
+            values.push(format!("--set=scope.readNamespaces={}", !self.unread));
+        }
+        values
+    }
+
+    fn environment(&self) -> [String; 2] {
+        [
+            format!("WATCH_NAMESPACES={}", self.namespaces.join(",")),
+            format!("CONNECTIONS={}", self.connections.join(",")),
+        ]
+    }
 }
 
 impl World {
@@ -50,6 +81,11 @@ impl World {
 
     /// One of its own, without a controller.
     pub async fn without_controller(name: &str) -> Arc<Self> {
+        Self::of_reach(name, Reach::default()).await
+    }
+
+    /// One of its own, without a controller, whose installation serves a part of it.
+    pub async fn of_reach(name: &str, reach: Reach) -> Arc<Self> {
         testbed::install_crypto_provider();
         let plane = ControlPlane::start(Options::default()).await.expect("a control plane");
         let dir = plane.kubeconfig().parent().expect("a directory").to_path_buf();
@@ -58,6 +94,7 @@ impl World {
             controller: Mutex::new(None),
             dir,
             identity: format!("test-{name}"),
+            reach,
         });
         world.install().await;
         world
@@ -84,6 +121,9 @@ impl World {
         // It learns of new kinds slowly; restarted it knows them at once.
         self.plane.restart_controller_manager().unwrap();
         create_namespace(&client, SYSTEM, &json!({})).await;
+        for namespace in self.reach.namespaces {
+            create_namespace(&client, namespace, &json!({"purpose": "test"})).await;
+        }
         self.grant();
     }
 
@@ -102,6 +142,7 @@ impl World {
                 "--kube-version",
                 "1.35.0",
             ])
+            .args(self.reach.values())
             .args(
                 [
                     "templates/serviceaccount.yaml",
@@ -170,14 +211,12 @@ impl World {
             identity.to_owned(),
             "--namespace".to_owned(),
             SYSTEM.to_owned(),
-            "--metrics-addr".to_owned(),
-            "127.0.0.1:0".to_owned(),
-            "--health-addr".to_owned(),
-            "127.0.0.1:0".to_owned(),
             "--log".to_owned(),
             "trace,h2=info,rustls=info".to_owned(),
         ];
-        let arguments = [environment, &arguments].concat();
+        let any = SocketAddr::new(testbed::loopback(), 0);
+        let defaults = [format!("METRICS_ADDR={any}"), format!("HEALTH_ADDR={any}")];
+        let arguments = [&defaults, &self.reach.environment(), environment, &arguments].concat();
         Process::spawn(Path::new("/usr/bin/env"), &arguments, &self.log_file()).expect("the controller")
     }
 
@@ -275,6 +314,12 @@ impl Setup {
         let client = self.world.client().await;
         let id = format!("t{:08x}", rand::random::<u32>());
         create_namespace(&client, &id, &json!({"purpose": "test"})).await;
+        self.case_in(id).await
+    }
+
+    /// In a namespace that is there, by a connection of its name.
+    pub async fn case_in(self, id: String) -> Case {
+        let client = self.world.client().await;
         let case = Case {
             world: self.world,
             client,
@@ -727,7 +772,7 @@ pub async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, mut ask: imp
     }
 }
 
-fn merge(base: &mut Value, over: Value) {
+pub fn merge(base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {

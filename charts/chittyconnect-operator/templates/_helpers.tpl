@@ -54,3 +54,55 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- toYaml $spec }}
 {{- end }}
+
+{{- /* What the controller may do where credentials are: everywhere, or in each namespace of its scope. */}}
+{{- define "chittyconnect.credentialRules" }}
+# What users ask for. Specs are theirs: the controller cannot change them.
+- apiGroups: [connect.chitty.cc]
+  resources: [ephemeralcredentials]
+  verbs: [get, list, watch]
+# What became of it: replaced as a whole.
+- apiGroups: [connect.chitty.cc]
+  resources: [ephemeralcredentials/status]
+  verbs: [update]
+# Tokens go to Secrets in the namespaces that asked. RBAC can tell Secrets apart neither by label nor by
+# owner; the controller writes and deletes only those it owns, and it watches them by metadata alone.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create, update, delete]
+# `kubectl describe` shows what happened.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- end }}
+
+{{- define "chittyconnect.connectionNames" }}
+{{- with .Values.scope.connections }}
+  resourceNames:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "chittyconnect.checkScope" }}
+{{- with .Values.scope }}
+{{- if and .namespaces (not .connections) }}
+{{- fail "scope.namespaces needs scope.connections: whoever serves a few namespaces names the connections that are theirs, for one installation alone serves a connection" }}
+{{- end }}
+{{- if and .connections $.Values.connection.create (not (has $.Values.connection.name .connections)) }}
+{{- fail (printf "scope.connections has to name %s, the connection that connection.create makes" $.Values.connection.name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* For policy bindings: the namespaces of the scope and no others. */}}
+{{- define "chittyconnect.matchScope" }}
+{{- with .Values.scope.namespaces }}
+  matchResources:
+    namespaceSelector:
+      matchExpressions:
+      - key: kubernetes.io/metadata.name
+        operator: In
+        values:
+        {{- toYaml . | nindent 8 }}
+{{- end }}
+{{- end }}

@@ -44,9 +44,12 @@ pub(super) struct Stored<T> {
     pub(super) version: String,
     /// The commit that wrote it.
     commit: String,
+    /// How much it takes as it is stored.
+    pub(super) bytes: usize,
 }
 
 /// All parts of a journal that are there.
+#[derive(Default)]
 pub(super) struct Listing {
     pub(super) head: Option<Stored<Head>>,
     pub(super) pages: Vec<Stored<Page>>,
@@ -66,13 +69,10 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub(super) const fn is_head(&self) -> bool {
-        self.page.is_none()
-    }
-
-    /// Notes which version it replaces, once that is there.
-    pub(super) fn replaces(&mut self, version: &str) {
-        self.over = Some(version.to_owned());
+    /// What it writes, and how much that takes; nothing where it deletes.
+    pub(super) fn size(&self) -> (Option<PageId>, Option<usize>) {
+        let text = self.map.as_ref().and_then(|map| map.data.as_ref()?.get(DATA_KEY));
+        (self.page.clone(), text.map(String::len))
     }
 
     /// Whether nobody else has written what this step writes. Notes where it has arrived.
@@ -166,6 +166,7 @@ impl Store {
         let mut annotations = map.metadata.annotations.unwrap_or_default();
         let text = map.data.and_then(|mut data| data.remove(DATA_KEY)).unwrap_or_default();
         let signature = annotations.remove(SIGNATURE_ANNOTATION);
+        let bytes = text.len();
         let read = self.verify(&name, &text, signature.as_deref()).and_then(|()| {
             let document: T = serde_json::from_str(&text).map_err(|e| format!("it cannot be read: {e}"))?;
             let (version, scope) = claims_to_be(&document);
@@ -188,6 +189,7 @@ impl Store {
             document,
             version: map.metadata.resource_version.unwrap_or_default(),
             commit: annotations.remove(COMMIT_ANNOTATION).unwrap_or_default(),
+            bytes,
         })
     }
 
@@ -268,17 +270,6 @@ impl Store {
             data: Some(BTreeMap::from([(DATA_KEY.to_owned(), text)])),
             ..ConfigMap::default()
         }
-    }
-
-    /// Creates an empty head, where there is none.
-    ///
-    /// # Errors
-    /// Where it cannot be created, or is there already.
-    pub(super) async fn create_head(&self) -> Result<String, Error> {
-        let head = Head::empty(&self.scope);
-        let map = self.map(&self.name, "head", &head, "");
-        let created = bounded(self.api().create(&PostParams::default(), &map)).await?;
-        Ok(created.metadata.resource_version.unwrap_or_default())
     }
 
     /// Deletes the head, as it was at `version`.
@@ -408,6 +399,19 @@ pub(super) async fn list_all(cluster: &Cluster) -> Result<All, Error> {
 /// Where it cannot be read.
 pub(super) async fn head(cluster: &Cluster, name: &str) -> Result<Option<ConfigMap>, Error> {
     bounded(api(cluster).get_opt(name)).await
+}
+
+/// Whether a part of a journal was signed by a key that is not `seal`.
+pub(super) fn is_of_another_key(map: &ConfigMap, seal: &SealKey) -> bool {
+    let text = map.data.as_ref().and_then(|data| data.get(DATA_KEY));
+    let signature = map
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(SIGNATURE_ANNOTATION));
+    let name = map.metadata.name.as_deref().unwrap_or_default();
+    text.zip(signature)
+        .is_some_and(|(text, signature)| seal.verify_text(&signed(name, text), signature).is_none())
 }
 
 /// The scope that a part of the journal `name` tells of, whether or not the rest of it can be read.

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chrono::SubsecRound;
+use litemap::LiteMap;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::index::Index;
 use super::store::{Listing, Step, Store};
-use super::{Changed, JournalError, Listed, Pending, ScopeJournal, Spawn};
+use super::{Changed, JournalError, Listed, Pending, ScopeJournal, Spawn, Timed};
 use crate::cluster::{Cluster, Error};
 use crate::core::ids::PageId;
 use crate::core::journal::Journal;
@@ -53,6 +55,12 @@ pub(super) struct Writer {
     unsure: bool,
     /// How long the last batch took to be written.
     took: Duration,
+    /// How many commits were written.
+    written: u64,
+    timed: Timed,
+    /// How much each part takes, by its page; none for the head.
+    sizes: LiteMap<Option<PageId>, usize>,
+    bytes: Arc<AtomicUsize>,
     view: watch::Sender<Option<Result<Arc<Journal>, JournalError>>>,
 }
 
@@ -74,6 +82,7 @@ impl Writer {
         index: Arc<Index>,
         close_after: Duration,
         changed: Changed,
+        timed: Timed,
     ) -> Self {
         // Those before it was opened are of no concern: it was written by whoever led then.
         let suspensions_applied = cluster.now_and_pauses(0).1.len();
@@ -89,6 +98,10 @@ impl Writer {
             broken: false,
             unsure: false,
             took: LEAST_PATIENCE,
+            written: 0,
+            timed,
+            sizes: LiteMap::default(),
+            bytes: Arc::default(),
             view: watch::Sender::new(None),
         }
     }
@@ -96,10 +109,10 @@ impl Writer {
     /// Begins with what was `listed`, or reads what there is.
     pub(super) fn start(mut self, listed: Option<Listed>, spawn: &Spawn) -> ScopeJournal {
         let (queue, pending) = mpsc::unbounded_channel::<Pending>();
-        let view = self.view.subscribe();
+        let (view, bytes) = (self.view.subscribe(), Arc::clone(&self.bytes));
         self.broken = matches!(listed, Some(Listed::Missing));
         spawn(Box::pin(self.run(pending, listed)));
-        ScopeJournal { queue, view }
+        ScopeJournal { queue, view, bytes }
     }
 
     /// There is one of these for each scope, and it mostly waits: what it does meanwhile is boxed, so that waiting takes
@@ -110,7 +123,8 @@ impl Writer {
                 let listing = self.store.sort(maps);
                 self.take(listing)
             }
-            _ => Box::pin(self.read()).await,
+            Some(Listed::Absent | Listed::Missing) => self.take(Ok(Listing::default())),
+            None => Box::pin(self.read()).await,
         };
         self.publish(&read);
         loop {
@@ -138,8 +152,12 @@ impl Writer {
             self.gather(&mut batch, &mut pending).await;
             tracing::debug!(journal = %self.store.scope().journal_name(), decisions = batch.len(), "commit");
             let began = Instant::now();
+            let before = self.written;
             read = Box::pin(self.write(&mut batch)).await;
             self.took = began.elapsed();
+            if self.written > before || read.is_err() {
+                (self.timed)(self.took, read.is_ok());
+            }
             self.publish(&read);
             for waiting in batch {
                 // Whoever asked may have gone.
@@ -186,6 +204,12 @@ impl Writer {
     fn take(&mut self, listing: Result<Listing, JournalError>) -> Result<(), JournalError> {
         self.broken |= listing.is_err();
         let Listing { head, pages } = listing?;
+        let sizes = head.iter().map(|stored| (None, stored.bytes));
+        let of_pages = pages
+            .iter()
+            .map(|stored| (Some(stored.document.page.clone()), stored.bytes));
+        self.sizes = sizes.chain(of_pages).collect();
+        self.count();
         let (now, scope) = (self.cluster.now(), self.store.scope());
         let versions = Versions {
             head: head.as_ref().map(|stored| stored.version.clone()),
@@ -254,12 +278,21 @@ impl Writer {
             let Some(mut decided) = commit.take() else {
                 return Ok(());
             };
-            let written = match self.name(&mut decided).await {
-                Ok(()) => self.store.carry_out(&mut decided).await,
+            let written = match self.store.carry_out(&mut decided).await {
+                Ok(()) => self.name().await,
                 failed => failed,
             };
             match written {
                 Ok(()) => {
+                    self.written += 1;
+                    for step in &decided.steps {
+                        let (page, bytes) = step.size();
+                        match bytes {
+                            Some(bytes) => self.sizes.insert(page, bytes),
+                            None => self.sizes.remove(&page),
+                        };
+                    }
+                    self.count();
                     self.suspensions_applied = decided.suspensions_applied;
                     self.known = Some(Known {
                         journal: decided.journal,
@@ -282,20 +315,17 @@ impl Writer {
         Err(last)
     }
 
-    /// Has the index name this journal before anything counts on it.
-    async fn name(&mut self, commit: &mut Commit) -> Result<(), Error> {
-        if self.named {
-            return Ok(());
+    fn count(&self) {
+        self.bytes.store(self.sizes.values().sum(), Ordering::Relaxed);
+    }
+
+    /// Has the index name this journal before anybody acts on what was written: a head that goes missing after that is
+    /// missed at the next start, and before it no request of its claims has left.
+    async fn name(&mut self) -> Result<(), Error> {
+        if !self.named {
+            self.index.add(self.store.scope()).await?;
+            self.named = true;
         }
-        if commit.versions.head.is_none()
-            && let Some(head) = commit.steps.iter_mut().find(|step| step.is_head())
-        {
-            let version = self.store.create_head().await?;
-            head.replaces(&version);
-            commit.versions.head = Some(version);
-        }
-        self.index.add(self.store.scope()).await?;
-        self.named = true;
         Ok(())
     }
 
@@ -321,6 +351,8 @@ impl Writer {
                 layout: Layout::default(),
                 versions: Versions::default(),
             });
+            self.sizes = LiteMap::default();
+            self.count();
         } else {
             self.unsure = true;
         }

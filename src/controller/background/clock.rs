@@ -47,6 +47,6 @@ impl Context {
         for scheduler in self.scopes.lock().values() {
             scheduler.wake();
         }
-        self.trigger_where(|_| true);
+        self.trigger_where(|_, _| true);
     }
 }

@@ -1,17 +1,19 @@
 //! What metrics tell of a leader's world.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures::FutureExt;
 use kube::ResourceExt;
 
-use crate::api::{EphemeralCredential, EphemeralCredentialStatus};
+use crate::api::{EphemeralCredential, Reason};
 use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::journal::MintReason;
-use crate::ops::metrics::{ScopeFigures, ScopeLabels, Snapshot};
+use crate::core::status::Told;
+use crate::ops::metrics::{CredentialFigures, ScopeFigures, ScopeLabels, Snapshot};
 
 /// How often.
 pub(crate) const MEASURE_EVERY: Duration = Duration::from_secs(10);
@@ -26,8 +28,8 @@ struct Renewal {
     at_risk: bool,
 }
 
-fn renewal(status: &EphemeralCredentialStatus, now: Time) -> Option<Renewal> {
-    let (due, end) = (status.renew_at?, status.expires_at?);
+fn renewal(told: &Told, now: Time) -> Option<Renewal> {
+    let (due, end) = (told.renew_at?, told.expires_at?);
     let late = now - due;
     Some(Renewal {
         overdue: late > OVERDUE.min((end - due) / 2),
@@ -40,22 +42,32 @@ impl Context {
     pub(crate) fn measure_all(&self) {
         let now = self.now();
         let mut snapshot = Snapshot::default();
-        let mut counts: BTreeMap<(bool, String), i64> = BTreeMap::new();
-        for credential in self.caches.credentials.state() {
-            let status = credential.status.as_ref();
-            let ready = status.and_then(|s| s.conditions.iter().find(|c| c.type_ == "Ready"));
-            let state = ready.map_or((false, "Unknown".to_owned()), |c| {
-                (c.status == "True", c.reason.clone())
-            });
-            *counts.entry(state).or_default() += 1;
-            let end = status.and_then(|s| s.expires_at).map(|at| at.timestamp());
+        let mut counts: BTreeMap<(bool, Option<Reason>), i64> = BTreeMap::new();
+        self.caches.credentials.for_each(|name, facts| {
+            let told = &facts.told;
+            let (ready, reason) = told.ready().unwrap_or_default();
+            *counts.entry((ready, reason)).or_default() += 1;
+            let end = told.expires_at.map(|at| at.timestamp());
+            if self.credential_metrics {
+                snapshot.each.push(CredentialFigures {
+                    namespace: name.namespace.to_string(),
+                    name: name.name.to_string(),
+                    ready,
+                    expires_at: end,
+                });
+            }
             snapshot.nearest_expiry = snapshot.nearest_expiry.into_iter().chain(end).min();
-            if let Some(renewal) = status.and_then(|s| renewal(s, now)) {
+            if let Some(renewal) = renewal(told, now) {
                 snapshot.overdue += i64::from(renewal.overdue);
                 snapshot.at_risk += i64::from(renewal.at_risk);
             }
-        }
-        snapshot.credentials = counts.into_iter().collect();
+        });
+        let counts = counts.into_iter().map(|((ready, reason), count)| {
+            let reason = reason.map_or("Unknown", Reason::as_str).to_owned();
+            ((ready, reason), count)
+        });
+        snapshot.credentials = counts.collect();
+        snapshot.queued = i64::try_from(self.queued.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
         snapshot.in_flight = i64::try_from(self.working.lock().len()).unwrap_or(i64::MAX);
         let connections = self.caches.connections.all();
         snapshot.connections = connections
@@ -84,6 +96,7 @@ impl Context {
                 owed: journal
                     .as_ref()
                     .map_or(0, |j| j.revocations.values().filter(|r| r.due <= now).count()),
+                journal_bytes: scheduler.journal.bytes(),
             };
             snapshot.scopes.push((labels, figures));
         }
@@ -113,6 +126,7 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::EphemeralCredentialStatus;
     use crate::core::testing::t;
 
     fn at(renews: i64, ends: i64, now: i64) -> (bool, bool) {
@@ -121,7 +135,7 @@ mod tests {
             expires_at: Some(t(ends)),
             ..EphemeralCredentialStatus::default()
         };
-        let renewal = renewal(&status, t(now)).unwrap();
+        let renewal = renewal(&Told::of(Some(&status)), t(now)).unwrap();
         (renewal.overdue, renewal.at_risk)
     }
 
@@ -133,6 +147,6 @@ mod tests {
         assert_eq!(at(2400, 3600, 3001), (true, true));
         // A runway shorter than two minutes has no minute to wait.
         assert_eq!(at(0, 60, 31), (true, true));
-        assert_eq!(renewal(&EphemeralCredentialStatus::default(), t(0)), None);
+        assert_eq!(renewal(&Told::default(), t(0)), None);
     }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::runtime::reflector::ObjectRef;
 
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::journal::JournalError;
@@ -80,8 +79,7 @@ impl Context {
         for uid in uids {
             self.sweep_one(uid.as_str(), name).await;
         }
-        let at = ObjectRef::new(&name.name).within(&name.namespace);
-        if self.caches.credentials.get(&at).is_none() {
+        if self.caches.credentials.facts(name).is_none() {
             // Whatever else has such a mark in that namespace is found once more.
             let mut unlisted = self.caches.unlisted.lock();
             unlisted.retain(|other| other.namespace != name.namespace);
@@ -96,8 +94,8 @@ impl Context {
     async fn sweep_one(self: &Arc<Self>, uid: &str, name: &ObjectName) {
         // Deleted is deleted, whatever finalizer of somebody's keeps the object.
         let is_there = |of: &ObjectMeta| of.uid.as_deref() == Some(uid) && of.deletion_timestamp.is_none();
-        let at = ObjectRef::new(&name.name).within(&name.namespace);
-        if self.caches.credentials.get(&at).is_some_and(|c| is_there(&c.metadata)) {
+        let known = self.caches.credentials.facts(name);
+        if known.is_some_and(|facts| facts.uid.as_str() == uid && !facts.leaving) {
             return;
         }
         // The store may be behind: only the API server's own word ends a credential.
@@ -105,12 +103,15 @@ impl Context {
         match bounded(api.get_metadata_opt(&name.name)).await {
             Ok(found) if found.as_ref().is_some_and(|c| is_there(&c.metadata)) => return,
             Ok(_) => {}
+            // The right to look went with the namespace.
+            Err(error) if error.code() == Some(403) && self.cluster.namespace_is_gone(&name.namespace).await => {}
             Err(error) => {
                 tracing::debug!(namespace = %name.namespace, name = %name.name, %error, "failed to make sure that a credential is gone");
                 return;
             }
         }
         self.dequeue(uid, None);
+        self.traces.forget(uid);
         let scopes = self.index.lock().records_of(uid);
         for owning_scope in scopes {
             let scheduler = self.scheduler(&owning_scope);
@@ -178,7 +179,12 @@ impl Context {
     async fn clear_secret(&self, owner: &Owner, secret: &str) -> Result<(), Error> {
         let mut tries = 3;
         loop {
-            let seen = self.cluster.look(owner, secret, None, None, &self.seal).await?;
+            let seen = match self.cluster.look(owner, secret, None, None, &self.seal).await {
+                Err(error) if error.code() == Some(403) && self.cluster.namespace_is_gone(&owner.namespace).await => {
+                    return Ok(());
+                }
+                seen => seen?,
+            };
             if !matches!(
                 seen.state,
                 SecretState::Ours { .. } | SecretState::Terminating { held: true }

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
-use kube::runtime::controller::Action as Requeue;
 
-use crate::api::{EphemeralCredential, Reason};
+use crate::api::{EphemeralCredential, EphemeralCredentialStatus, Reason};
 use crate::cluster::Error;
 use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::WriteError;
-use crate::controller::state::changes::name_of;
 use crate::controller::state::context::{Context, WATCH_BEHIND};
+use crate::controller::state::credentials::Seen;
 use crate::core::budget::{Demand, Held};
 use crate::core::ids::ObjectName;
 use crate::core::journal::MintReason;
@@ -24,6 +23,8 @@ use crate::controller::mint::mint_queue::QueueEntry;
 
 /// Deadlines are looked at again at least this often: a requeue runs on another clock than the wall's.
 const LONGEST: Duration = Duration::from_secs(600);
+/// How soon a credential is looked at again that has changed since it was read: the watch tells of that in a moment.
+const BEHIND: Duration = Duration::from_millis(100);
 
 /// Why a pass over one credential came to nothing; it is repeated.
 #[derive(Debug, thiserror::Error)]
@@ -39,43 +40,61 @@ pub enum ReconcileError {
     Journal(#[from] JournalError),
 }
 
-/// Looks at one credential and does what is due.
+/// Looks at the credential of that name and does what is due; returns how soon it is to be looked at again, unless
+/// it is gone. It `waited` so long for its turn.
 ///
 /// # Errors
 /// Where it could not be seen through; nothing was minted then.
-pub async fn reconcile(credential: Arc<EphemeralCredential>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
-    let name = name_of(&*credential);
+pub async fn reconcile(
+    name: &ObjectName,
+    context: &Arc<Context>,
+    waited: Duration,
+) -> Result<Option<Duration>, ReconcileError> {
     let led = context.leading();
+    if led {
+        context.metrics.waited_in_queue(waited);
+    }
     let started = Instant::now();
-    let outcome = pass(&credential, &context).await;
+    let outcome = match context.credential(name).await {
+        Ok(Some(seen)) => pass(name, &seen, context, waited).await.map(Some),
+        Ok(None) => {
+            context.told.lock().remove(name);
+            context.sweep_name(name).await;
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    };
     if led {
         context.metrics.reconciled(outcome.is_ok(), started.elapsed());
-        context.seen(&name);
+        context.seen(name);
     }
     outcome
 }
 
-async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Result<Requeue, ReconcileError> {
+async fn pass(
+    name: &ObjectName,
+    seen: &Seen,
+    context: &Arc<Context>,
+    waited: Duration,
+) -> Result<Duration, ReconcileError> {
+    let began = context.now();
+    let credential = &seen.credential;
     if !context.leading() {
         // The term may be over, or its renewal late.
-        return Ok(Requeue::requeue(Duration::from_secs(1)));
+        return Ok(Duration::from_secs(1));
     }
-    if context
-        .caches
-        .connections
-        .get(&credential.spec.connection)
-        .is_some_and(|r| r.held.is_err())
-    {
+    let connection = &credential.spec.connection;
+    let held = context.caches.connections.get(connection).map(|r| r.held);
+    if !context.cluster.reach.serves(connection) || held.is_some_and(|held| held.is_err()) {
         // Another installation's: not even its status is ours. That it becomes ours is told.
-        return Ok(Requeue::requeue(LONGEST));
+        return Ok(LONGEST);
     }
     if credential.metadata.deletion_timestamp.is_some() {
         // Somebody's finalizer keeps it; what it held goes all the same.
-        let name = name_of(credential);
-        context.sweep_name(&name).await;
+        context.sweep_name(name).await;
     }
-    let Some(snapshot) = observe(credential, context).await? else {
-        return Ok(Requeue::requeue(Duration::from_secs(1)));
+    let Some(snapshot) = observe(seen, context).await? else {
+        return Ok(Duration::from_secs(1));
     };
     let holds =
         snapshot.live_scope == snapshot.scope && snapshot.observed.record.as_ref().is_some_and(|r| r.live.is_some());
@@ -89,9 +108,14 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
     for action in &plan.actions {
         again |= act(context, &snapshot, action, credential).await?;
     }
+    if plan.demand.is_some() {
+        context.traces.wanted(&snapshot.owner.uid, waited, began, context.now());
+    } else if !snapshot.observed.working {
+        context.traces.forget(&snapshot.owner.uid);
+    }
     queue(context, &snapshot, plan.demand, credential);
     if again {
-        return Ok(Requeue::requeue(Duration::from_millis(1)));
+        return Ok(Duration::ZERO);
     }
     if let Some(verdict) = &plan.verdict {
         context.tell(&snapshot.owner, verdict, snapshot.observed.told);
@@ -102,16 +126,11 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
             desired,
             &snapshot.owner.uid,
             credential.metadata.generation,
-            credential.status.as_ref(),
+            &seen.told,
             now,
         );
-        if credential.status.as_ref() != Some(&next) {
-            match context.cluster.write_status(credential, &next).await {
-                Ok(()) => tell_of_change(context, credential, verdict).await,
-                // It is gone, or another of that name is there.
-                Err(e) if e.is_not_found() || e.is_conflict() => {}
-                Err(e) => return Err(e.into()),
-            }
+        if !seen.told.tells(&next) && !write_status(context, seen, verdict, &next).await? {
+            return Ok(BEHIND);
         }
     }
     let now = context.now();
@@ -129,11 +148,34 @@ async fn pass(credential: &EphemeralCredential, context: &Arc<Context>) -> Resul
     } else {
         Duration::from_millis(20)
     };
-    Ok(Requeue::requeue(wait.clamp(least, LONGEST)))
+    Ok(wait.clamp(least, LONGEST))
+}
+
+/// Writes a status that is news; false where it is not about the object that is there by now.
+async fn write_status(
+    context: &Context,
+    seen: &Seen,
+    verdict: &plan::Verdict,
+    status: &EphemeralCredentialStatus,
+) -> Result<bool, ReconcileError> {
+    match context.cluster.write_status(&seen.credential, status).await {
+        Ok(written) => {
+            // What was answered is known before the watch tells of it.
+            if let Some(news) = context.caches.credentials.put(written) {
+                context.trigger(&news);
+            }
+            tell_of_change(context, seen, verdict).await;
+            Ok(true)
+        }
+        // It is gone; the watch tells.
+        Err(e) if e.is_not_found() => Ok(true),
+        Err(e) if e.is_conflict() => Ok(false),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// An Event for each new objection; outcomes of mints have Events of their own.
-async fn tell_of_change(context: &Context, credential: &EphemeralCredential, verdict: &plan::Verdict) {
+async fn tell_of_change(context: &Context, seen: &Seen, verdict: &plan::Verdict) {
     use Reason::{
         AuditBacklog, ConnectionNotFound, ConnectionNotReady, InvalidSpec, InvalidTemplate, NotPermitted, RateLimited,
         SecretConflict, SecretRefused, Suspended, Tampered,
@@ -152,23 +194,19 @@ async fn tell_of_change(context: &Context, credential: &EphemeralCredential, ver
             | Suspended
             | Tampered
     );
-    let before = credential
-        .status
-        .as_ref()
-        .and_then(|s| s.conditions.iter().find(|c| c.type_ == "Ready"))
-        .map(|c| c.reason.as_str());
-    if told && before != Some(verdict.reason.as_str()) {
+    let before = seen.told.ready().and_then(|(_, reason)| reason);
+    if told && before != Some(verdict.reason) {
         let warning = verdict.reason != Suspended;
         context
             .events
-            .publish(credential, warning, verdict.reason, "Plan", &verdict.message)
+            .publish(&seen.credential, warning, verdict.reason, "Plan", &verdict.message)
             .await;
     }
 }
 
 fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>, credential: &EphemeralCredential) {
     let uid = &snapshot.owner.uid;
-    let name = ObjectName::new(snapshot.owner.namespace.as_str(), snapshot.owner.name.as_str());
+    let name = snapshot.owner.object_name();
     let scheduler = snapshot.scope.as_ref().map(|scope| context.scheduler(scope));
     context.dequeue(uid, scheduler.as_ref().map(|scheduler| (&scheduler.scope, &name)));
     let (Some(scope), Some(scheduler)) = (&snapshot.scope, scheduler) else {

@@ -7,7 +7,6 @@ use crate::controller::mint::execute::look_for_orphans;
 use crate::controller::state::context::Context;
 use crate::core::audit::{AuditEvent, EventType};
 use crate::core::failure::{Pace, Refused, failure};
-use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Outcome};
 use crate::core::plan::SecretState;
 use crate::core::seal::{Seal, live_of};
@@ -156,7 +155,7 @@ pub(crate) async fn rebuild(context: &Arc<Context>, snapshot: &Snapshot) -> Resu
             journal.adopt_lost(&owner.uid, name, live.clone(), now);
         })
         .await?;
-    let name = ObjectName::new(snapshot.owner.namespace.as_str(), snapshot.owner.name.as_str());
+    let name = snapshot.owner.object_name();
     context.index.lock().add_record(&snapshot.owner.uid, &name, scope);
     tracing::warn!(
         namespace = %snapshot.owner.namespace,

@@ -28,6 +28,7 @@ use crate::core::ids::{ObjectName, Uid};
 use crate::core::journal::{Claim, Journal, Scope};
 use crate::core::outage::{Asker, Bar, But, Spare};
 use crate::core::schedule::spread;
+use crate::ops::traces::Stage;
 
 use crate::controller::mint::execute::mint;
 use crate::controller::mint::prepare::{NotPrepared, Prepared, new_claim, prepare};
@@ -114,7 +115,7 @@ impl BudgetScheduler {
     /// Looks at all who ask by `connection` anew: there is news of it.
     pub fn tell_line(&self, context: &Context, connection: &str) {
         for name in self.queue.lock().line(connection) {
-            context.trigger(&name.namespace, &name.name);
+            context.trigger(&name);
         }
         self.wake();
     }
@@ -212,7 +213,7 @@ impl BudgetScheduler {
         *self.usage.lock() = selection.usage;
         let (news, soon) = self.queue.lock().tell(&follower.budget, selection.front, now);
         for name in news {
-            context.trigger(&name.namespace, &name.name);
+            context.trigger(&name);
         }
         let more = soon.then(|| now + TELL_ON);
         (decision, selection.wake.into_iter().chain(more).min())
@@ -229,7 +230,7 @@ impl BudgetScheduler {
             let Some(entry) = queue.get(uid.as_str()) else { continue };
             if working.contains_key(uid.as_str()) || !is_untouched(journal, uid.as_str(), entry.seq) {
                 follower.budget.set_aside(uid, now + REST);
-                context.trigger(&entry.demand.name.namespace, &entry.demand.name.name);
+                context.trigger(&entry.demand.name);
                 continue;
             }
             let past_half = follower.budget.half_of_runway(uid).is_some_and(|half| half <= now);
@@ -250,7 +251,11 @@ impl BudgetScheduler {
         let window = limits.iter().map(|l| l.window).max().unwrap_or_default();
         futures::stream::iter(admitted)
             .map(|entry| async move {
+                let from = context.now();
                 let outcome = Box::pin(prepare(context, &self.scope, &entry, window)).await;
+                let failed = outcome.as_ref().err().map(NotPrepared::brief);
+                let uid = entry.demand.uid.as_str();
+                context.traces.stage(uid, Stage::Prepare, from, context.now(), failed);
                 (entry, outcome)
             })
             .buffered(PREPARE)
@@ -276,7 +281,7 @@ impl BudgetScheduler {
                         context.unprepared.lock().insert(uid, (problem, until, generation));
                     }
                 }
-                context.trigger(&entry.demand.name.namespace, &entry.demand.name.name);
+                context.trigger(&entry.demand.name);
                 None
             })
             .collect()
@@ -297,13 +302,17 @@ impl BudgetScheduler {
             let mut index = context.index.lock();
             for (_, p) in &prepared {
                 working.insert(p.owner.uid.clone(), None);
-                let name = ObjectName::new(p.owner.namespace.as_str(), p.owner.name.as_str());
+                let name = p.owner.object_name();
                 index.add_record(&p.owner.uid, &name, &self.scope);
             }
         }
+        let from = context.now();
         let mut claims = self.commit(context, &prepared, terms).await;
+        let committed = context.now();
         for (_, p) in prepared {
             let uid = p.owner.uid.clone();
+            let failed = (!claims.contains_key(&uid)).then_some("it is not admitted any more");
+            context.traces.stage(&uid, Stage::Claim, from, committed, failed);
             if let Some(claim) = claims.remove(&uid) {
                 self.queue.lock().remove(&uid);
                 let (context, scope, journal) = (Arc::clone(context), self.scope.clone(), self.journal.clone());
@@ -495,7 +504,7 @@ fn ask(context: &Context, scope: &Scope, entry: &QueueEntry, past_half: bool, no
 async fn probe(context: Arc<Context>, usable: Arc<Usable>, connection: String) {
     if matches!(usable.broker.probe(context.now()).await, Ok(Probe::Accepted)) {
         context.accepted(&usable.key_digest).await;
-        context.trigger_where(|c| c.spec.connection == connection);
+        context.trigger_where(|_, facts| *facts.connection == *connection);
         for scheduler in context.scopes.lock().values() {
             scheduler.wake();
         }

@@ -18,10 +18,12 @@ use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType};
 use crate::core::failure::{self, Asked, PROBE_EVERY, Pace, Refused};
+use crate::core::ids::ObjectName;
 use crate::core::journal::{Claim, Journal, Outcome, Scope};
 use crate::core::outage::is_no_answer;
 use crate::core::schedule::CLAIM_FRESH;
 use crate::core::spec::Desired;
+use crate::ops::traces::Stage;
 
 use crate::controller::mint::prepare::Prepared;
 
@@ -46,55 +48,88 @@ pub(crate) async fn mint(
         let mut posting = pin!(post(context, journal, scope, &p, &claim));
         let in_its_turn = tokio::time::timeout(KEEPS_ITS_TURN, &mut posting).await;
         drop(turn);
-        if in_its_turn.is_err() {
-            posting.await;
-        }
+        let ended = match in_its_turn {
+            Ok(ended) => ended,
+            Err(_) => posting.await,
+        };
+        let name = ObjectName::new(p.owner.namespace.as_str(), p.owner.name.as_str());
+        let ended = ended.map_err(|reason| reason.to_string());
+        context
+            .traces
+            .end(&uid, name, &claim.request, claim.revision, ended, context.now());
     }
     context.working.lock().remove(&uid);
-    context.trigger(&p.owner.namespace, &p.owner.name);
+    context.trigger(&p.owner.object_name());
     context.scheduler(scope).wake();
 }
 
-pub(crate) async fn post(context: &Arc<Context>, journal: &ScopeJournal, scope: &Scope, p: &Prepared, claim: &Claim) {
+async fn post(
+    context: &Arc<Context>,
+    journal: &ScopeJournal,
+    scope: &Scope,
+    p: &Prepared,
+    claim: &Claim,
+) -> Result<(), Reason> {
+    let traced = |stage, from, failed: Option<Reason>| {
+        let failed = failed.map(Reason::as_str);
+        context.traces.stage(&p.owner.uid, stage, from, context.now(), failed);
+    };
     let request = request_of(claim, &p.desired);
-    let started = Instant::now();
-    let answer = p.usable.broker.mint(&request, context.now()).await;
+    let (started, asked) = (Instant::now(), context.now());
+    let answer = p.usable.broker.mint(&request, asked).await;
     let failed = answer.as_ref().err().map(|refusal| refusal.reason);
+    traced(Stage::Request, asked, failed);
     let up = !failed.is_some_and(is_no_answer);
     let connection = &p.desired.connection;
     context.metrics.answered(connection, started.elapsed(), failed, up);
     outage::note(context, scope, p, answer.as_ref().err());
+    let answered = context.now();
     match answer {
-        Ok(answer) => match publish(context, journal, &p.owner, &p.desired, claim, &answer).await {
-            Published::Yes(live) => succeed(context, journal, scope, p, claim, *live).await,
-            Published::No(problem) => {
-                let refusal = Refusal {
-                    reason: problem.reason,
-                    message: problem.message,
-                    sent: Sent::Yes,
-                    retry_after: None,
-                    own_limit: false,
-                    token_ids: answer.token_ids,
-                };
-                fail(context, journal, p, claim, &refusal).await;
+        Ok(answer) => {
+            let published = publish(context, journal, &p.owner, &p.desired, claim, &answer).await;
+            let failed = match &published {
+                Published::Yes(_) => None,
+                Published::No(problem) => Some(problem.reason),
+                Published::Dropped => Some(Reason::Deleted),
+            };
+            traced(Stage::Publish, answered, failed);
+            let written = context.now();
+            match published {
+                Published::Yes(live) => succeed(context, journal, scope, p, claim, *live).await,
+                Published::No(problem) => {
+                    let refusal = Refusal {
+                        reason: problem.reason,
+                        message: problem.message,
+                        sent: Sent::Yes,
+                        retry_after: None,
+                        own_limit: false,
+                        token_ids: answer.token_ids,
+                    };
+                    fail(context, journal, p, claim, &refusal).await;
+                }
+                Published::Dropped => {
+                    let (uid, claim, ids) = (p.owner.uid.clone(), claim.clone(), answer.token_ids);
+                    commit_with_retry(journal, move |journal, now| {
+                        journal.revoke_unpublished(&uid, &claim, &ids, now);
+                    })
+                    .await;
+                }
             }
-            Published::Dropped => {
-                let (uid, claim, ids) = (p.owner.uid.clone(), claim.clone(), answer.token_ids);
-                commit_with_retry(journal, move |journal, now| {
-                    journal.revoke_unpublished(&uid, &claim, &ids, now);
-                })
-                .await;
-            }
-        },
-        Err(refusal) if never_left(&refusal) => {
-            let (uid, id) = (p.owner.uid.clone(), claim.id.clone());
-            commit_with_retry(journal, move |journal, _| journal.withdraw(&uid, &id)).await;
+            traced(Stage::Outcome, written, None);
+            failed.map_or(Ok(()), Err)
         }
         Err(refusal) => {
-            fail(context, journal, p, claim, &refusal).await;
+            if never_left(&refusal) {
+                let (uid, id) = (p.owner.uid.clone(), claim.id.clone());
+                commit_with_retry(journal, move |journal, _| journal.withdraw(&uid, &id)).await;
+            } else {
+                fail(context, journal, p, claim, &refusal).await;
+            }
+            traced(Stage::Outcome, answered, None);
             if refusal.reason == Reason::OutcomeUnknown {
                 look_for_orphans(context, journal, &p.usable, &p.owner.uid, &p.desired, claim).await;
             }
+            Err(refusal.reason)
         }
     }
 }
@@ -237,7 +272,7 @@ pub(crate) async fn fail(
             .lock()
             .insert(p.usable.key_digest.clone(), probe_at);
         let connection = p.desired.connection.clone();
-        context.trigger_where(|c| c.spec.connection == connection);
+        context.trigger_where(|_, facts| *facts.connection == *connection);
     }
     if let Some(Some(event)) = event {
         context.log_event(&event);

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use chrono::TimeDelta;
 use data_encoding::BASE32_NOPAD;
-use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt};
 
 use crate::api::{EphemeralCredential, Reason};
 use crate::cluster::bounded;
+use crate::cluster::reach::labels;
 use crate::cluster::secrets::{Owner, SecretMetadata, Write, WriteError};
 use crate::controller::mint::mint_queue::QueueEntry;
 use crate::controller::state::connections::Usable;
@@ -41,6 +41,17 @@ pub(crate) enum NotPrepared {
     Problem(Problem, Option<i64>),
 }
 
+impl NotPrepared {
+    /// Why, for a trace.
+    pub(crate) const fn brief(&self) -> &'static str {
+        match self {
+            Self::Changed => "it is not what it was",
+            Self::Later(_) => "the API server does not answer now",
+            Self::Problem(problem, _) => problem.reason.as_str(),
+        }
+    }
+}
+
 /// Fresh reads of credential and namespace, and a dry run of the Secrets where it is the first time
 /// or the last write was refused: nothing is minted that cannot be published.
 pub(crate) async fn prepare(
@@ -68,11 +79,7 @@ pub(crate) async fn prepare(
     let credential = credential
         .filter(|c| c.uid().as_deref() == Some(&owner.uid) && c.metadata.deletion_timestamp.is_none())
         .ok_or(NotPrepared::Changed)?;
-    let namespaces: Api<Namespace> = Api::all(context.cluster.client.clone());
-    let read = async {
-        let found = bounded(namespaces.get_metadata_opt(&owner.namespace)).await?;
-        Ok(found.map(|n| n.metadata))
-    };
+    let read = async { Ok(context.cluster.namespace(&owner.namespace).await?.map(|n| n.metadata)) };
     let namespace = context
         .fresh_namespaces
         .get(&owner.namespace, read)
@@ -91,8 +98,8 @@ pub(crate) async fn prepare(
     if !context.fresh_holds.get(connection, ours).await.map_err(unreachable)? {
         return Err(NotPrepared::Changed);
     }
-    let desired = desired(&credential, Some(resolved.connection.spec.api)).map_err(|_| NotPrepared::Changed)?;
-    let labels = namespace.labels.unwrap_or_default();
+    let desired = desired(&credential, Some(resolved.connection.spec.api), &context.annotations)
+        .map_err(|_| NotPrepared::Changed)?;
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
         || resolved.connection.spec.suspend
@@ -102,7 +109,7 @@ pub(crate) async fn prepare(
             rules,
             &context.cluster.namespace,
             &owner.namespace,
-            &labels,
+            labels(&namespace),
             &credential.spec,
         )
         .is_err()
@@ -147,7 +154,7 @@ pub(crate) async fn dry_run(
         let metadata = SecretMetadata {
             name: secret.name.clone(),
             type_: secret.type_,
-            labels: secret.labels.clone(),
+            own: secret.metadata.clone(),
             seal: String::new(),
             expires_at: String::new(),
         };

@@ -10,12 +10,13 @@ use litemap::LiteMap;
 use crate::api::{EphemeralCredential, Reason};
 use crate::broker::Answer;
 use crate::cluster::journal::ScopeJournal;
+use crate::cluster::reach::labels;
 use crate::cluster::secrets::{Owner, SecretMetadata, Write, WriteError, rfc3339};
 use crate::cluster::{Error, bounded};
 use crate::controller::state::context::{CachedInspection, Context};
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Claim, Minted, Written, metadata_digest};
-use crate::core::render::{Data, MOST_RENDERED, fingerprint, placeholder, render, size};
+use crate::core::render::{Data, MOST_RENDERED, check_outputs, fingerprint, placeholder, render, size};
 use crate::core::seal::Seal;
 use crate::core::spec::{Desired, DesiredSecret};
 use crate::core::{Problem, Time, access};
@@ -109,6 +110,10 @@ pub async fn publish(
         outputs: answer.outputs.keys().cloned().collect(),
         secrets: LiteMap::new(),
     };
+    let layouts = desired.secrets.iter().map(|s| (s.name.as_str(), &s.layout));
+    if let Err(problem) = check_outputs(layouts, &answer.outputs) {
+        return Published::No(problem);
+    }
     let mut rendered = Vec::new();
     let mut room = MOST_RENDERED;
     for secret in &desired.secrets {
@@ -162,7 +167,7 @@ pub fn metadata(context: &Context, owner: &Owner, secret: &DesiredSecret, live: 
     SecretMetadata {
         name: secret.name.clone(),
         type_: secret.type_,
-        labels: secret.labels.clone(),
+        own: secret.metadata.clone(),
         seal: context.seal.sign(&seal),
         expires_at: rfc3339(live.ends_at),
     }
@@ -216,11 +221,11 @@ async fn write_all(
             let problem = match write.await? {
                 Ok(seen) => {
                     if let (true, Some(version)) = (seen.is_settled(), seen.version()) {
-                        let metadata = metadata_digest(&context.seal.id(), &secret.metadata.labels);
+                        let metadata = metadata_digest(&context.seal.id(), &secret.metadata.own);
                         stamped.push((secret.metadata.name.clone(), version.to_owned(), metadata));
                     }
                     let look =
-                        CachedInspection::new(seen, Some(live), Some(&secret.metadata.labels), Some(Instant::now()));
+                        CachedInspection::new(seen, Some(live), Some(&secret.metadata.own), Some(Instant::now()));
                     let mut looks = context.caches.inspection_cache.lock();
                     looks
                         .entry(owner.uid.clone())
@@ -258,7 +263,7 @@ async fn write_all(
             if is_gone(context, owner).await {
                 return Err(Published::Dropped);
             }
-            if let Some(blocked) = is_forbidden(context, owner) {
+            if let Some(blocked) = is_forbidden(context, owner).await {
                 return Err(Published::No(blocked));
             }
             notify(context, owner, problem);
@@ -289,17 +294,15 @@ async fn why(context: &Context, owner: &Owner, secret: &Ready<'_>, error: &Error
 }
 
 /// Permission that was withdrawn while the publication was held up: the token is not to be had any more.
-fn is_forbidden(context: &Context, owner: &Owner) -> Option<Problem> {
-    let at = ObjectRef::new(&owner.name).within(&owner.namespace);
-    let credential = context.caches.credentials.get(&at)?;
+async fn is_forbidden(context: &Context, owner: &Owner) -> Option<Problem> {
+    let credential = context.credential(&owner.object_name()).await.ok()??.credential;
     let namespace = context.caches.namespaces.get(&ObjectRef::new(&owner.namespace))?;
     let resolved = context.caches.connections.get(&credential.spec.connection)?;
-    let labels = namespace.metadata.labels.clone().unwrap_or_default();
     access::allowed(
         &resolved.connection.spec.access,
         &context.cluster.namespace,
         &owner.namespace,
-        &labels,
+        labels(&namespace.metadata),
         &credential.spec,
     )
     .err()
@@ -310,7 +313,7 @@ fn notify(context: &Context, owner: &Owner, problem: Problem) {
     if let Some(entry) = context.working.lock().get_mut(&owner.uid) {
         *entry = Some(problem);
     }
-    context.trigger(&owner.namespace, &owner.name);
+    context.trigger(&owner.object_name());
 }
 
 async fn is_gone(context: &Context, owner: &Owner) -> bool {

@@ -9,10 +9,11 @@ use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, Store};
 use parking_lot::Mutex;
 
-use crate::api::{ChittyConnection, EphemeralCredential};
+use crate::api::ChittyConnection;
 use crate::cluster::Cluster;
 use crate::controller::state::connections::Connections;
 use crate::controller::state::context::CachedInspection;
+use crate::controller::state::credentials::Credentials;
 use crate::controller::state::secret_index::SecretIndex;
 use crate::core::ids::ObjectName;
 use crate::core::seal::SealKey;
@@ -26,7 +27,7 @@ pub struct Caches {
     /// The connections, resolved.
     pub connections: Connections,
     /// The credentials.
-    pub credentials: Store<EphemeralCredential>,
+    pub credentials: Credentials,
     /// The connections as they were written.
     pub connection_store: Store<ChittyConnection>,
     /// The namespaces.
@@ -46,22 +47,19 @@ pub struct Writers {
     pub connections: Writer<ChittyConnection>,
     /// The namespaces.
     pub namespaces: Writer<PartialObjectMeta<Namespace>>,
-    /// The credentials.
-    pub credentials: Writer<EphemeralCredential>,
 }
 
 impl Caches {
     /// Empty ones, and what fills them.
     #[must_use]
     pub fn new(cluster: Cluster, seal: SealKey) -> (Arc<Self>, Writers) {
-        let (credentials, credential_writer) = reflector::store();
         let (connection_store, connection_writer) = reflector::store();
         let (namespaces, namespace_writer) = reflector::store();
         let caches = Self {
             cluster,
             seal,
             connections: Connections::default(),
-            credentials,
+            credentials: Credentials::default(),
             connection_store,
             namespaces,
             secrets: Mutex::default(),
@@ -71,7 +69,6 @@ impl Caches {
         let writers = Writers {
             connections: connection_writer,
             namespaces: namespace_writer,
-            credentials: credential_writer,
         };
         (Arc::new(caches), writers)
     }

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::api::{
     BrokerApi, ChittyConnection, ChittyConnectionStatus, ConditionType, DEFAULT_HOST, HeldBy, KeyRef, NameRef,
-    ProxySpec, RateScope, Reason, condition,
+    ProxySpec, RateScope, Reason, condition, unchanged_since,
 };
 use crate::broker::{Api, Broker, Endpoint, Proxy};
 use crate::chronicle::{Chronicle, Form};
@@ -115,7 +115,8 @@ impl Resolved {
         };
         let (kind, generation) = (ConditionType::Available, self.connection.metadata.generation);
         let answers = gate.answers()?;
-        Some(condition(kind, answers, reason, &message, generation, previous, now))
+        let since = unchanged_since(previous, kind, answers);
+        Some(condition(kind, answers, reason, &message, generation, since, now))
     }
 
     fn ready(&self, previous: &[Condition], now: Time) -> Condition {
@@ -134,7 +135,8 @@ impl Resolved {
             Err(problem) => (false, problem.reason.as_str(), problem.message.clone()),
         };
         let generation = self.connection.metadata.generation;
-        condition(ConditionType::Ready, ready, reason, &message, generation, previous, now)
+        let since = unchanged_since(previous, ConditionType::Ready, ready);
+        condition(ConditionType::Ready, ready, reason, &message, generation, since, now)
     }
 }
 
@@ -210,7 +212,11 @@ impl Connections {
         let status = connection.status.clone().unwrap_or_default();
         let holder = status.held_by.as_ref();
         let there = match holder.filter(|holder| *holder != own) {
-            Some(holder) => cluster.namespace_uid(&holder.namespace).await?,
+            Some(holder) => match cluster.namespace_uid(&holder.namespace).await {
+                // It is not certain that it is gone.
+                Err(error) if error.code() == Some(403) => Some(holder.uid.clone()),
+                uid => uid?,
+            },
             None => None,
         };
         match hold(holder, own, there.as_deref()) {

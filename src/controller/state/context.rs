@@ -1,40 +1,41 @@
 //! What every part of the shell shares.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::runtime::reflector::ObjectRef;
+use kube::Api;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{EphemeralCredential, Reason};
-use crate::cluster::Cluster;
 use crate::cluster::config::MOST_CALLS;
 use crate::cluster::journal::Journals;
 use crate::cluster::lease::Leading;
 use crate::cluster::records::Events;
 use crate::cluster::secrets::{InspectedSecret, Owner};
+use crate::cluster::{Cluster, Error, bounded};
 use crate::controller::background::delivery;
 use crate::controller::mint::budget_scheduler::BudgetScheduler;
 use crate::controller::state::caches::Caches;
 use crate::controller::state::credential_index::CredentialIndex;
+use crate::controller::state::credentials::{Facts, Look, Seen};
 use crate::controller::state::shared::Shared;
 use crate::controller::supervisor::Supervisor;
 use crate::core::audit::AuditEvent;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Journal, Scope};
+use crate::core::layout::{AnnotationPolicy, OwnMetadata};
 use crate::core::plan::Verdict;
 use crate::core::render::MOST_RENDERED;
 use crate::core::seal::SealKey;
-use crate::core::{Problem, Time, status};
+use crate::core::status::Told;
+use crate::core::{Problem, Time};
 use crate::ops::metrics::{Metrics, ScopeLabels};
-
-/// A credential, as queues and stores name it.
-pub type CredentialRef = ObjectRef<EphemeralCredential>;
+use crate::ops::traces::Traces;
 
 /// Why a mint could not be prepared, until when that holds, and for which generation.
 pub type Unprepared = (Problem, Time, Option<i64>);
@@ -45,6 +46,8 @@ pub struct Context {
     pub cluster: Cluster,
     /// This process, as claims, Events and the lease name it.
     pub identity: String,
+    /// What users may annotate their Secrets with.
+    pub annotations: AnnotationPolicy,
     /// The seal key.
     pub seal: SealKey,
     /// The journals.
@@ -75,7 +78,7 @@ pub struct Context {
     /// When a key that was refused may be tried again, by its digest.
     pub unauthorized: Mutex<HashMap<String, Time>>,
     /// Wakes the reconciler for a credential.
-    pub triggers: mpsc::UnboundedSender<CredentialRef>,
+    pub triggers: mpsc::UnboundedSender<ObjectName>,
     /// Kubernetes Events.
     pub events: Events,
     /// Counters and gauges.
@@ -84,6 +87,12 @@ pub struct Context {
     pub leads: Arc<Leading>,
     /// Credentials that were there at the start and were not looked at yet; unknown before the first list.
     pub unreconciled: Mutex<Option<HashSet<ObjectName>>>,
+    /// Where the time of mints goes.
+    pub traces: Traces,
+    /// Whether each credential has series of its own.
+    pub credential_metrics: bool,
+    /// How many credentials wait to be looked at.
+    pub queued: AtomicUsize,
     /// Whether all of those were: only then is it known who waits.
     pub initial_sync_done: AtomicBool,
     /// Fires when the term is over.
@@ -106,17 +115,17 @@ pub struct CachedInspection {
 }
 
 impl CachedInspection {
-    /// The result of a look, or of a write, that compared the Secret with `live` and `labels`.
+    /// The result of a look, or of a write, that compared the Secret with `live` and `own`.
     #[must_use]
     pub fn new(
         seen: InspectedSecret,
         live: Option<&ActiveToken>,
-        labels: Option<&BTreeMap<String, String>>,
+        own: Option<&OwnMetadata>,
         written: Option<Instant>,
     ) -> Self {
         Self {
             resource_version: seen.version().unwrap_or_default().to_owned(),
-            against: Self::against(live, labels),
+            against: Self::against(live, own),
             seen,
             written,
         }
@@ -124,8 +133,8 @@ impl CachedInspection {
 
     /// What a look at a Secret depends on besides the Secret.
     #[must_use]
-    pub fn against(live: Option<&ActiveToken>, labels: Option<&BTreeMap<String, String>>) -> String {
-        format!("{} {labels:?}", live.map_or("", |l| l.claim.as_str()))
+    pub fn against(live: Option<&ActiveToken>, own: Option<&OwnMetadata>) -> String {
+        format!("{} {own:?}", live.map_or("", |l| l.claim.as_str()))
     }
 
     /// Whether it holds still, where the watch tells of this version of the Secret, or of none. What was just written
@@ -180,17 +189,30 @@ impl Context {
         self.rendering.acquire_many(bytes).await.ok()
     }
 
-    /// Wakes the reconciler for a credential.
-    pub fn trigger(&self, namespace: &str, name: &str) {
+    /// Has a credential looked at.
+    pub fn trigger(&self, name: &ObjectName) {
         // The receiver goes only when the process does.
-        let _ = self.triggers.send(ObjectRef::new(name).within(namespace));
+        let _ = self.triggers.send(name.clone());
     }
 
-    /// Wakes the reconciler for every credential that `which` picks.
-    pub fn trigger_where(&self, which: impl Fn(&EphemeralCredential) -> bool) {
-        for credential in self.caches.credentials.state() {
-            if which(&credential) {
-                let _ = self.triggers.send(ObjectRef::from_obj(&*credential));
+    /// Has every credential looked at that `which` picks.
+    pub fn trigger_where(&self, which: impl Fn(&ObjectName, &Facts) -> bool) {
+        for name in self.caches.credentials.names_where(which) {
+            let _ = self.triggers.send(name);
+        }
+    }
+
+    /// The credential of that name as it was last read, where there is one.
+    ///
+    /// # Errors
+    /// Where it is too long to be kept, and cannot be read now.
+    pub async fn credential(&self, name: &ObjectName) -> Result<Option<Seen>, Error> {
+        match self.caches.credentials.look(name) {
+            Look::There(seen) => Ok(Some(*seen)),
+            Look::Gone => Ok(None),
+            Look::TooLong => {
+                let api: Api<EphemeralCredential> = Api::namespaced(self.cluster.client.clone(), &name.namespace);
+                Ok(bounded(api.get_opt(&name.name)).await?.map(Seen::from))
             }
         }
     }
@@ -281,8 +303,8 @@ impl Context {
     }
 
     /// What a credential waits for, and since when.
-    pub fn told_of(&self, owner: &Owner, credential: &EphemeralCredential) -> Option<(Reason, Time)> {
-        let name = ObjectName::new(owner.namespace.as_str(), owner.name.as_str());
+    pub fn told_of(&self, owner: &Owner, told: &Told) -> Option<(Reason, Time)> {
+        let name = owner.object_name();
         let known = self
             .told
             .lock()
@@ -290,12 +312,12 @@ impl Context {
             .filter(|(uid, ..)| *uid == owner.uid)
             .cloned();
         let known = known.map(|(_, reason, since)| (reason, since));
-        known.or_else(|| status::told_before(credential.status.as_ref()))
+        known.or_else(|| told.waits())
     }
 
     /// Notes what a credential is told after what it was told `before`.
     pub fn tell(&self, owner: &Owner, verdict: &Verdict, before: Option<(Reason, Time)>) {
-        let name = ObjectName::new(owner.namespace.as_str(), owner.name.as_str());
+        let name = owner.object_name();
         if verdict.ready {
             self.told.lock().remove(&name);
             return;

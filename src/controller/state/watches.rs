@@ -1,6 +1,7 @@
 //! What is watched: connections, keys, namespaces, and managed Secrets by name alone.
 
 use std::collections::HashSet;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,23 +9,30 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::api::{ListParams, ObjectMeta};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::reflector::ObjectRef;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::{Error as WatchError, Event};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::keys::managed_selector;
-use crate::cluster::{Cluster, bounded};
+use crate::cluster::reach::Part;
+use crate::cluster::{Cluster, Error, bounded};
 use crate::controller::background::clock::Term;
 use crate::controller::state::caches::{Caches, Writers};
 use crate::controller::state::changes::{Changes, name_of};
 use crate::controller::state::context::Context;
 use crate::controller::state::secret_index::{Listed, OwnedBy};
+use crate::controller::state::{parts, poll};
 use crate::controller::supervisor::Supervisor;
 use crate::core::ids::ObjectName;
+
+/// How many objects one answer to a list has: while it is read, it takes ten times its length.
+const LISTED_AT_ONCE: u32 = 100;
 
 /// A watch that one malformed object cannot stall: it is skipped, and said so.
 pub fn tolerant<K>(
@@ -58,13 +66,10 @@ fn read<K: Resource<DynamicType = ()>>(guard: DeserializeGuard<K>) -> Option<K> 
 
 /// Waits until both kinds are served and may be listed.
 pub async fn await_kinds(cluster: &Cluster, stop: &CancellationToken) {
-    let one = ListParams::default().limit(1);
-    let credentials: Api<PartialObjectMeta<EphemeralCredential>> = Api::all(cluster.client.clone());
-    let connections: Api<PartialObjectMeta<ChittyConnection>> = Api::all(cluster.client.clone());
     let mut told = false;
     loop {
-        let problem = match bounded(credentials.list(&one)).await {
-            Ok(_) => bounded(connections.list(&one)).await.err(),
+        let problem = match listable::<EphemeralCredential>(cluster.parts_by_namespace()).await {
+            Ok(()) => listable::<ChittyConnection>(cluster.parts_by_connection()).await.err(),
             Err(error) => Some(error),
         };
         let Some(problem) = problem else { return };
@@ -77,6 +82,26 @@ pub async fn await_kinds(cluster: &Cluster, stop: &CancellationToken) {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }
+}
+
+/// Whether at least one of `parts` can be listed: a namespace that is gone, or may not be looked into, keeps nobody from
+/// the others.
+async fn listable<K>(parts: Vec<Part<PartialObjectMeta<K>>>) -> Result<(), Error>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    let mut outcome = Ok(());
+    for part in parts {
+        let one = ListParams {
+            field_selector: part.fields,
+            ..ListParams::default().limit(1)
+        };
+        match bounded(part.api.list(&one)).await {
+            Ok(_) => return Ok(()),
+            Err(error) => outcome = Err(error),
+        }
+    }
+    outcome
 }
 
 /// Starts the watches. They go on as long as the process does; what is news is told to the term there is.
@@ -92,8 +117,7 @@ pub fn start(
         caches: Arc::clone(caches),
         term: Arc::clone(term),
     };
-    let credentials = watch_credentials(feed.clone(), writers.credentials);
-    supervisor.spawn("watch of credentials", stop, credentials);
+    supervisor.spawn("watch of credentials", stop, watch_credentials(feed.clone()));
     let connections = watch_connections(feed.clone(), writers.connections, news.clone());
     supervisor.spawn("watch of connections", stop, connections);
     supervisor.spawn("watch of keys", stop, watch_keys::<Secret>(feed.clone(), news.clone()));
@@ -129,7 +153,7 @@ pub async fn await_synced(caches: &Caches) {
     // These fail only when the process ends.
     let _ = caches.connection_store.wait_until_ready().await;
     let _ = caches.namespaces.wait_until_ready().await;
-    let _ = caches.credentials.wait_until_ready().await;
+    caches.credentials.wait_until_synced().await;
     while !caches.secrets.lock().synced() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -137,27 +161,39 @@ pub async fn await_synced(caches: &Caches) {
     caches.connections.refresh(&caches.cluster, &caches.seal, all).await;
 }
 
-async fn watch_credentials(feed: Feed, writer: Writer<EphemeralCredential>) {
-    let api: Api<DeserializeGuard<EphemeralCredential>> = Api::all(feed.caches.cluster.client.clone());
-    let mut known = Changes::default();
-    tolerant(watcher::watcher(api, watcher::Config::default()))
-        .default_backoff()
-        .modify(|credential| trim(&mut credential.metadata))
-        .reflect(writer)
-        .for_each(|event| {
-            note(&event, "credentials");
-            if let Ok(event) = &event {
-                // Our own status writes are no news; a new rotate annotation is.
-                let changed = known.after(event, |c| (c.metadata.generation, c.metadata.annotations.clone()));
-                feed.tell(|context| {
-                    for at in &changed {
-                        context.trigger(&at.namespace, &at.name);
-                    }
-                });
+async fn watch_credentials(feed: Feed) {
+    let config = watcher::Config::default().page_size(LISTED_AT_ONCE);
+    let caches = Arc::clone(&feed.caches);
+    let told = move |namespace: &str| {
+        let stubs = caches.credentials.stubs(namespace);
+        stubs.into_iter().map(|stub| DeserializeGuard(Ok(stub))).collect()
+    };
+    let events = parts::watch(feed.caches.cluster.parts_by_namespace(), &config, told);
+    let mut events = Box::pin(tolerant(events));
+    let mut listed: HashSet<ObjectName> = HashSet::new();
+    let known = &feed.caches.credentials;
+    while let Some(event) = events.next().await {
+        note(&event, "credentials");
+        let Ok(event) = event else { continue };
+        let changed: Vec<ObjectName> = match event {
+            Event::Init => {
+                listed.clear();
+                Vec::new()
             }
-            std::future::ready(())
-        })
-        .await;
+            Event::InitApply(credential) => {
+                listed.insert(name_of(&credential));
+                known.put(credential).into_iter().collect()
+            }
+            Event::InitDone => known.retain(&std::mem::take(&mut listed)),
+            Event::Apply(credential) => known.put(credential).into_iter().collect(),
+            Event::Delete(credential) => {
+                let name = name_of(&credential);
+                known.remove(&name, credential.metadata.uid.as_deref().unwrap_or_default());
+                vec![name]
+            }
+        };
+        feed.tell(|context| changed.iter().for_each(|name| context.trigger(name)));
+    }
 }
 
 /// Drops what takes room and is never read.
@@ -169,9 +205,19 @@ fn trim(metadata: &mut ObjectMeta) {
 }
 
 async fn watch_connections(feed: Feed, writer: Writer<ChittyConnection>, changed: mpsc::UnboundedSender<()>) {
-    let api: Api<DeserializeGuard<ChittyConnection>> = Api::all(feed.caches.cluster.client.clone());
-    let events = tolerant(watcher::watcher(api, watcher::Config::default()))
-        .default_backoff()
+    let store = writer.as_reader();
+    let told = move |name: &str| {
+        let found = store.get(&ObjectRef::new(name)).into_iter();
+        found
+            .map(|connection| DeserializeGuard(Ok(ChittyConnection::clone(&connection))))
+            .collect()
+    };
+    let events = parts::watch(
+        feed.caches.cluster.parts_by_connection(),
+        &watcher::Config::default(),
+        told,
+    );
+    let events = tolerant(events)
         .modify(|connection| trim(&mut connection.metadata))
         .reflect(writer);
     events
@@ -233,7 +279,7 @@ async fn refresh(feed: Feed, mut changes: mpsc::UnboundedReceiver<()>) {
             .any(|r| r.usable.is_err() || r.held.is_err());
         if !renewed.is_empty() {
             feed.tell(|context| {
-                context.trigger_where(|c| renewed.contains(&c.spec.connection));
+                context.trigger_where(|_, facts| renewed.iter().any(|name| **name == *facts.connection));
                 for scheduler in context.scopes.lock().values() {
                     scheduler.wake();
                 }
@@ -243,10 +289,17 @@ async fn refresh(feed: Feed, mut changes: mpsc::UnboundedReceiver<()>) {
 }
 
 async fn watch_namespaces(feed: Feed, writer: Writer<PartialObjectMeta<Namespace>>) {
-    let api: Api<PartialObjectMeta<Namespace>> = Api::all(feed.caches.cluster.client.clone());
+    let cluster = &feed.caches.cluster;
+    let events = if cluster.reach.namespaces().is_empty() {
+        let api: Api<PartialObjectMeta<Namespace>> = Api::all(cluster.client.clone());
+        watcher::watcher(api, watcher::Config::default())
+            .default_backoff()
+            .boxed()
+    } else {
+        poll::namespaces(cluster.clone()).map(Ok).boxed()
+    };
     let mut known = Changes::default();
-    watcher::watcher(api, watcher::Config::default())
-        .default_backoff()
+    events
         .modify(|namespace| {
             namespace.metadata.managed_fields = None;
             namespace.metadata.annotations = None;
@@ -257,10 +310,10 @@ async fn watch_namespaces(feed: Feed, writer: Writer<PartialObjectMeta<Namespace
             if let Ok(event) = &event {
                 // Labels decide who may ask for what.
                 let changed = known.after(event, |n| n.metadata.labels.clone());
-                let changed: HashSet<String> = changed.into_iter().map(|at| at.name.to_string()).collect();
+                let changed: HashSet<Arc<str>> = changed.into_iter().map(|at| at.name).collect();
                 if !changed.is_empty() {
                     feed.tell(|context| {
-                        context.trigger_where(|c| c.namespace().is_some_and(|n| changed.contains(&n)));
+                        context.trigger_where(|name, _| changed.contains(&name.namespace));
                     });
                 }
             }
@@ -271,10 +324,17 @@ async fn watch_namespaces(feed: Feed, writer: Writer<PartialObjectMeta<Namespace
 
 /// Managed Secrets: who owns them and in which version, never what is in them.
 async fn watch_secrets(feed: Feed) {
-    let api: Api<PartialObjectMeta<Secret>> = Api::all(feed.caches.cluster.client.clone());
-    let config = watcher::Config::default().labels(&managed_selector());
+    let config = watcher::Config::default()
+        .labels(&managed_selector())
+        .page_size(LISTED_AT_ONCE);
     let mut stale: HashSet<ObjectName> = HashSet::new();
-    let mut events = Box::pin(watcher::watcher(api, config).default_backoff());
+    let caches = Arc::clone(&feed.caches);
+    let told = move |namespace: &str| {
+        let mut names = caches.secrets.lock().names();
+        names.retain(|at| &*at.namespace == namespace);
+        names.iter().map(named).collect()
+    };
+    let mut events = parts::watch(feed.caches.cluster.parts_by_namespace(), &config, told);
     while let Some(event) = events.next().await {
         note(&event, "Secrets");
         let Ok(event) = event else { continue };
@@ -296,6 +356,18 @@ async fn watch_secrets(feed: Feed) {
     }
 }
 
+/// No more of a Secret than what it is called.
+fn named(at: &ObjectName) -> PartialObjectMeta<Secret> {
+    PartialObjectMeta {
+        metadata: ObjectMeta {
+            namespace: Some(at.namespace.to_string()),
+            name: Some(at.name.to_string()),
+            ..ObjectMeta::default()
+        },
+        ..PartialObjectMeta::default()
+    }
+}
+
 fn insert(feed: &Feed, secret: &PartialObjectMeta<Secret>) {
     let owner = secret
         .owner_references()
@@ -313,7 +385,7 @@ fn insert(feed: &Feed, secret: &PartialObjectMeta<Secret>) {
     let touched = feed.caches.secrets.lock().insert(at.clone(), owner, listed);
     feed.tell(|context| {
         for name in &touched {
-            context.trigger(&at.namespace, name);
+            context.trigger(&ObjectName::new(Arc::clone(&at.namespace), Arc::clone(name)));
         }
     });
 }
@@ -330,7 +402,7 @@ fn remove(feed: &Feed, at: &ObjectName) {
     }
     feed.tell(|context| {
         for name in &touched {
-            context.trigger(&at.namespace, name);
+            context.trigger(&ObjectName::new(Arc::clone(&at.namespace), Arc::clone(name)));
         }
     });
 }

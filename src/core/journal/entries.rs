@@ -1,6 +1,5 @@
 //! What a journal is made of: plain facts, as they are stored.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::TimeDelta;
@@ -12,6 +11,7 @@ use super::bounds;
 use crate::api::{BrokerApi, KeyRef, Reason};
 use crate::core::Time;
 use crate::core::ids::PageId;
+use crate::core::layout::OwnMetadata;
 use crate::core::schedule::CLAIM_FRESH;
 use crate::core::spec::digest;
 
@@ -399,12 +399,14 @@ impl Written {
     }
 }
 
-/// Digest of what a Secret is given besides its values and can change without a mint: the user's labels, and the key
+/// Digest of what a Secret is given besides its values and can change without a mint: labels, annotations, and the key
 /// that its seal is made with.
 #[must_use]
-pub fn metadata_digest(seal_key: &str, labels: &BTreeMap<String, String>) -> String {
-    let labels = labels.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]);
-    digest(std::iter::once(seal_key).chain(labels))[..16].to_owned()
+pub fn metadata_digest(seal_key: &str, own: &OwnMetadata) -> String {
+    let count = own.labels.len().to_string();
+    let pairs = own.labels.iter().chain(&own.annotations);
+    let pairs = pairs.flat_map(|(key, value)| [key.as_str(), value.as_str()]);
+    digest([seal_key, &count].into_iter().chain(pairs))[..16].to_owned()
 }
 
 /// A failed try.
@@ -500,7 +502,16 @@ mod tests {
 
     #[test]
     fn a_secret_stands_in_the_version_that_was_written_with_the_metadata_that_is_wanted() {
-        let metadata = |key: &str, value: &str| metadata_digest(key, &[("team".into(), value.into())].into());
+        let metadata = |key: &str, value: &str| {
+            let labels = [("team".into(), value.into())].into();
+            metadata_digest(
+                key,
+                &OwnMetadata {
+                    labels,
+                    ..OwnMetadata::default()
+                },
+            )
+        };
         let mut written = Written::default();
         assert!(!written.stands("7", None), "nothing is known of its version");
         written.stamp("7".to_owned(), metadata("key", "a"));

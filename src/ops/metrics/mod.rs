@@ -1,6 +1,7 @@
 //! `/metrics`, in the `OpenMetrics` text format: what is counted, and where it is declared.
 //!
-//! Labels are bounded: reasons, connections, and the budgets of at most [`MOST_SCOPES`] scopes; never credentials. What only
+//! Labels are bounded: reasons, connections, and the budgets of at most [`MOST_SCOPES`] scopes; credentials only where asked
+//! for. What only
 //! a leader knows is gone when it leads no more. `docs/metrics.md` is generated from the declarations below.
 
 mod labels;
@@ -26,7 +27,10 @@ use prometheus_client::registry::{Metric, Registry};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Reason;
-use labels::{ApiLabels, ConnectionLabels, EventLabels, MintLabels, Names, NoLabels, ResultLabels, StateLabels};
+use crate::core::audit::EventType;
+use labels::{
+    ApiLabels, ConnectionLabels, CredentialLabels, EventLabels, MintLabels, Names, NoLabels, ResultLabels, StateLabels,
+};
 pub use labels::{MOST_SCOPES, ScopeLabels};
 
 const PREFIX: &str = "chittyconnect";
@@ -87,6 +91,7 @@ const GAUGE: (&str, bool) = ("gauge", false);
 const HISTOGRAM: (&str, bool) = ("histogram", false);
 /// Gone when the process leads no more.
 const LEADERS: (&str, bool) = ("gauge", true);
+const EACH: &[&str] = &["namespace", "name"];
 const SCOPE: &[&str] = &["connection", "scope", "service"];
 
 type PerScope = Family<ScopeLabels, Gauge>;
@@ -109,6 +114,21 @@ pub struct ScopeFigures {
     pub backlog_percent: usize,
     /// Tokens that are to be revoked and are not yet.
     pub owed: usize,
+    /// How much its journal takes.
+    pub journal_bytes: usize,
+}
+
+/// How one credential stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialFigures {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it is Ready.
+    pub ready: bool,
+    /// When its token ends, in seconds since 1970.
+    pub expires_at: Option<i64>,
 }
 
 /// What only a leader knows, as of now.
@@ -128,6 +148,10 @@ pub struct Snapshot {
     pub scopes: Vec<(ScopeLabels, ScopeFigures)>,
     /// Connections, and whether they can be used.
     pub connections: Vec<(String, bool)>,
+    /// Credentials that wait to be looked at.
+    pub queued: i64,
+    /// Each credential, where each has series of its own.
+    pub each: Vec<CredentialFigures>,
 }
 
 /// All that is counted. Cheap to clone.
@@ -154,6 +178,12 @@ pub struct Metrics {
     backlog: PerScope,
     backlog_ratio: Single,
     owed: PerScope,
+    journal_bytes: PerScope,
+    commits: Family<ResultLabels, Histogram>,
+    queued: Single,
+    queue_waits: Histogram,
+    each_ready: Family<CredentialLabels, Gauge>,
+    each_expiry: Family<CredentialLabels, Gauge>,
     connections: Family<ConnectionLabels, Gauge>,
     broker_up: Family<ConnectionLabels, Gauge>,
     broker_answers: Family<ResultLabels, Histogram>,
@@ -198,6 +228,12 @@ impl Metrics {
             backlog: d.metric(LEADERS, "audit_backlog_events", SCOPE, "Audit events that are not delivered yet", Family::default()),
             backlog_ratio: d.metric(LEADERS, "audit_backlog_percent", &[], "How full the fullest backlog of audit events is: newcomers wait from 80 on, renewals from 100", single()),
             owed: d.metric(LEADERS, "revocations_owed", SCOPE, "Tokens that are to be revoked by now and are not yet", Family::default()),
+            journal_bytes: d.metric(LEADERS, "journal_bytes", SCOPE, "Size of the journal of a budget, all its parts together", Family::default()),
+            commits: d.metric(HISTOGRAM, "journal_commit_duration_seconds", &["result"], "Time that a commit to a journal took, all its writes and tries together; result: ok or error", Family::new_with_constructor(calls as fn() -> Histogram)),
+            queued: d.metric(LEADERS, "reconcile_queue_length", &[], "Credentials that are due to be looked at, and wait for their turn", single()),
+            queue_waits: d.metric(HISTOGRAM, "reconcile_queue_duration_seconds", &[], "Time that a credential which is due to be looked at waits for its turn", calls()),
+            each_ready: d.metric(LEADERS, "credential_ready", EACH, "Whether a credential is Ready; only with --credential-metrics", Family::default()),
+            each_expiry: d.metric(LEADERS, "credential_expiry_timestamp_seconds", EACH, "When the token of a credential ends, since 1970; absent where it has none; only with --credential-metrics", Family::default()),
             delivered: d.metric(COUNTER, "audit_delivered", &[], "Audit events that ChittyChronicle took", Counter::default()),
             undelivered: d.metric(COUNTER, "audit_delivery_failures", &[], "Tries to deliver an audit event that failed", Counter::default()),
             dead_letters: d.metric(COUNTER, "audit_dead_letters", &[], "Audit events that were kept as dead letters", Counter::default()),
@@ -225,6 +261,11 @@ impl Metrics {
         } = declare;
         registry.register_collector(Box::new(process::Process));
         described.extend(process::described());
+        // What an alert counts is there from the start: an increase is one over what was there before.
+        drop(metrics.events.get_or_create(&EventLabels {
+            event: EventType::Expired.as_str().to_owned(),
+            reason: Reason::Expired.to_string(),
+        }));
         *locked(&metrics.registry) = registry;
         Self {
             described: Arc::new(described),
@@ -298,6 +339,19 @@ impl Metrics {
             .observe(after.as_secs_f64());
     }
 
+    /// Notes how long a credential waited for its turn to be looked at.
+    pub fn waited_in_queue(&self, waited: Duration) {
+        self.queue_waits.observe(waited.as_secs_f64());
+    }
+
+    /// Notes how long a commit to a journal took.
+    pub fn committed(&self, took: Duration, ok: bool) {
+        let result = if ok { "ok" } else { "error" }.to_owned();
+        self.commits
+            .get_or_create(&ResultLabels { result })
+            .observe(took.as_secs_f64());
+    }
+
     /// Counts a call to the API server.
     pub fn called(&self, verb: &str, code: u16) {
         let labels = ApiLabels {
@@ -342,17 +396,20 @@ impl Metrics {
             &self.at_risk,
             &self.in_flight,
             &self.backlog_ratio,
+            &self.queued,
         ] {
             gauge.clear();
         }
         for family in self.per_scope() {
             family.clear();
         }
+        self.each_ready.clear();
+        self.each_expiry.clear();
         self.connections.clear();
         self.broker_up.clear();
     }
 
-    fn per_scope(&self) -> [&PerScope; 6] {
+    fn per_scope(&self) -> [&PerScope; 7] {
         [
             &self.limit,
             &self.used,
@@ -360,6 +417,7 @@ impl Metrics {
             &self.waiting,
             &self.backlog,
             &self.owed,
+            &self.journal_bytes,
         ]
     }
 
@@ -388,6 +446,7 @@ impl Metrics {
             (&self.overdue, snapshot.overdue),
             (&self.at_risk, snapshot.at_risk),
             (&self.in_flight, snapshot.in_flight),
+            (&self.queued, snapshot.queued),
             (&self.backlog_ratio, whole(fullest.unwrap_or_default())),
         ] {
             gauge.get_or_create(&NoLabels {}).set(value);
@@ -404,9 +463,22 @@ impl Metrics {
                 i64::from(figures.waiting),
                 whole(figures.backlog),
                 whole(figures.owed),
+                whole(figures.journal_bytes),
             ];
             for (family, value) in self.per_scope().into_iter().zip(values) {
                 family.get_or_create(&labels).inc_by(value);
+            }
+        }
+        self.each_ready.clear();
+        self.each_expiry.clear();
+        for credential in &snapshot.each {
+            let labels = CredentialLabels {
+                namespace: credential.namespace.clone(),
+                name: credential.name.clone(),
+            };
+            self.each_ready.get_or_create(&labels).set(credential.ready.into());
+            if let Some(at) = credential.expires_at {
+                self.each_expiry.get_or_create(&labels).set(at);
             }
         }
         self.connections.clear();
@@ -449,7 +521,8 @@ pub fn reference() -> String {
          that leads, and gone when it leads no more: no query has to leave out stale replicas.\n\n\
          `connection`, `scope` and `service` name a budget: the ChittyConnection; what the limit is counted for, `Service` or `Key`;\n\
          and the service, `*` for the budget of a key. The first {MOST_SCOPES} budgets that a process sees have series of their own;\n\
-         all others together are `other`. No label ever holds the name of a credential.\n\n\
+         all others together are `other`. No label holds the name of a credential but where `--credential-metrics` is set (with the\n\
+         chart `metrics.perCredential`).\n\n\
          | metric | type | labels | |\n| --- | --- | --- | --- |\n"
     );
     for metric in Metrics::new().described() {

@@ -10,6 +10,15 @@ fn scope(connection: &str, service: &str, used: u32) -> (ScopeLabels, ScopeFigur
     (ScopeLabels::new(connection, RateScope::Service, service), figures)
 }
 
+fn one(name: &str) -> CredentialFigures {
+    CredentialFigures {
+        namespace: "n".to_owned(),
+        name: name.to_owned(),
+        ready: true,
+        expires_at: Some(7),
+    }
+}
+
 fn leading(snapshot: &Snapshot) -> Metrics {
     let metrics = Metrics::new();
     metrics.begin_term();
@@ -38,9 +47,11 @@ fn every_metric_is_scraped_under_the_name_and_type_that_the_reference_gives() {
         nearest_expiry: Some(7),
         scopes: vec![scope("default", "a", 1)],
         connections: vec![("default".into(), true)],
+        each: vec![one("a")],
         ..Snapshot::default()
     };
     let metrics = leading(&snapshot);
+    metrics.committed(Duration::ZERO, true);
     metrics.event("credential.denied", Reason::Denied);
     metrics.minted(ScopeLabels::new("default", RateScope::Key, "a"), Reason::Issued);
     metrics.answered("default", Duration::from_secs(1), None, true);
@@ -66,6 +77,18 @@ fn every_metric_is_scraped_under_the_name_and_type_that_the_reference_gives() {
     // Nothing is served that is not described.
     let types = text.lines().filter(|line| line.starts_with("# TYPE ")).count();
     assert_eq!(types, metrics.described().len());
+}
+
+#[test]
+fn what_an_alert_counts_is_there_before_it_has_happened() {
+    let text = Metrics::new().text();
+    for series in [
+        r#"audit_events_total{event="credential.expired",reason="Expired"} 0"#,
+        "audit_dead_letters_total 0",
+        "leader_terms_total 0",
+    ] {
+        assert!(text.contains(series), "{series}: {text}");
+    }
 }
 
 #[test]
@@ -140,6 +163,7 @@ fn what_only_a_leader_knows_goes_with_its_term_and_does_not_come_back() {
         nearest_expiry: Some(7),
         scopes: vec![scope("default", "a", 1)],
         connections: vec![("default".into(), true)],
+        each: vec![one("a")],
         ..Snapshot::default()
     };
     let metrics = leading(&snapshot);

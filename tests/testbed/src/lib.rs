@@ -15,6 +15,7 @@
 pub mod binaries;
 pub mod chittyconnect;
 pub mod chronicle;
+pub mod collector;
 pub mod control_plane;
 pub mod image;
 pub mod node;
@@ -24,13 +25,17 @@ pub mod process;
 pub mod proxy;
 mod rules;
 mod server;
+pub mod stub;
 
 pub use binaries::{Binaries, Tool};
 pub use chittyconnect::ChittyConnect;
 pub use chronicle::Chronicle;
+pub use collector::Collector;
 pub use control_plane::{ControlPlane, Options};
+pub use ports::loopback;
 pub use proxy::Proxy;
 pub use rules::RuleId;
+pub use stub::Stub;
 
 /// Makes ring rustls' provider for this process, once. Clients that are built without it panic.
 pub fn install_crypto_provider() {

@@ -1,8 +1,8 @@
-//! Free ports that stay free.
+//! Free ports that stay free, and the address they are on.
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// Below Linux's default ephemeral range (32768 and up): an outgoing connection never takes the
@@ -10,6 +10,19 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 const RANGE: std::ops::Range<u16> = 20_000..32_000;
 
 static HANDED_OUT: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
+
+/// This machine, as it calls itself: by IPv6 where it has nothing else, as in a network namespace of its own.
+#[must_use]
+pub fn loopback() -> IpAddr {
+    static LOOPBACK: LazyLock<IpAddr> = LazyLock::new(|| {
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).is_ok() {
+            Ipv4Addr::LOCALHOST.into()
+        } else {
+            Ipv6Addr::LOCALHOST.into()
+        }
+    });
+    *LOOPBACK
+}
 
 /// A port nobody listens on, and which this process has not been given before.
 ///

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -28,7 +28,16 @@ impl Proxy {
         ways: impl IntoIterator<Item = (String, SocketAddr)>,
         credentials: Option<(&str, &str)>,
     ) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        Self::start_on(crate::loopback(), ways, credentials)
+    }
+
+    /// The same, where `ip` is: one of this machine's that others can reach.
+    pub fn start_on(
+        ip: IpAddr,
+        ways: impl IntoIterator<Item = (String, SocketAddr)>,
+        credentials: Option<(&str, &str)>,
+    ) -> std::io::Result<Self> {
+        let listener = TcpListener::bind((ip, 0))?;
         let address = listener.local_addr()?;
         let rules = Arc::new(Rules {
             ways: ways.into_iter().collect(),

@@ -69,7 +69,7 @@ pub(crate) struct Endpoint {
 impl Default for Endpoint {
     fn default() -> Self {
         Self {
-            bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+            bind: SocketAddr::new(crate::loopback(), 0),
             tls: None,
             client_certificates: false,
         }
@@ -97,7 +97,7 @@ impl Server {
         let (listener, address) = bind(endpoint.bind)?;
         let ip = endpoint.bind.ip();
         let mut host = if ip.is_unspecified() {
-            "127.0.0.1".to_owned()
+            crate::loopback().to_string()
         } else {
             ip.to_string()
         };

@@ -41,12 +41,12 @@ impl Layout {
             }
             found.keys().map(|id| (id.clone(), 0)).collect()
         };
-        let mut copies = Vec::new();
+        let (mut copies, mut outcomes) = (Vec::new(), BTreeMap::new());
         for (id, commit) in named {
             match found.remove(&id) {
                 Some(page) if page.commit >= commit => {
                     let named = layout.head_commit > 0;
-                    layout.take_in(&mut journal, page, named, &mut copies);
+                    layout.take_in(&mut journal, page, named, &mut copies, &mut outcomes);
                 }
                 None if commit == 0 => {
                     let named = true;
@@ -71,7 +71,7 @@ impl Layout {
         }
         layout.settle(copies);
         layout.orphans.extend(found.into_keys());
-        layout.learn_outcomes(&mut journal);
+        layout.learn_outcomes(&mut journal, &outcomes);
         if !lost.is_empty() {
             journal.lost_at = Some(now);
             layout.head_stale = true;
@@ -79,8 +79,16 @@ impl Layout {
         Stored { journal, layout, lost }
     }
 
-    /// Takes in one page; events and revocations whose record is elsewhere are noted in `copies`.
-    fn take_in(&mut self, journal: &mut Journal, mut page: Page, named: bool, copies: &mut Vec<(Uid, Item, PageId)>) {
+    /// Takes in one page; events and revocations whose record is elsewhere are noted in `copies`, and where it tells
+    /// of whose claim that it is closed in `outcomes`.
+    fn take_in(
+        &mut self,
+        journal: &mut Journal,
+        mut page: Page,
+        named: bool,
+        copies: &mut Vec<(Uid, Item, PageId)>,
+        outcomes: &mut BTreeMap<Uid, PageId>,
+    ) {
         let id = page.page.clone();
         let mut state = PageState {
             commit: page.commit,
@@ -91,6 +99,7 @@ impl Layout {
         for (uid, mut slot) in std::mem::take(&mut page.slots) {
             if let Some(closed) = slot.closed.take() {
                 self.closed.insert(uid.clone(), closed);
+                outcomes.insert(uid.clone(), id.clone());
             }
             let holds = slot.record.as_ref().map(|r| (r.revision, r.seq));
             let known = journal.credentials.get(&uid).map(|r| (r.revision, r.seq));
@@ -156,11 +165,21 @@ impl Layout {
         }
     }
 
-    /// Ends the claims whose outcomes pages hold.
-    fn learn_outcomes(&mut self, journal: &mut Journal) {
+    /// Ends the claims whose outcomes pages hold. A page that holds nothing else of a credential is its home until the
+    /// head says so itself: it must go on telling.
+    fn learn_outcomes(&mut self, journal: &mut Journal, outcomes: &BTreeMap<Uid, PageId>) {
         let claims = &journal.claims;
         self.closed
             .retain(|uid, closed| claims.get(uid).is_some_and(|c| c.id == closed.claim));
+        for (uid, id) in outcomes {
+            if self.closed.contains_key(uid)
+                && !self.home.contains_key(uid)
+                && let Some(page) = self.pages.get_mut(id)
+            {
+                page.uids.insert(uid.clone());
+                self.home.insert(uid.clone(), id.clone());
+            }
+        }
         let mut closed: Vec<(&Uid, &Closed)> = self.closed.iter().collect();
         closed.sort_by_key(|(_, closed)| closed.at);
         for (uid, closed) in closed {

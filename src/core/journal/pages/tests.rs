@@ -396,6 +396,16 @@ proptest! {
     }
 }
 
+/// A page that only tells that a claim is closed goes on telling so until the head does.
+#[test]
+fn a_claim_whose_record_went_with_it_stays_closed_through_two_crashes() {
+    let mut world = settled(60);
+    world.commit(&[Op::Claim(7)], None);
+    world.commit(&[Op::Forget(7), Op::Acknowledge(7), Op::Revoked(7)], Some(1));
+    assert_eq!(part(&world.journal, &uid(7)), part(&Journal::new(scope()), ""));
+    world.commit(&[Op::Event(8), Op::Withdraw(7)], None);
+}
+
 /// Everybody of `many` holds a token.
 fn settled(many: usize) -> World {
     let mut world = World::new();

@@ -412,7 +412,7 @@ impl World {
                 self.edits += 1;
                 let mut edited = credential("a", "svc");
                 edited.spec.purpose = format!("purpose-{}", self.edits);
-                self.desired = spec::desired(&edited, None).unwrap();
+                self.desired = spec::desired(&edited, None, &AnnotationPolicy::default()).unwrap();
             }
             Step::Rotate => {
                 self.edits += 1;

@@ -4,6 +4,7 @@ use super::super::Faults;
 use super::{Credential, Event, World};
 use crate::api::{BrokerApi, EphemeralCredential, EphemeralCredentialSpec, ROTATE_ANNOTATION, Reason, Rotation};
 use crate::core::ids::ObjectName;
+use crate::core::layout::AnnotationPolicy;
 use crate::core::spec::desired;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,7 +33,7 @@ impl World {
         );
         object.metadata.namespace = Some(format!("ns{namespace}"));
         object.metadata.uid = Some(uid.clone());
-        let Ok(desired) = desired(&object, Some(BrokerApi::Deploy)) else {
+        let Ok(desired) = desired(&object, Some(BrokerApi::Deploy), &AnnotationPolicy::default()) else {
             return;
         };
         let poison = (self.random.below(20) == 0).then(|| {
@@ -85,7 +86,11 @@ impl World {
             }
             _ => credential.object.spec.rotation = rotation,
         }
-        if let Ok(desired) = desired(&credential.object, Some(BrokerApi::Deploy)) {
+        if let Ok(desired) = desired(
+            &credential.object,
+            Some(BrokerApi::Deploy),
+            &AnnotationPolicy::default(),
+        ) {
             credential.desired = desired;
         }
         self.asked_anew(i);

@@ -1,8 +1,8 @@
 //! How each program is called.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
-use super::files::{Files, SERVICE_CIDR};
+use super::files::{Files, services};
 use super::{Options, Ports};
 
 pub(super) fn etcd(files: &Files, ports: Ports) -> Vec<String> {
@@ -29,7 +29,7 @@ pub(super) fn apiserver(options: &Options, files: &Files, ports: Ports) -> Vec<S
         format!("--secure-port={}", ports.apiserver),
         // Left alone it looks for a default route, which a container may not have. Loopback cannot be
         // published in an EndpointSlice, hence no reconciler.
-        "--advertise-address=127.0.0.1".into(),
+        format!("--advertise-address={}", crate::loopback()),
         "--endpoint-reconciler-type=none".into(),
         format!("--tls-cert-file={}", files.arg("apiserver.crt")),
         format!("--tls-private-key-file={}", files.arg("apiserver.key")),
@@ -39,7 +39,7 @@ pub(super) fn apiserver(options: &Options, files: &Files, ports: Ports) -> Vec<S
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!("--service-account-key-file={}", files.arg("sa.pub")),
         format!("--service-account-signing-key-file={}", files.arg("sa.key")),
-        format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+        format!("--service-cluster-ip-range={}", services().0),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
         "--allow-privileged=true".into(),
@@ -75,7 +75,7 @@ pub(super) fn scheduler(files: &Files) -> Vec<String> {
 /// Where our own clients find the API server.
 pub(super) fn apiserver_url(options: &Options, ports: Ports) -> String {
     let ip = if options.bind_address.is_unspecified() {
-        IpAddr::from(Ipv4Addr::LOCALHOST)
+        crate::loopback()
     } else {
         options.bind_address
     };
@@ -83,5 +83,5 @@ pub(super) fn apiserver_url(options: &Options, ports: Ports) -> String {
 }
 
 pub(super) fn local_url(port: u16) -> String {
-    format!("http://127.0.0.1:{port}")
+    format!("http://{}", SocketAddr::new(crate::loopback(), port))
 }

@@ -18,10 +18,6 @@ use crate::process::Janitor;
 /// The group that may do everything, before any RBAC.
 const ADMINS: &str = "system:masters";
 
-/// Service IPs; the first one is the API server's own.
-pub(super) const SERVICE_CIDR: &str = "10.0.0.0/24";
-const SERVICE_IP: &str = "10.0.0.1";
-
 #[derive(Debug)]
 pub(super) struct Files {
     ca: Authority,
@@ -120,6 +116,15 @@ impl Files {
     }
 }
 
+/// Where Services are, and the first of them, which is the API server's.
+pub(super) fn services() -> (&'static str, &'static str) {
+    if crate::loopback().is_ipv4() {
+        ("10.0.0.0/24", "10.0.0.1")
+    } else {
+        ("fd00:10::/112", "fd00:10::1")
+    }
+}
+
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     fs::File::options()
         .write(true)
@@ -146,7 +151,7 @@ fn sans(options: &Options) -> Vec<String> {
         "kubernetes.default",
         "kubernetes.default.svc",
         "kubernetes.default.svc.cluster.local",
-        SERVICE_IP,
+        services().1,
     ]
     .map(String::from)
     .to_vec();

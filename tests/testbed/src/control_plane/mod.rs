@@ -62,7 +62,7 @@ struct Ports {
 
 impl Ports {
     fn draw(options: &Options) -> anyhow::Result<Self> {
-        let loopback = std::net::Ipv4Addr::LOCALHOST.into();
+        let loopback = crate::loopback();
         Ok(Self {
             etcd: free_port(loopback)?,
             etcd_peer: free_port(loopback)?,

@@ -1,6 +1,6 @@
 //! What a test may want different from the default control plane.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// How to start a [`ControlPlane`](super::ControlPlane). The default suits most tests.
@@ -39,7 +39,7 @@ const CONTROLLERS: &[&str] = &[
 impl Default for Options {
     fn default() -> Self {
         Self {
-            bind_address: Ipv4Addr::LOCALHOST.into(),
+            bind_address: crate::loopback(),
             san_ips: Vec::new(),
             apiserver_args: Vec::new(),
             controllers: CONTROLLERS.join(","),

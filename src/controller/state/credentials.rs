@@ -1,0 +1,311 @@
+//! The credentials as the watch tells of them. There may be tens of thousands, and each is looked at now and then: what
+//! a look needs is kept as text, and read again when it comes to that.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use kube::api::ObjectMeta;
+use parking_lot::RwLock;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::api::EphemeralCredential;
+use crate::controller::state::changes::name_of;
+use crate::core::ids::{ObjectName, Uid};
+use crate::core::status::Told;
+
+/// Of a longer spec only what tells it from others is kept: whoever looks at it reads it anew.
+const LONGEST_KEPT: usize = 8 * 1024;
+
+/// A credential as it was last read, without its status, and what that told.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The object.
+    pub credential: EphemeralCredential,
+    /// Its status.
+    pub told: Told,
+}
+
+impl From<EphemeralCredential> for Seen {
+    fn from(mut credential: EphemeralCredential) -> Self {
+        let told = Told::of(credential.status.take().as_ref());
+        trim(&mut credential.metadata);
+        Self { credential, told }
+    }
+}
+
+/// What is known of a credential without reading its text.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Its uid.
+    pub uid: Uid,
+    /// The connection it names.
+    pub connection: Arc<str>,
+    /// It is being deleted.
+    pub leaving: bool,
+    /// What its status told.
+    pub told: Told,
+}
+
+struct Kept {
+    facts: Facts,
+    version: Box<str>,
+    /// Of all that a plan depends on.
+    digest: u64,
+    /// The object as JSON, without its status; none where that is too long to be kept.
+    text: Option<Box<[u8]>>,
+}
+
+/// What there is under a name.
+pub enum Look {
+    /// The object.
+    There(Box<Seen>),
+    /// It is there, and so long that it has to be read.
+    TooLong,
+    /// Nothing.
+    Gone,
+}
+
+/// All credentials.
+pub struct Credentials {
+    all: RwLock<HashMap<ObjectName, Kept>>,
+    synced: watch::Sender<bool>,
+}
+
+impl Default for Credentials {
+    fn default() -> Self {
+        Self {
+            all: RwLock::default(),
+            synced: watch::Sender::new(false),
+        }
+    }
+}
+
+impl Credentials {
+    /// Waits until all were listed once.
+    pub async fn wait_until_synced(&self) {
+        // Fails only where the sender is gone, which is `self`'s.
+        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// Notes that all were listed, and forgets all others; returns those.
+    pub fn retain(&self, listed: &HashSet<ObjectName>) -> Vec<ObjectName> {
+        let mut gone = Vec::new();
+        self.all.write().retain(|name, _| {
+            let stays = listed.contains(name);
+            if !stays {
+                gone.push(name.clone());
+            }
+            stays
+        });
+        self.synced.send_replace(true);
+        gone
+    }
+
+    /// Notes `credential` as it was read, or as a write was answered, unless something later is known. Returns its name
+    /// where something changed that a plan depends on: our own status writes are no news, a new rotate annotation is.
+    pub fn put(&self, credential: EphemeralCredential) -> Option<ObjectName> {
+        let name = name_of(&credential);
+        let kept = Kept::new(credential);
+        let mut all = self.all.write();
+        match all.entry(name) {
+            Entry::Vacant(place) => {
+                let name = place.key().clone();
+                place.insert(kept);
+                Some(name)
+            }
+            Entry::Occupied(mut place) => {
+                if kept.facts.uid == place.get().facts.uid && kept.is_before(place.get()) {
+                    return None;
+                }
+                let before = place.insert(kept);
+                (before.digest != place.get().digest).then(|| place.key().clone())
+            }
+        }
+    }
+
+    /// Forgets the credential of that name, if it still is the one with this uid.
+    pub fn remove(&self, name: &ObjectName, uid: &str) {
+        let mut all = self.all.write();
+        if all.get(name).is_some_and(|kept| kept.facts.uid.as_str() == uid) {
+            all.remove(name);
+        }
+    }
+
+    /// What there is under that name.
+    #[must_use]
+    pub fn look(&self, name: &ObjectName) -> Look {
+        let all = self.all.read();
+        let Some(kept) = all.get(name) else { return Look::Gone };
+        let text = kept.text.as_deref();
+        // It was written from an object, and reads as one.
+        match text.and_then(|text| serde_json::from_slice(text).ok()) {
+            Some(credential) => Look::There(Box::new(Seen {
+                credential,
+                told: kept.facts.told.clone(),
+            })),
+            None => Look::TooLong,
+        }
+    }
+
+    /// What is known of the credential of that name.
+    #[must_use]
+    pub fn facts(&self, name: &ObjectName) -> Option<Facts> {
+        self.all.read().get(name).map(|kept| kept.facts.clone())
+    }
+
+    /// The names of those that `which` picks.
+    #[must_use]
+    pub fn names_where(&self, which: impl Fn(&ObjectName, &Facts) -> bool) -> Vec<ObjectName> {
+        let all = self.all.read();
+        let picked = all.iter().filter(|(name, kept)| which(name, &kept.facts));
+        picked.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// No more of the credentials of `namespace` than what tells which they are.
+    #[must_use]
+    pub fn stubs(&self, namespace: &str) -> Vec<EphemeralCredential> {
+        let all = self.all.read();
+        let here = all.iter().filter(|(name, _)| &*name.namespace == namespace);
+        let stubs = here.filter_map(|(name, kept)| {
+            let spec = serde_json::from_value(json!({"service": "", "purpose": ""})).ok()?;
+            let mut stub = EphemeralCredential::new(&name.name, spec);
+            stub.metadata.namespace = Some(name.namespace.to_string());
+            stub.metadata.uid = Some(kept.facts.uid.to_string());
+            Some(stub)
+        });
+        stubs.collect()
+    }
+
+    /// Looks at what is known of each.
+    pub fn for_each(&self, mut look: impl FnMut(&ObjectName, &Facts)) {
+        for (name, kept) in self.all.read().iter() {
+            look(name, &kept.facts);
+        }
+    }
+}
+
+impl Kept {
+    fn new(credential: EphemeralCredential) -> Self {
+        let Seen { credential, told } = credential.into();
+        let meta = &credential.metadata;
+        let mut hasher = DefaultHasher::new();
+        (
+            &meta.uid,
+            meta.generation,
+            &meta.annotations,
+            meta.deletion_timestamp.is_some(),
+        )
+            .hash(&mut hasher);
+        // Serialising plain text, numbers and maps cannot fail.
+        let text = serde_json::to_vec(&credential).unwrap_or_default();
+        Self {
+            facts: Facts {
+                uid: credential.uid().unwrap_or_default().into(),
+                connection: credential.spec.connection.as_str().into(),
+                leaving: meta.deletion_timestamp.is_some(),
+                told,
+            },
+            version: credential.resource_version().unwrap_or_default().into(),
+            digest: hasher.finish(),
+            text: (text.len() <= LONGEST_KEPT).then(|| text.into_boxed_slice()),
+        }
+    }
+
+    /// Versions of one kind of object are numbers that grow.
+    fn is_before(&self, other: &Self) -> bool {
+        let version = |kept: &Self| kept.version.parse::<u64>().ok();
+        version(self).zip(version(other)).is_some_and(|(a, b)| a < b)
+    }
+}
+
+/// Drops what takes room and is never read.
+fn trim(metadata: &mut ObjectMeta) {
+    metadata.managed_fields = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::Resource;
+
+    use super::*;
+
+    fn credential(version: &str, generation: i64, purpose: &str) -> EphemeralCredential {
+        serde_json::from_value(json!({
+            "apiVersion": EphemeralCredential::api_version(&()), "kind": EphemeralCredential::kind(&()),
+            "metadata": {"namespace": "n", "name": "a", "uid": "u", "resourceVersion": version, "generation": generation},
+            "spec": {"service": "s", "purpose": purpose, "secrets": [{"name": "a", "data": {"k": "{{ npm_token }}"}}]},
+        }))
+        .unwrap()
+    }
+
+    fn purpose(all: &Credentials) -> Option<String> {
+        match all.look(&ObjectName::new("n", "a")) {
+            Look::There(seen) => Some(seen.credential.spec.purpose),
+            Look::TooLong | Look::Gone => None,
+        }
+    }
+
+    #[test]
+    fn a_credential_is_read_back_as_it_was_kept() {
+        let (all, one) = (Credentials::default(), credential("5", 1, "deploy"));
+        assert_eq!(all.put(one.clone()), Some(ObjectName::new("n", "a")));
+        let Look::There(seen) = all.look(&ObjectName::new("n", "a")) else {
+            panic!("it is there");
+        };
+        assert_eq!(seen.credential, one);
+    }
+
+    #[test]
+    fn what_is_older_than_what_is_known_is_left_out() {
+        let all = Credentials::default();
+        all.put(credential("5", 2, "new"));
+        assert_eq!(all.put(credential("4", 1, "old")), None);
+        assert_eq!(purpose(&all).as_deref(), Some("new"));
+        assert_eq!(all.put(credential("6", 2, "new")), None, "no news");
+        assert!(all.put(credential("7", 3, "newer")).is_some());
+    }
+
+    #[test]
+    fn a_namesake_is_not_what_was_deleted() {
+        let (all, name) = (Credentials::default(), ObjectName::new("n", "a"));
+        all.put(credential("5", 1, "deploy"));
+        all.remove(&name, "another");
+        assert!(all.facts(&name).is_some());
+        all.remove(&name, "u");
+        assert!(matches!(all.look(&name), Look::Gone));
+    }
+
+    #[test]
+    fn the_stubs_of_a_namespace_take_away_what_is_there_and_no_other() {
+        let all = Credentials::default();
+        all.put(credential("5", 1, "deploy"));
+        assert!(all.stubs("another").is_empty());
+        for stub in all.stubs("n") {
+            all.remove(&name_of(&stub), stub.metadata.uid.as_deref().unwrap_or_default());
+        }
+        assert!(matches!(all.look(&ObjectName::new("n", "a")), Look::Gone));
+    }
+
+    #[test]
+    fn a_list_that_leaves_one_out_tells_that_it_is_gone() {
+        let (all, name) = (Credentials::default(), ObjectName::new("n", "a"));
+        all.put(credential("5", 1, "deploy"));
+        assert!(all.retain(&[name.clone()].into()).is_empty());
+        assert_eq!(all.retain(&HashSet::new()), [name]);
+    }
+
+    /// Invariant 13.
+    #[test]
+    fn a_long_spec_is_not_kept() {
+        let all = Credentials::default();
+        all.put(credential("5", 1, &"x".repeat(LONGEST_KEPT)));
+        assert!(matches!(all.look(&ObjectName::new("n", "a")), Look::TooLong));
+    }
+}
