@@ -18,6 +18,11 @@ pub mod plan;
 pub mod render;
 pub mod schedule;
 pub mod seal;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+#[path = "simulation/tests.rs"]
+mod simulation_tests;
 pub mod spec;
 pub mod status;
 pub mod template;
