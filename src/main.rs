@@ -26,7 +26,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the controller (the default).
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Print the `CustomResourceDefinitions` as YAML.
     Crd,
 }
@@ -93,7 +93,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Some(Command::Crd) => print_crds(),
-        Some(Command::Run(run)) => start(run),
+        Some(Command::Run(run)) => start(*run),
         None => start(arguments.run),
     };
     match outcome {
