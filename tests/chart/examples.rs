@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Command;
 
 use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Value, json};
@@ -81,8 +80,7 @@ fn check_mounts(file: &str, spec: &Value, secrets: &BTreeSet<String>) {
 
 fn pod_spec(document: &Value) -> Option<&Value> {
     match document["kind"].as_str()? {
-        "Job" => Some(&document["spec"]["template"]["spec"]),
-        "Deployment" => Some(&document["spec"]["template"]["spec"]),
+        "Job" | "Deployment" => Some(&document["spec"]["template"]["spec"]),
         "CronJob" => Some(&document["spec"]["jobTemplate"]["spec"]["template"]["spec"]),
         "Pod" => Some(&document["spec"]),
         _ => None,
