@@ -537,8 +537,9 @@ mod tests {
 
     #[test]
     fn a_secret_stands_in_the_version_that_was_written_with_the_metadata_that_is_wanted() {
+        let pair = |value: &str| [("example.com/team".to_owned(), value.to_owned())].into();
         let metadata = |key: &str, value: &str| {
-            let labels = [("team".into(), value.into())].into();
+            let labels = pair(value);
             metadata_digest(
                 key,
                 &OwnMetadata {
@@ -547,6 +548,16 @@ mod tests {
                 },
             )
         };
+        let annotations = pair("a");
+        let annotated = metadata_digest(
+            "key",
+            &OwnMetadata {
+                annotations,
+                ..OwnMetadata::default()
+            },
+        );
+        assert_ne!(annotated, metadata("key", "a"), "an annotation is no label");
+        assert_ne!(annotated, metadata_digest("key", &OwnMetadata::default()));
         let mut written = Written::default();
         assert!(!written.stands("7", None), "nothing is known of its version");
         written.stamp("7".to_owned(), metadata("key", "a"));
