@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chittyconnect_operator::cluster::reach::Reach;
 use chittyconnect_operator::controller::{self, Settings};
+use chittyconnect_operator::core::layout::AnnotationPolicy;
 use chittyconnect_operator::ops::telemetry::{self, Format};
 use chittyconnect_operator::{api, cluster};
 use clap::{Args, Parser, Subcommand};
@@ -52,6 +53,13 @@ struct RunArguments {
     /// How long a Lease lasts: so long nobody leads where a leader dies. It is renewed five times in that time.
     #[arg(long, env = "LEASE_DURATION", default_value = "10s", value_parser = lease_duration)]
     lease_duration: Duration,
+    /// What users may annotate their Secrets with: prefixes, with commas between.
+    #[arg(
+        long,
+        env = "ANNOTATION_PREFIXES",
+        default_value = "tekton.dev/,reloader.stakater.com/"
+    )]
+    annotation_prefixes: AnnotationPolicy,
     /// Namespaces to serve, with commas between; all of them where none is named. Then nothing is watched cluster-wide
     /// but connections, and Roles in these namespaces are all it takes.
     #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',')]
@@ -134,6 +142,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         metrics_addr,
         health_addr,
         lease_duration,
+        annotation_prefixes,
         watch_namespaces,
         connections,
         credential_metrics,
@@ -155,6 +164,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         metrics_addr,
         health_addr,
         lease_duration,
+        annotations: annotation_prefixes,
         credential_metrics,
         log: Some(log),
         otlp_endpoint,

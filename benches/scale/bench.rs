@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use chittyconnect_operator::api::EphemeralCredential;
 use chittyconnect_operator::core::Time;
 use chittyconnect_operator::core::schedule::renew_at;
@@ -16,7 +17,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use testbed::process::Process;
-use testbed::{ChittyConnect, ControlPlane};
+use testbed::{ChittyConnect, ControlPlane, Tool};
 
 use crate::calls::{Calls, Usage, calls, is_write, of_controller};
 use crate::setup::{create_all, name_of, namespace_of};
@@ -56,6 +57,7 @@ impl Bench<'_> {
 
     pub(crate) async fn bulk(&self) -> anyhow::Result<(Process, Value)> {
         let before = calls(self.client).await?;
+        let plane = self.plane_cpu_seconds()?;
         let controller = self.start("bench-1", self.metrics)?;
         let begun = Instant::now();
         let timeout = Duration::from_secs(self.arguments.phase_timeout);
@@ -66,6 +68,9 @@ impl Bench<'_> {
         let usage = Usage::of(&controller)?;
         let after = calls(self.client).await?;
         let mut figures = self.figures(&before, &after, seconds);
+        for ((name, from), (_, to)) in plane.iter().zip(self.plane_cpu_seconds()?) {
+            figures[*name] = json!(to - from);
+        }
         figures["ready"] = json!(ready);
         figures["of"] = json!(self.arguments.objects);
         figures["readyPerSecond"] = json!(f64::from(u32::try_from(ready)?) / seconds);
@@ -73,6 +78,18 @@ impl Bench<'_> {
         usage.note(&mut figures);
         self.note_lease(&mut figures);
         Ok((controller, figures))
+    }
+
+    /// What the control plane has used so far: most of what a bulk costs.
+    fn plane_cpu_seconds(&self) -> anyhow::Result<[(&'static str, f64); 2]> {
+        let of = |tool| {
+            let pid = self.plane.pid(tool).context("the control plane runs")?;
+            Usage::of_pid(pid).map(|usage| usage.cpu_seconds)
+        };
+        Ok([
+            ("apiServerCpuSeconds", of(Tool::KubeApiserver)?),
+            ("etcdCpuSeconds", of(Tool::Etcd)?),
+        ])
     }
 
     async fn watch_ready(&self, ready: &mut usize) {
@@ -203,9 +220,18 @@ impl Bench<'_> {
         let api: Api<EphemeralCredential> = Api::all(self.client.clone());
         let mut due: HashMap<String, Time> = HashMap::new();
         let all = api.list(&ListParams::default()).await?;
-        let uids: HashMap<String, String> = all
+        let asked: HashMap<String, (String, Option<chrono::TimeDelta>)> = all
             .iter()
-            .map(|c| (c.name_any(), c.uid().unwrap_or_default()))
+            .map(|c| {
+                let runway = c
+                    .spec
+                    .rotation
+                    .renew_before
+                    .clone()
+                    .map(|d| std::time::Duration::from(d));
+                let runway = runway.and_then(|d| chrono::TimeDelta::from_std(d).ok());
+                (c.name_any(), (c.uid().unwrap_or_default(), runway))
+            })
             .collect();
         let first = self.broker.ledger().mints;
         for mint in &first {
@@ -213,8 +239,8 @@ impl Bench<'_> {
                 continue;
             };
             let name = repo.trim_start_matches("CHITTYOS/");
-            let uid = uids.get(name).map(String::as_str).unwrap_or_default();
-            due.insert(repo.clone(), renew_at(mint.issued_at, end, None, uid));
+            let (uid, runway) = asked.get(name).cloned().unwrap_or_default();
+            due.insert(repo.clone(), renew_at(mint.issued_at, end, runway, &uid));
         }
         let (before, from, begun) = (calls(self.client).await?, Usage::of(controller)?, Instant::now());
         let (mut known, mut late) = (first.len(), Vec::new());

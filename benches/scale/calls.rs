@@ -15,17 +15,23 @@ pub(crate) fn is_write(call: &str) -> bool {
 pub(crate) struct Usage {
     pub(crate) cpu_seconds: f64,
     pub(crate) resident_mib: f64,
+    /// Of what is resident, what is not a page of the binary.
+    anonymous_mib: f64,
     peak_mib: f64,
 }
 
 impl Usage {
     pub(crate) fn of(process: &Process) -> anyhow::Result<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid()))?;
+        Self::of_pid(process.pid())
+    }
+
+    pub(crate) fn of_pid(pid: u32) -> anyhow::Result<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
         let fields: Vec<&str> = fields.split_whitespace().collect();
         // utime and stime, in hundredths of a second.
         let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok()).unwrap_or_default();
-        let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let mib = |name: &str| {
             let line = status.lines().find(|l| l.starts_with(name)).unwrap_or_default();
             let kib = line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok());
@@ -34,6 +40,7 @@ impl Usage {
         Ok(Self {
             cpu_seconds: (ticks(11) + ticks(12)) / 100.0,
             resident_mib: mib("VmRSS:"),
+            anonymous_mib: mib("RssAnon:"),
             peak_mib: mib("VmHWM:"),
         })
     }
@@ -41,6 +48,7 @@ impl Usage {
     pub(crate) fn note(&self, figures: &mut Value) {
         figures["cpuSeconds"] = json!(self.cpu_seconds);
         figures["residentMiB"] = json!(self.resident_mib);
+        figures["anonymousMiB"] = json!(self.anonymous_mib);
         figures["peakMiB"] = json!(self.peak_mib);
     }
 }

@@ -15,7 +15,7 @@
 //! - **scrape**: how many series `/metrics` has then, how many bytes, and how long that takes.
 //! - **restart**: killed and started again with everything valid, until it makes no more calls.
 //! - **takeover**: a second replica stands by; the first is killed, and one credential is asked to rotate.
-//! - **rotate** (`--rotate`, with a `--ttl` of some minutes): until every token was renewed once, and how late.
+//! - **rotate** (`--rotate --ttl 1000`): until every token was renewed once, and how late.
 //! - **outage** (`--outage SECONDS`): the broker refuses connections while every credential is asked to rotate.
 //!
 //! Calls are counted by the API server itself; the bench's own are made outside of what is measured, but for
@@ -71,9 +71,13 @@ struct Arguments {
     /// How long a token lives, in seconds.
     #[arg(long, default_value_t = 3600)]
     ttl: u64,
-    /// Waits until every token was renewed once.
+    /// Waits until every token was renewed once. Without `--one-age` their runways differ so that they come due evenly
+    /// over six tenths of their life: with `--ttl 1000` within ten minutes.
     #[arg(long)]
     rotate: bool,
+    /// With `--rotate`: all come due as far apart as they were issued, and a twentieth of their life more.
+    #[arg(long)]
+    one_age: bool,
     /// For how long the broker refuses connections at the end, in seconds.
     #[arg(long, default_value_t = 0)]
     outage: u64,
@@ -86,6 +90,17 @@ struct Arguments {
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+impl Arguments {
+    /// The runway that the n-th credential asks for.
+    fn runway(&self, number: usize) -> Option<Duration> {
+        let share = f64::from(u32::try_from(number).ok()?) / f64::from(u32::try_from(self.objects).ok()?);
+        // Evenly over all services, whose credentials are numbered one after the other.
+        let part = 0.06 + 0.6 * (share * 7919.0).fract();
+        (self.rotate && !self.one_age)
+            .then(|| Duration::from_secs_f64(Duration::from_secs(self.ttl).as_secs_f64() * part))
+    }
 }
 
 fn main() -> anyhow::Result<()> {

@@ -122,11 +122,14 @@ pub(crate) async fn api_limit(client: &Client) -> anyhow::Result<Value> {
 pub(crate) async fn create(client: &Client, arguments: &Arguments) -> anyhow::Result<()> {
     create_all(arguments.objects, |i| {
         let api: Api<EphemeralCredential> = Api::namespaced(client.clone(), &namespace_of(i));
-        let credential = json!({
+        let mut credential = json!({
             "apiVersion": "connect.chitty.cc/v1alpha1", "kind": "EphemeralCredential",
             "metadata": {"name": name_of(i)},
             "spec": {"service": format!("s{}", i % arguments.services), "purpose": "worker-deploy", "repo": format!("CHITTYOS/{}", name_of(i))},
         });
+        if let Some(runway) = arguments.runway(i) {
+            credential["spec"]["rotation"] = json!({"renewBefore": format!("{}ms", runway.as_millis())});
+        }
         async move {
             let credential = serde_json::from_value(credential).map_err(kube::Error::SerdeError)?;
             api.create(&PostParams::default(), &credential).await.map(|_| ())

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use chittyconnect_operator::api::{EphemeralCredential, Reason};
 use chittyconnect_operator::cluster::reach::Reach;
 use chittyconnect_operator::controller::{self, Settings};
+use chittyconnect_operator::core::layout::AnnotationPolicy;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use testbed::chittyconnect::{Denial, Match, Scope};
@@ -238,6 +239,7 @@ fn settings() -> Settings {
         metrics_addr: any_port,
         health_addr: any_port,
         lease_duration: chittyconnect_operator::cluster::lease::DURATION,
+        annotations: AnnotationPolicy::default(),
         log: None,
         otlp_endpoint: None,
         credential_metrics: false,

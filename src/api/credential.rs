@@ -112,7 +112,8 @@ pub struct Rotation {
 #[x_kube(
     validation = Rule::new("self.type == oldSelf.type").message("type is immutable: remove the item, or give the Secret another name"),
     validation = Rule::new("!has(self.data) || self.data.all(k, k.matches('^[-._a-zA-Z0-9]{1,253}$') && !k.startsWith('..') && k != '.' && k != 'expires_at')").message("keys of data consist of letters, digits, '-', '_' and '.'; expires_at is reserved"),
-    validation = Rule::new("!has(self.labels) || self.labels.all(k, !k.matches('^([^/]*[.])?(k8s|kubernetes)[.]io/') && !k.matches('^([^/]*[.])?argoproj[.]io/'))").message("labels under k8s.io, kubernetes.io and argoproj.io make other controllers act and are not allowed"),
+    validation = Rule::new("!has(self.labels) || self.labels.all(k, k.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$') && !k.matches('^([^/]*[.])?(k8s|kubernetes|argoproj|fluxcd)[.]io/'))").message("keys of labels are names such as example.com/team; those under k8s.io, kubernetes.io, argoproj.io and fluxcd.io make other controllers act and are not allowed"),
+    validation = Rule::new("!has(self.annotations) || self.annotations.all(k, k.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$') && !k.matches('^([^/]*[.])?(k8s|kubernetes|argoproj|fluxcd)[.]io/'))").message("keys of annotations are names with a prefix, such as tekton.dev/git-0; those under k8s.io, kubernetes.io, argoproj.io and fluxcd.io make other controllers act and are not allowed"),
 )]
 pub struct SecretTemplate {
     /// Name of the Secret.
@@ -121,14 +122,23 @@ pub struct SecretTemplate {
     /// Type of the Secret. Immutable.
     #[serde(default, rename = "type")]
     pub type_: SecretType,
-    /// Labels of the Secret; none under k8s.io, kubernetes.io or argoproj.io.
+    /// Labels of the Secret; none under k8s.io, kubernetes.io, argoproj.io or fluxcd.io.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16), schema_with = "labels_schema")]
+    #[schemars(schema_with = "labels_schema")]
     pub labels: BTreeMap<String, String>,
-    /// Ready-made layouts. The default is outputs, where data is empty too.
+    /// Annotations of the Secret, under the prefixes that the controller allows: tekton.dev/ and reloader.stakater.com/
+    /// unless it is told otherwise. Never one that has somebody copy the Secret.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "annotations_schema")]
+    pub annotations: BTreeMap<String, String>,
+    /// Ready-made layouts, each the keys or the file that a tool wants. The default is outputs, where data is empty
+    /// too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "set"))]
     pub presets: Vec<Preset>,
+    /// What the presets take.
+    #[serde(default, skip_serializing_if = "PresetOptions::is_default")]
+    pub options: PresetOptions,
     /// Further keys, each a template over the outputs: "{{ `cloudflare_token` }}".
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "data_schema")]
@@ -147,9 +157,18 @@ fn context_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 fn labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "object",
-        "description": "Labels of the Secret; none under k8s.io, kubernetes.io or argoproj.io.",
+        "description": "Labels of the Secret; none under k8s.io, kubernetes.io, argoproj.io or fluxcd.io.",
         "maxProperties": 16,
         "additionalProperties": {"type": "string", "maxLength": 63, "pattern": "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"},
+    })
+}
+
+fn annotations_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "description": "Annotations of the Secret, under the prefixes that the controller allows: tekton.dev/ and reloader.stakater.com/ unless it is told otherwise. Never one that has somebody copy the Secret.",
+        "maxProperties": 16,
+        "additionalProperties": {"type": "string", "maxLength": 1024},
     })
 }
 
@@ -175,6 +194,12 @@ pub enum SecretType {
     /// Needs the key username or password.
     #[serde(rename = "kubernetes.io/basic-auth")]
     BasicAuth,
+    /// Needs the keys tls.crt and tls.key.
+    #[serde(rename = "kubernetes.io/tls")]
+    Tls,
+    /// Needs the key ssh-privatekey.
+    #[serde(rename = "kubernetes.io/ssh-auth")]
+    SshAuth,
 }
 
 impl SecretType {
@@ -185,16 +210,138 @@ impl SecretType {
             Self::Opaque => "Opaque",
             Self::DockerConfigJson => "kubernetes.io/dockerconfigjson",
             Self::BasicAuth => "kubernetes.io/basic-auth",
+            Self::Tls => "kubernetes.io/tls",
+            Self::SshAuth => "kubernetes.io/ssh-auth",
         }
     }
 }
 
 /// Ready-made layouts of a Secret.
+// They are written in this order.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[serde(rename_all = "camelCase")]
 pub enum Preset {
     /// Every output under its own name: `cloudflare_token`, `account_id`, `npm_token`, `github_token`, ...
     Outputs,
+    /// Every output under the names of the variables that tools read, such as `CLOUDFLARE_API_TOKEN`: for envFrom.
+    Env,
+    /// `.env`: the same variables as a file for a shell to read.
+    Dotenv,
+    /// `.npmrc`, for npm and pnpm.
+    Npmrc,
+    /// `.netrc`, for curl, Go, pip and git.
+    Netrc,
+    /// `.git-credentials`, for git's credential-store.
+    GitCredentials,
+    /// `.gitconfig`, with a helper that knows the token.
+    Gitconfig,
+    /// `username` and `password`, as Tekton, Argo and Flux read them.
+    BasicAuth,
+    /// `config.json`, or `.dockerconfigjson` where the Secret has that type.
+    DockerConfig,
+    /// What makes Jenkins take the Secret for one of its credentials: labels, for the key text or username and password.
+    Jenkins,
+}
+
+impl Preset {
+    /// As written in a spec.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Outputs => "outputs",
+            Self::Env => "env",
+            Self::Dotenv => "dotenv",
+            Self::Npmrc => "npmrc",
+            Self::Netrc => "netrc",
+            Self::GitCredentials => "gitCredentials",
+            Self::Gitconfig => "gitconfig",
+            Self::BasicAuth => "basicAuth",
+            Self::DockerConfig => "dockerConfig",
+            Self::Jenkins => "jenkins",
+        }
+    }
+}
+
+/// What presets take.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct PresetOptions {
+    /// For npmrc.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub npm: Option<NpmOptions>,
+    /// For gitconfig, gitCredentials, netrc and basicAuth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<GitOptions>,
+    /// For dockerConfig.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docker: Option<DockerOptions>,
+}
+
+impl PresetOptions {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Where npm packages are.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct NpmOptions {
+    /// URL of the registry that the token is for: https; http for loopback and cluster-local hosts alone. The default is
+    /// `https://registry.npmjs.org/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(
+            pattern = r"^(https://[a-z0-9]([-a-z0-9.]*[a-z0-9])?|http://(localhost|127[.]0[.]0[.]1|[a-z0-9]([-a-z0-9.]*[a-z0-9])?[.]svc([.]cluster[.]local)?))(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/?$"
+        )
+    )]
+    pub registry: Option<String>,
+    /// Scopes whose packages come from this registry, such as chittyos for @chittyos/...; all others from npm's own.
+    /// Without any, all packages come from this registry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 1, max = 64), regex(pattern = "^@?[a-z0-9][a-z0-9._-]*$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub scopes: Vec<String>,
+}
+
+/// Where repositories are.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct GitOptions {
+    /// Hosts that the token is for, each with a port where it has its own. The default is github.com.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 8),
+        inner(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub hosts: Vec<String>,
+    /// User name that goes with the token. The default is x-access-token, as GitHub wants it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9._@+-]+$"))]
+    pub username: Option<String>,
+}
+
+/// Where images are.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct DockerOptions {
+    /// Registries that the token is for. The default is ghcr.io.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 8),
+        inner(length(min = 1, max = 253), regex(pattern = "^(https://)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9._-]+)*/?$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub registries: Vec<String>,
+    /// User name that goes with the token. The default is x-access-token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9._@+-]+$"))]
+    pub username: Option<String>,
 }
 
 /// What the controller last saw of a credential: a projection, never read back.

@@ -13,8 +13,8 @@ pub use connection::{
     HeldBy, KeyRef, NameRef, ProxySpec, RateLimit, RateScope, ScopeUsage, ThroughConnect,
 };
 pub use credential::{
-    EphemeralCredential, EphemeralCredentialSpec, EphemeralCredentialStatus, Preset, Rotation, SecretTemplate,
-    SecretType,
+    DockerOptions, EphemeralCredential, EphemeralCredentialSpec, EphemeralCredentialStatus, GitOptions, NpmOptions,
+    Preset, PresetOptions, Rotation, SecretTemplate, SecretType,
 };
 pub use reason::Reason;
 
@@ -29,6 +29,8 @@ pub const ROTATE_ANNOTATION: &str = "connect.chitty.cc/rotate";
 pub const EXPIRES_AT_ANNOTATION: &str = "connect.chitty.cc/expires-at";
 /// Annotation on a managed Secret: claim, revision and fingerprint under an HMAC.
 pub const SEAL_ANNOTATION: &str = "connect.chitty.cc/seal";
+/// Annotation on a managed Secret: the keys of labels and annotations that its credential asks for.
+pub const OWN_METADATA_ANNOTATION: &str = "connect.chitty.cc/own-metadata";
 /// Annotation on an API key's Secret: the only host, other than [`DEFAULT_HOST`], the key may be sent to.
 pub const HOST_ANNOTATION: &str = "connect.chitty.cc/host";
 /// The host that an API key may always be sent to.

@@ -50,7 +50,7 @@ pub(super) async fn mint(broker: &Broker, request: &MintRequest, now: Time) -> R
         .map_err(|flaw| flawed(flaw, StatusCode::OK, Call::Deploy))
 }
 
-fn answer(members: Members, now: Time) -> Result<Answer, InvalidBody> {
+pub(super) fn answer(members: Members, now: Time) -> Result<Answer, InvalidBody> {
     let expires_at = members.expiry(now)?;
     let outputs = members.into_outputs(&ABOUT);
     if outputs.is_empty() {

@@ -13,6 +13,8 @@ mod proxy;
 pub(crate) mod wire;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -64,7 +64,7 @@ fn body(request: &MintRequest) -> Result<Body<'_>, Refusal> {
 }
 
 /// A flaw comes with the ids of tokens that were made all the same.
-fn answer(members: &Members, now: Time) -> Result<Answer, (InvalidBody, Vec<String>)> {
+pub(super) fn answer(members: &Members, now: Time) -> Result<Answer, (InvalidBody, Vec<String>)> {
     let credential = members
         .object("credential")
         .ok_or((InvalidBody::NoCredential, Vec::new()))?;

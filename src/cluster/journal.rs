@@ -8,8 +8,7 @@ mod index;
 mod store;
 mod writer;
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Cluster, Error};
+use crate::api::RateScope;
 use crate::core::Time;
 use crate::core::journal::{Journal, Scope};
 use crate::core::seal::SealKey;
@@ -86,8 +86,8 @@ pub struct Journals {
     spawn: Spawn,
     timed: Timed,
     changed: Changed,
-    /// Listed, and not opened yet.
-    listed: Mutex<HashMap<String, Listed>>,
+    /// What was listed, where it was.
+    listed: Mutex<Option<Found>>,
 }
 
 /// One scope's journal. Cheap to clone.
@@ -113,7 +113,7 @@ impl Journals {
             }),
             timed: Arc::new(|_, _| {}),
             changed: Changed::default(),
-            listed: Mutex::default(),
+            listed: Mutex::new(None),
         }
     }
 
@@ -145,7 +145,7 @@ impl Journals {
             .or_insert_with(|| {
                 let store = Store::new(&self.cluster, &self.seal, scope.clone());
                 let mut listed = self.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                let listed = listed.remove(&scope.journal_name());
+                let listed = listed.as_mut().map(|found| found.take(scope));
                 let index = Arc::clone(&self.index);
                 let writer = Writer::new(
                     self.cluster.clone(),
@@ -164,32 +164,37 @@ impl Journals {
     ///
     /// # Errors
     /// Where they cannot be listed.
-    pub async fn list(&self) -> Result<Vec<Found>, Error> {
-        let mut found = Vec::new();
-        let mut listed = HashMap::new();
+    pub async fn list(&self) -> Result<Vec<Entry>, Error> {
+        let mut entries = Vec::new();
+        let mut found = Found::default();
         let all = store::list_all(&self.cluster).await?;
         for (name, maps) in all.journals {
             let scope = maps.iter().find_map(|map| store::scope_of(map, &name));
-            found.push(scope.map_or_else(|| Found::Illegible(name.clone()), Found::Scope));
-            listed.insert(name, Listed::Parts(maps));
+            if let Some(scope) = scope.as_ref().filter(|scope| scope.kind == RateScope::Key)
+                && maps.iter().any(|map| store::is_of_another_key(map, &self.seal))
+            {
+                found.renamed.insert(Arc::clone(&scope.origin));
+            }
+            entries.push(scope.map_or_else(|| Entry::Illegible(name.clone()), Entry::Scope));
+            found.journals.insert(name, Listed::Parts(maps));
         }
         for scope in self.index.take(all.index).await {
-            if let Entry::Vacant(gone) = listed.entry(scope.journal_name()) {
+            if let hash_map::Entry::Vacant(gone) = found.journals.entry(scope.journal_name()) {
                 gone.insert(Listed::Missing);
-                found.push(Found::Scope(scope));
+                entries.push(Entry::Scope(scope));
             }
         }
-        *self.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = listed;
-        Ok(found)
+        *self.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(found);
+        Ok(entries)
     }
 
     /// The journal called `name`, where there is one.
     ///
     /// # Errors
     /// Where it cannot be read.
-    pub async fn find(&self, name: &str) -> Result<Option<Found>, Error> {
+    pub async fn find(&self, name: &str) -> Result<Option<Entry>, Error> {
         let head = store::head(&self.cluster, name).await?;
-        Ok(head.map(|map| store::scope_of(&map, name).map_or_else(|| Found::Illegible(name.to_owned()), Found::Scope)))
+        Ok(head.map(|map| store::scope_of(&map, name).map_or_else(|| Entry::Illegible(name.to_owned()), Entry::Scope)))
     }
 
     /// The scopes whose journals have another view than when this was asked last.
@@ -223,13 +228,32 @@ impl Changed {
 enum Listed {
     /// Its head and pages.
     Parts(Vec<ConfigMap>),
-    /// The index names it, and nothing else is there.
+    /// Something of it must have been there, and nothing is.
     Missing,
+    /// There is none.
+    Absent,
+}
+
+/// All that was listed, as far as it was not opened yet.
+#[derive(Default)]
+struct Found {
+    journals: HashMap<String, Listed>,
+    /// Where API keys were named by a seal key that is lost: what was spent by them is not known by their new names.
+    renamed: HashSet<Arc<str>>,
+}
+
+impl Found {
+    fn take(&mut self, scope: &Scope) -> Listed {
+        self.journals.remove(&scope.journal_name()).unwrap_or_else(|| {
+            let renamed = scope.kind == RateScope::Key && self.renamed.contains(&scope.origin);
+            if renamed { Listed::Missing } else { Listed::Absent }
+        })
+    }
 }
 
 /// A journal that is there.
 #[derive(Debug)]
-pub enum Found {
+pub enum Entry {
     /// Of this scope; whether all of it can be read is another question.
     Scope(Scope),
     /// It does not even tell of which: the name of its head.
@@ -332,5 +356,29 @@ impl ScopeJournal {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .take()
             .ok_or_else(stopping)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::journal::tests_support::scope;
+
+    #[test]
+    fn where_keys_were_named_by_a_lost_seal_key_what_was_spent_by_a_key_is_not_known() {
+        let of_key = |origin: &str| Scope {
+            kind: RateScope::Key,
+            origin: origin.into(),
+            ..scope()
+        };
+        let mut found = Found {
+            renamed: [Arc::from("https://a")].into(),
+            ..Found::default()
+        };
+        found.journals.insert(scope().journal_name(), Listed::Parts(Vec::new()));
+        assert!(matches!(found.take(&of_key("https://a")), Listed::Missing));
+        assert!(matches!(found.take(&of_key("https://b")), Listed::Absent));
+        assert!(matches!(found.take(&scope()), Listed::Parts(_)));
+        assert!(matches!(found.take(&scope()), Listed::Absent));
     }
 }

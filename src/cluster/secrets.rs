@@ -10,10 +10,14 @@ use kube::{Api, Resource};
 use zeroize::Zeroize;
 
 use super::{Cluster, Error, bounded};
-use crate::api::{EXPIRES_AT_ANNOTATION, EphemeralCredential, MANAGED_BY_LABEL, MANAGER, SEAL_ANNOTATION, SecretType};
+use crate::api::{
+    EXPIRES_AT_ANNOTATION, EphemeralCredential, MANAGED_BY_LABEL, MANAGER, OWN_METADATA_ANNOTATION, SEAL_ANNOTATION,
+    SecretType,
+};
 use crate::core::audit::Subject;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, RequestFacts};
+use crate::core::layout::OwnMetadata;
 use crate::core::plan::{Content, SecretState};
 use crate::core::render::{Data, fingerprint};
 use crate::core::seal::{Seal, SealKey};
@@ -56,8 +60,8 @@ pub struct SecretMetadata {
     pub name: String,
     /// Its type.
     pub type_: SecretType,
-    /// The user's labels.
-    pub labels: BTreeMap<String, String>,
+    /// The labels and annotations that the spec asks for.
+    pub own: OwnMetadata,
     /// The seal annotation.
     pub seal: String,
     /// The expiry annotation.
@@ -184,13 +188,13 @@ impl Cluster {
         owner: &Owner,
         name: &str,
         live: Option<&ActiveToken>,
-        labels: Option<&BTreeMap<String, String>>,
+        own: Option<&OwnMetadata>,
         seal: &SealKey,
     ) -> Result<InspectedSecret, Error> {
         let secret = bounded(self.secrets(&owner.namespace).get_opt(name)).await?.map(Wiped);
         Ok(match secret {
             None => InspectedSecret::absent(),
-            Some(secret) => seen(&secret.0, owner, live, labels, seal),
+            Some(secret) => seen(&secret.0, owner, live, own, seal),
         })
     }
 
@@ -244,7 +248,7 @@ impl Cluster {
             };
             match outcome {
                 Ok(written) => {
-                    return Ok(seen(&Wiped(written).0, owner, write.live, Some(&metadata.labels), seal));
+                    return Ok(seen(&Wiped(written).0, owner, write.live, Some(&metadata.own), seal));
                 }
                 Err(e) if e.is_conflict() => {}
                 Err(e) if speaks => return Err(e.into()),
@@ -324,10 +328,10 @@ fn seen(
     secret: &Secret,
     owner: &Owner,
     live: Option<&ActiveToken>,
-    labels: Option<&BTreeMap<String, String>>,
+    own: Option<&OwnMetadata>,
     seal: &SealKey,
 ) -> InspectedSecret {
-    let (state, keys) = inspect(secret, owner, live, labels, seal);
+    let (state, keys) = inspect(secret, owner, live, own, seal);
     InspectedSecret {
         guard: Some(guard(secret)),
         state,
@@ -367,7 +371,7 @@ fn inspect(
     secret: &Secret,
     owner: &Owner,
     live: Option<&ActiveToken>,
-    labels: Option<&BTreeMap<String, String>>,
+    own: Option<&OwnMetadata>,
     key: &SealKey,
 ) -> (SecretState, Vec<String>) {
     if !is_ours(secret, owner, key) {
@@ -405,7 +409,7 @@ fn inspect(
         }
         _ => Content::Altered,
     };
-    let metadata_matches = metadata_matches(secret, owner, live, seal.as_ref(), labels);
+    let metadata_matches = metadata_matches(secret, owner, live, seal.as_ref(), own);
     let other = seal.filter(|s| live.is_none_or(|l| l.claim != s.live.claim));
     let state = SecretState::Ours {
         seal: other.map(Box::new),
@@ -420,20 +424,22 @@ fn metadata_matches(
     owner: &Owner,
     live: Option<&ActiveToken>,
     seal: Option<&Seal>,
-    labels: Option<&BTreeMap<String, String>>,
+    own: Option<&OwnMetadata>,
 ) -> bool {
     let empty = BTreeMap::new();
-    let have = secret.metadata.labels.as_ref().unwrap_or(&empty);
-    let annotation = secret
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|a| a.get(EXPIRES_AT_ANNOTATION));
+    let labels = secret.metadata.labels.as_ref().unwrap_or(&empty);
+    let annotations = secret.metadata.annotations.as_ref().unwrap_or(&empty);
+    let all = |wanted: &BTreeMap<_, _>, have: &BTreeMap<_, _>| wanted.iter().all(|(k, v)| have.get(k) == Some(v));
     owner_of(secret).is_some_and(|r| r.uid == owner.uid)
-        && have.get(MANAGED_BY_LABEL).is_some_and(|v| v == MANAGER)
-        && labels.is_none_or(|labels| labels.iter().all(|(k, v)| have.get(k) == Some(v)))
+        && labels.get(MANAGED_BY_LABEL).is_some_and(|v| v == MANAGER)
+        && own.is_none_or(|own| {
+            all(&own.labels, labels)
+                && all(&own.annotations, annotations)
+                && annotations.get(OWN_METADATA_ANNOTATION) == own.note().as_ref()
+        })
         && live.is_none_or(|l| {
-            seal.is_some_and(|s| s.live.claim == l.claim) && annotation.is_some_and(|a| *a == rfc3339(l.ends_at))
+            let end = annotations.get(EXPIRES_AT_ANNOTATION);
+            seal.is_some_and(|s| s.live.claim == l.claim) && end.is_some_and(|end| *end == rfc3339(l.ends_at))
         })
 }
 
@@ -444,17 +450,25 @@ pub fn rfc3339(at: crate::core::Time) -> String {
 }
 
 fn desired(owner: &Owner, metadata: &SecretMetadata, data: &Data) -> Secret {
-    let mut labels = metadata.labels.clone();
+    let OwnMetadata {
+        mut labels,
+        mut annotations,
+    } = metadata.own.clone();
     labels.insert(MANAGED_BY_LABEL.to_owned(), MANAGER.to_owned());
+    annotations.insert(SEAL_ANNOTATION.to_owned(), metadata.seal.clone());
+    annotations.insert(EXPIRES_AT_ANNOTATION.to_owned(), metadata.expires_at.clone());
+    annotations.extend(
+        metadata
+            .own
+            .note()
+            .map(|note| (OWN_METADATA_ANNOTATION.to_owned(), note)),
+    );
     Secret {
         metadata: ObjectMeta {
             name: Some(metadata.name.clone()),
             namespace: Some(owner.namespace.clone()),
             labels: Some(labels),
-            annotations: Some(BTreeMap::from([
-                (SEAL_ANNOTATION.to_owned(), metadata.seal.clone()),
-                (EXPIRES_AT_ANNOTATION.to_owned(), metadata.expires_at.clone()),
-            ])),
+            annotations: Some(annotations),
             owner_references: Some(vec![OwnerReference {
                 api_version: EphemeralCredential::api_version(&()).into_owned(),
                 kind: EphemeralCredential::kind(&()).into_owned(),
@@ -472,16 +486,29 @@ fn desired(owner: &Owner, metadata: &SecretMetadata, data: &Data) -> Secret {
     }
 }
 
-/// `desired` in the place of `existing`: other people's labels, annotations and finalizers stay.
+/// `desired` in the place of `existing`: other people's labels, annotations and finalizers stay, and those that the spec
+/// once asked for go.
 fn over(existing: &Secret, desired: &Secret) -> Secret {
     let mut next = desired.clone();
-    let merge = |old: &Option<BTreeMap<String, String>>, new: Option<BTreeMap<String, String>>| {
+    let note = existing
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(OWN_METADATA_ANNOTATION));
+    let (labels, mut annotations) = note.map(|note| OwnMetadata::noted(note)).unwrap_or_default();
+    annotations.push(OWN_METADATA_ANNOTATION.to_owned());
+    let merge = |old: &Option<BTreeMap<String, String>>, ours: &[String], new: Option<BTreeMap<String, String>>| {
         let mut merged = old.clone().unwrap_or_default();
+        merged.retain(|key, _| !ours.contains(key));
         merged.extend(new.unwrap_or_default());
         Some(merged)
     };
-    next.metadata.labels = merge(&existing.metadata.labels, next.metadata.labels.take());
-    next.metadata.annotations = merge(&existing.metadata.annotations, next.metadata.annotations.take());
+    next.metadata.labels = merge(&existing.metadata.labels, &labels, next.metadata.labels.take());
+    next.metadata.annotations = merge(
+        &existing.metadata.annotations,
+        &annotations,
+        next.metadata.annotations.take(),
+    );
     next.metadata.finalizers.clone_from(&existing.metadata.finalizers);
     next.metadata.uid.clone_from(&existing.metadata.uid);
     next.metadata

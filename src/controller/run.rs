@@ -23,6 +23,7 @@ use crate::cluster::journal::{Journals, Spawn, Timed};
 use crate::cluster::lease::Election;
 use crate::cluster::reach::Reach;
 use crate::cluster::records::Events;
+use crate::core::layout::AnnotationPolicy;
 use crate::core::render::MOST_RENDERED;
 use crate::core::seal::SealKey;
 use crate::ops::health::Health;
@@ -48,6 +49,8 @@ pub struct Settings {
     pub health_addr: SocketAddr,
     /// How long the Lease lasts.
     pub lease_duration: Duration,
+    /// What users may annotate their Secrets with.
+    pub annotations: AnnotationPolicy,
     /// What is logged, where that can be changed.
     pub log: Option<LogLevel>,
     /// Where traces go, if anywhere.
@@ -124,6 +127,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             events: events.clone(),
             cluster: cluster.clone(),
             identity: settings.identity.clone(),
+            annotations: settings.annotations.clone(),
             seal: seal.clone(),
             caches: Arc::clone(&caches),
             index: Mutex::default(),

@@ -12,7 +12,7 @@ use super::background::{revoke, status};
 use super::credential::reconcile::{ReconcileError, reconcile};
 use super::state::context::Context;
 use super::state::work_queue::WorkQueue;
-use crate::cluster::journal::{Found, JournalError};
+use crate::cluster::journal::{Entry, JournalError};
 use crate::core::ids::ObjectName;
 use crate::core::journal::Scope;
 use crate::core::schedule::spread;
@@ -154,7 +154,7 @@ impl Context {
             }
         };
         for found in found {
-            let Found::Scope(scope) = found else {
+            let Entry::Scope(scope) = found else {
                 self.spawn("journal to be mended", Arc::clone(self).await_mended(found));
                 continue;
             };
@@ -163,7 +163,7 @@ impl Context {
                     Ok(()) => break,
                     // Until it is mended nobody knows who is in it; its own scope stands still meanwhile.
                     Err(JournalError::Broken { .. }) => {
-                        let mended = Arc::clone(self).await_mended(Found::Scope(scope));
+                        let mended = Arc::clone(self).await_mended(Entry::Scope(scope));
                         self.spawn("journal to be mended", mended);
                         break;
                     }
@@ -177,16 +177,16 @@ impl Context {
     }
 
     /// Learns from a journal that cannot be read now as soon as it can be.
-    async fn await_mended(self: Arc<Self>, mut found: Found) {
+    async fn await_mended(self: Arc<Self>, mut found: Entry) {
         loop {
             tokio::time::sleep(MENDED_EVERY).await;
             match &found {
-                Found::Scope(scope) => {
+                Entry::Scope(scope) => {
                     if self.learn(scope).await.is_ok() {
                         return;
                     }
                 }
-                Found::Illegible(name) => match self.journals.find(name).await {
+                Entry::Illegible(name) => match self.journals.find(name).await {
                     Ok(Some(now)) => found = now,
                     // Deleted: what it knew is rebuilt from the Secrets.
                     Ok(None) => return,

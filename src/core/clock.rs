@@ -12,6 +12,8 @@ use super::Time;
 
 /// Clocks that differ by no more agree: the `Date` header tells whole seconds, and takes a moment.
 const AGREES: TimeDelta = TimeDelta::seconds(2);
+/// What a `Date` header alone tells: whoever is further off is off indeed.
+const TELLS: TimeDelta = TimeDelta::seconds(1);
 
 /// What the clocks say at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -103,9 +105,13 @@ impl SteadyClock {
         let off = reading.time() - now;
         if off.abs() <= AGREES {
             self.wall_ahead = reading.wall_ahead();
-            if reading.wall_agrees() {
-                self.base += off;
-            }
+            // A header tells less than a clock: followed only as far as it is sure of, or nothing would follow the drift
+            // of a machine whose clock is set wrong.
+            self.base += if reading.wall_agrees() {
+                off
+            } else {
+                off - off.clamp(-TELLS, TELLS)
+            };
             return Checked::Agrees;
         }
         let wall_went_along = (reading.wall_ahead() - self.wall_ahead).abs() <= AGREES;
@@ -159,6 +165,23 @@ mod tests {
         assert_eq!(clock.now(s(100)), t(101));
         assert_eq!(clock.check(&reading(200, 2, 2)), Checked::Agrees);
         assert_eq!(clock.now(s(200)), t(202));
+    }
+
+    #[test]
+    fn drift_is_followed_where_the_machines_clock_is_an_hour_off() {
+        for ppm in [-200, 200] {
+            let at = |ms: i64| Reading {
+                elapsed: Duration::from_millis((ms + ms * ppm / 1_000_000).unsigned_abs()),
+                wall: t(HOUR) + TimeDelta::milliseconds(ms),
+                reference: t(ms / 1000) + TimeDelta::milliseconds(500),
+            };
+            let mut clock = SteadyClock::start(&at(0));
+            for ms in (0..3 * 24 * HOUR * 1000).step_by(10_370) {
+                assert_eq!(clock.check(&at(ms)), Checked::Agrees, "{ppm} ppm, {ms} ms");
+                let off = clock.now(at(ms).elapsed) - (t(0) + TimeDelta::milliseconds(ms));
+                assert!(off.abs() <= AGREES, "{off} off");
+            }
+        }
     }
 
     #[test]

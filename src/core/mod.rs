@@ -6,9 +6,13 @@ pub mod access;
 pub mod audit;
 pub mod budget;
 pub mod clock;
+pub mod failure;
+#[cfg(test)]
+mod fuzz;
 pub mod hold;
 pub mod ids;
 pub mod journal;
+pub mod layout;
 pub mod outage;
 pub mod plan;
 pub mod render;

@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 
 use chrono::TimeDelta;
 
+use super::budget::Budget;
 use super::ids::{ObjectName, Uid};
 use super::{Time, clock};
 use crate::api::Reason;
@@ -45,6 +46,40 @@ pub struct Asker<'a> {
     pub name: &'a ObjectName,
     /// The budget it asks in.
     pub scope: &'a Scope,
+}
+
+/// Until when a connection cannot be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bar {
+    /// By anybody else.
+    pub until: Time,
+    /// Who may ask all the same.
+    pub but: But,
+}
+
+/// Who may ask all the same, from half of its runway on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum But {
+    /// Nothing can be sent.
+    Nobody,
+    /// Whoever has yet to make the try that a slot is kept for.
+    OwnTries,
+    /// Whoever has come that far.
+    Everybody,
+}
+
+impl Bar {
+    /// Until when `uid` cannot ask.
+    #[must_use]
+    pub fn of(self, uid: &Uid, budget: &Budget) -> Time {
+        let may = match self.but {
+            But::Nobody => false,
+            But::OwnTries => budget.owes_own_try(uid),
+            But::Everybody => true,
+        };
+        let half = budget.half_of_runway(uid).filter(|_| may);
+        half.map_or(self.until, |half| self.until.min(half))
+    }
 }
 
 /// What is wrong.
@@ -183,11 +218,17 @@ impl Gate {
         })
     }
 
-    /// Until when nobody of `scope` asks, those excepted who have come to half of their runway; `None` while nothing is
+    /// Until when nobody of `scope` asks, but for some who have come to half of their runway; `None` while nothing is
     /// known against asking.
     #[must_use]
-    pub fn closed_until(&self, scope: &Scope) -> Option<Time> {
-        self.one_at_a_time().map(|outage| outage.opens(scope))
+    pub fn bar(&self, scope: &Scope) -> Option<Bar> {
+        let but = if self.is_unreachable() {
+            But::Nobody
+        } else {
+            But::Everybody
+        };
+        let until = self.one_at_a_time()?.opens(scope);
+        Some(Bar { until, but })
     }
 
     /// Whether half of a runway is no reason to ask: nothing can be sent.
@@ -352,7 +393,7 @@ mod tests {
         let mut story = Story::new();
         story.fails("n/a", PLENTY, t(0));
         story.fails("n/b", PLENTY, t(10));
-        let at = story.gate.closed_until(&story.scope).unwrap();
+        let at = story.gate.bar(&story.scope).unwrap().until;
         assert_eq!(at, t(30), "doubled");
         let mut turn = |who: &str, how| story.asks(who, how, t(11)).unwrap_err();
         let turns = ["m/x", "n/c", "n/a"].map(|who| turn(who, RENEWAL));
@@ -379,12 +420,12 @@ mod tests {
         };
         story.fails("n/a", spare, t(0));
         story.fails("n/b", spare, t(0));
-        assert_eq!(story.gate.closed_until(&story.scope), Some(t(200)));
+        assert_eq!(story.gate.bar(&story.scope).map(|bar| bar.until), Some(t(200)));
         let another = Scope {
             of: "another".into(),
             ..story.scope.clone()
         };
-        assert_eq!(story.gate.closed_until(&another), Some(t(20)));
+        assert_eq!(story.gate.bar(&another).map(|bar| bar.until), Some(t(20)));
     }
 
     #[test]

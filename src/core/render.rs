@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use data_encoding::HEXLOWER;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use super::layout::{self, Layout, Unwritable};
 use super::template::{RenderError, Template};
 use super::{Problem, Time};
-use crate::api::{EXPIRES_AT_KEY, Preset, Reason, SecretType};
+use crate::api::{EXPIRES_AT_KEY, Reason, SecretType};
 
 /// What all templates of a credential may hold together, in bytes.
 pub const MOST_TEMPLATES: usize = 64 * 1024;
@@ -20,41 +21,6 @@ pub const MOST_RENDERED: usize = 256 * 1024;
 pub type Outputs = BTreeMap<String, SecretString>;
 /// The data of one Secret.
 pub type Data = BTreeMap<String, Zeroizing<Vec<u8>>>;
-
-/// What goes into one Secret.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Layout {
-    /// Ready-made layouts.
-    pub presets: Vec<Preset>,
-    /// Templates by key.
-    pub data: BTreeMap<String, String>,
-}
-
-/// Checks a layout as far as its keys and type go; its templates are not read.
-///
-/// # Errors
-/// `InvalidSpec` for a key that is missing or not allowed.
-pub fn check_keys(secret: &str, type_: SecretType, layout: &Layout) -> Result<(), Problem> {
-    let invalid = |message: String| Err(Problem::new(Reason::InvalidSpec, message));
-    if layout.data.contains_key(EXPIRES_AT_KEY) {
-        return invalid(format!(
-            "Secret {secret}: the key {EXPIRES_AT_KEY} is reserved; name yours otherwise"
-        ));
-    }
-    let needs: &[&str] = match type_ {
-        SecretType::Opaque => return Ok(()),
-        SecretType::DockerConfigJson => &[".dockerconfigjson"],
-        SecretType::BasicAuth => &["username", "password"],
-    };
-    if needs.iter().any(|key| layout.data.contains_key(*key)) {
-        return Ok(());
-    }
-    invalid(format!(
-        "Secret {secret} has type {} and needs the key {} in data",
-        type_.as_str(),
-        needs.join(" or ")
-    ))
-}
 
 /// Checks the templates of a credential's layouts, by Secret name. Takes time in proportion to their length,
 /// which is bounded.
@@ -84,6 +50,42 @@ fn parse<'a>(secret: &str, key: &str, text: &'a str) -> Result<Template<'a>, Pro
         .map_err(|error| Problem::new(Reason::InvalidTemplate, format!("Secret {secret}, key {key}, {error}")))
 }
 
+/// So many of what is missing are named.
+const MOST_NAMED: usize = 8;
+
+/// Checks that every output came which the layouts of a credential, by Secret name, cannot do without: all of them at once,
+/// for finding out costs a mint.
+///
+/// # Errors
+/// `InvalidTemplate`, naming the outputs that are needed and those that are there.
+pub fn check_outputs<'a>(
+    layouts: impl Iterator<Item = (&'a str, &'a Layout)> + Clone,
+    outputs: &Outputs,
+) -> Result<(), Problem> {
+    let mut missing = layout::missing(layouts.clone(), outputs);
+    for (secret, layout) in layouts {
+        for (key, text) in &layout.data {
+            let names = parse(secret, key, text)?.missing(outputs);
+            if !names.is_empty() {
+                let names = names.into_iter().collect::<Vec<_>>().join(", ");
+                missing.insert(format!("Secret {secret}, key {key} needs {names}"));
+            }
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let more = missing.len().saturating_sub(MOST_NAMED);
+    let mut told: Vec<String> = missing.into_iter().take(MOST_NAMED).collect();
+    if more > 0 {
+        told.push(format!("{more} more"));
+    }
+    Err(Problem::new(
+        Reason::InvalidTemplate,
+        format!("{}; ChittyConnect gave {}", told.join("; "), names(outputs)),
+    ))
+}
+
 /// Lays `outputs` out, into at most `room` bytes.
 ///
 /// # Errors
@@ -105,13 +107,31 @@ pub fn render(
         )
     };
     let mut data = Data::new();
+    // In their order: what writes whatever came goes first, and a file, or a key of data, takes the place of such a key.
     for preset in &layout.presets {
-        match preset {
-            Preset::Outputs => {
-                for (name, value) in outputs {
-                    data.insert(name.clone(), bytes(value.expose_secret()));
-                }
-            }
+        let files = layout
+            .write(*preset, type_, outputs, room)
+            .map_err(|error| match error {
+                Unwritable::TooLong => too_long(),
+                Unwritable::Missing(output) => Problem::new(
+                    Reason::InvalidTemplate,
+                    format!(
+                        "Secret {secret}, preset {} needs {output}; ChittyConnect gave {}",
+                        preset.as_str(),
+                        names(outputs)
+                    ),
+                ),
+                Unwritable::Unfit(output) => Problem::new(
+                    Reason::InvalidTemplate,
+                    format!(
+                        "Secret {secret}, preset {}: the output {output} has characters that cannot be written there",
+                        preset.as_str()
+                    ),
+                ),
+            })?;
+        data.extend(files.into_iter().map(|(key, text)| (key, bytes(&text))));
+        if size(&data) > room {
+            return Err(too_long());
         }
     }
     for (key, source) in &layout.data {
@@ -162,10 +182,9 @@ pub fn size(data: &Data) -> usize {
 /// Data of the same shape without any output, to ask the API server whether it would take it.
 #[must_use]
 pub fn placeholder(type_: SecretType, layout: &Layout) -> Data {
-    let mut data: Data = layout.data.keys().map(|key| (key.clone(), bytes("{}"))).collect();
-    if type_ == SecretType::DockerConfigJson {
-        data.insert(".dockerconfigjson".to_owned(), bytes("{\"auths\":{}}"));
-    }
+    // Text that is JSON, too: one type wants that.
+    let keys = layout.static_keys(type_).map(|key| (key.to_owned(), bytes("{}")));
+    let mut data: Data = keys.collect();
     data.insert(EXPIRES_AT_KEY.to_owned(), bytes(""));
     data
 }
@@ -197,6 +216,7 @@ pub fn fingerprint<'a>(claim: &str, data: impl IntoIterator<Item = (&'a str, &'a
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Preset;
     use chrono::TimeZone;
 
     fn outputs() -> Outputs {
@@ -207,6 +227,7 @@ mod tests {
     fn layout(presets: &[Preset], data: &[(&str, &str)]) -> Layout {
         Layout {
             presets: presets.to_vec(),
+            options: crate::api::PresetOptions::default(),
             data: data.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         }
     }
@@ -269,6 +290,57 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_missing_is_named_at_once_up_to_a_limit() {
+        let needs = layout(
+            &[Preset::Npmrc, Preset::Outputs],
+            &[("x", "{{ a }}{{ b | default(\"\") }}")],
+        );
+        let told = check_outputs([("s", &needs)].into_iter(), &outputs()).unwrap_err();
+        assert_eq!(
+            told.message,
+            "Secret s, key x needs a; Secret s, preset npmrc needs npm_token; \
+             ChittyConnect gave account_id, cloudflare_token"
+        );
+        let keys: Vec<String> = (10..30).map(|n| format!("k{n}")).collect();
+        let many: Vec<(&str, &str)> = keys.iter().map(|key| (key.as_str(), "{{ a }}")).collect();
+        let told = check_outputs([("s", &layout(&[], &many))].into_iter(), &outputs()).unwrap_err();
+        assert!(told.message.contains("key k17 needs a; 12 more; "), "{}", told.message);
+        let had = layout(&[Preset::Env, Preset::Jenkins], &[("x", "{{ account_id }}")]);
+        assert!(check_outputs([("s", &had)].into_iter(), &outputs()).is_ok());
+    }
+
+    #[test]
+    fn a_file_and_a_key_of_data_take_the_place_of_what_came_under_their_name() {
+        let came = Outputs::from([
+            ("npm_token".to_owned(), SecretString::from("npm_1")),
+            (".npmrc".to_owned(), SecretString::from("came")),
+            ("GH_TOKEN".to_owned(), SecretString::from("came")),
+            ("expires_at".to_owned(), SecretString::from("came")),
+        ]);
+        let layout = layout(
+            &[Preset::Outputs, Preset::Env, Preset::Npmrc],
+            &[("npm_token", "mine"), ("NPM_TOKEN", "{{ npm_token | upper }}")],
+        );
+        let data = render("s", SecretType::Opaque, &layout, &came, end(), MOST_RENDERED).unwrap();
+        assert_eq!(text(&data, ".npmrc"), "//registry.npmjs.org/:_authToken=npm_1\n");
+        assert_eq!(text(&data, "npm_token"), "mine");
+        assert_eq!(text(&data, "NPM_TOKEN"), "NPM_1");
+        assert_eq!(text(&data, "NODE_AUTH_TOKEN"), "npm_1");
+        assert_eq!(text(&data, "expires_at"), "2023-11-14T22:13:20Z");
+    }
+
+    #[test]
+    fn a_placeholder_has_every_key_that_will_be_there_whatever_comes() {
+        let typed = layout(&[Preset::DockerConfig, Preset::Npmrc], &[("x", "y")]);
+        let data = placeholder(SecretType::DockerConfigJson, &typed);
+        assert_eq!(
+            data.keys().collect::<Vec<_>>(),
+            [".dockerconfigjson", ".npmrc", "expires_at", "x"]
+        );
+        assert_eq!(text(&data, ".dockerconfigjson"), "{}");
+    }
+
+    #[test]
     fn a_template_cannot_dump_the_context_or_run_for_ever() {
         for source in ["{{ debug() }}", "{% for i in range(100000) %}x{% endfor %}"] {
             let result = render(
@@ -286,7 +358,7 @@ mod tests {
 
     /// Invariant 5.
     #[test]
-    fn a_broken_template_and_a_reserved_key_are_found_before_anything_is_minted() {
+    fn a_broken_template_is_found_before_anything_is_minted() {
         let broken = layout(&[], &[("x", "{{ a")]);
         let problem = check_templates([("s", &broken)].into_iter()).unwrap_err();
         assert_eq!(problem.reason, Reason::InvalidTemplate);
@@ -295,10 +367,6 @@ mod tests {
             "{}",
             problem.message
         );
-        let reserved = check_keys("s", SecretType::Opaque, &layout(&[], &[("expires_at", "x")]));
-        assert_eq!(reserved.unwrap_err().reason, Reason::InvalidSpec);
-        let untyped = check_keys("s", SecretType::DockerConfigJson, &layout(&[Preset::Outputs], &[]));
-        assert_eq!(untyped.unwrap_err().reason, Reason::InvalidSpec);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 
 use super::Problem;
 use super::journal::RequestFacts;
-use super::render::{self, Layout};
+use super::layout::{AnnotationPolicy, Layout, OwnMetadata};
+use super::render;
 use crate::api::{
     BrokerApi, EphemeralCredential, EphemeralCredentialSpec, Preset, ROTATE_ANNOTATION, Reason, SecretType,
 };
@@ -86,21 +87,26 @@ pub struct DesiredSecret {
     pub name: String,
     /// Its type.
     pub type_: SecretType,
-    /// The user's labels.
-    pub labels: BTreeMap<String, String>,
+    /// Its labels and annotations.
+    pub metadata: OwnMetadata,
     /// What goes into it.
     pub layout: Layout,
 }
 
-/// Reads what `credential` asks for, of a connection that speaks `api` (where it is known).
+/// Reads what `credential` asks for, of a connection that speaks `api` (where it is known), with annotations that `policy`
+/// allows.
 ///
 /// # Errors
 /// `InvalidSpec`, with what to change. Templates are not read: see [`Desired::check_templates`].
-pub fn desired(credential: &EphemeralCredential, api: Option<BrokerApi>) -> Result<Desired, Problem> {
+pub fn desired(
+    credential: &EphemeralCredential,
+    api: Option<BrokerApi>,
+    policy: &AnnotationPolicy,
+) -> Result<Desired, Problem> {
     let spec = &credential.spec;
     fits(spec, api)?;
     let name = credential.metadata.name.clone().unwrap_or_default();
-    let secrets = secrets(credential, &name)?;
+    let secrets = secrets(credential, &name, policy)?;
     let rotate = credential
         .metadata
         .annotations
@@ -218,36 +224,43 @@ fn fits(spec: &EphemeralCredentialSpec, api: Option<BrokerApi>) -> Result<(), Pr
     }
 }
 
-fn secrets(credential: &EphemeralCredential, name: &str) -> Result<Vec<DesiredSecret>, Problem> {
+fn secrets(
+    credential: &EphemeralCredential,
+    name: &str,
+    policy: &AnnotationPolicy,
+) -> Result<Vec<DesiredSecret>, Problem> {
     let templates = &credential.spec.secrets;
     if templates.is_empty() {
         return Ok(vec![DesiredSecret {
             name: name.to_owned(),
             type_: SecretType::Opaque,
-            labels: BTreeMap::new(),
+            metadata: OwnMetadata::default(),
             layout: Layout {
                 presets: vec![Preset::Outputs],
-                data: BTreeMap::new(),
+                ..Layout::default()
             },
         }]);
     }
     templates
         .iter()
         .map(|template| {
+            policy.check(&template.name, &template.labels, &template.annotations)?;
             let mut presets = template.presets.clone();
             if presets.is_empty() && template.data.is_empty() {
                 presets.push(Preset::Outputs);
             }
             presets.sort_unstable();
+            presets.dedup();
             let layout = Layout {
                 presets,
+                options: template.options.clone(),
                 data: template.data.clone(),
             };
-            render::check_keys(&template.name, template.type_, &layout)?;
+            layout.check_keys(&template.name, template.type_)?;
             Ok(DesiredSecret {
                 name: template.name.clone(),
                 type_: template.type_,
-                labels: template.labels.clone(),
+                metadata: layout.metadata(template.type_, &template.labels, &template.annotations),
                 layout,
             })
         })
@@ -260,11 +273,7 @@ fn layout_hash(secrets: &[DesiredSecret]) -> String {
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
     for secret in sorted {
         parts.push(format!("secret {} {}", secret.name, secret.type_.as_str()));
-        parts.extend(secret.layout.presets.iter().map(|p| format!("preset {p:?}")));
-        for (key, template) in &secret.layout.data {
-            parts.push(format!("key {key}"));
-            parts.push(template.clone());
-        }
+        parts.extend(secret.layout.digest_parts());
     }
     digest(parts)
 }
@@ -315,14 +324,20 @@ pub mod tests_support {
 mod tests {
     use super::tests_support::credential;
     use super::*;
-    use crate::api::SecretTemplate;
+    use crate::api::{NpmOptions, PresetOptions, SecretTemplate};
+
+    fn desired(credential: &EphemeralCredential, api: Option<BrokerApi>) -> Result<Desired, Problem> {
+        super::desired(credential, api, &AnnotationPolicy::default())
+    }
 
     fn template(name: &str, data: &[(&str, &str)]) -> SecretTemplate {
         SecretTemplate {
             name: name.into(),
             type_: SecretType::Opaque,
             labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
             presets: Vec::new(),
+            options: PresetOptions::default(),
             data: data.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
         }
     }
@@ -337,6 +352,11 @@ mod tests {
         edited.metadata.annotations = Some([("a".into(), "b".into())].into());
         edited.spec.secrets.reverse();
         edited.spec.secrets[0].labels.insert("l".into(), "v".into());
+        edited.spec.secrets[0]
+            .annotations
+            .insert("tekton.dev/git-0".into(), "https://github.com".into());
+        // What no preset takes changes nothing, either.
+        edited.spec.secrets[0].options.npm = Some(NpmOptions::default());
         edited.spec.rotation.renew_before = Some(std::time::Duration::from_secs(60).into());
         let (a, b) = (desired(&base, None).unwrap(), desired(&edited, None).unwrap());
         assert_eq!(

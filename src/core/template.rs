@@ -114,23 +114,22 @@ impl<'a> Template<'a> {
         Ok(Self { parts })
     }
 
+    /// The outputs that it needs, and that are not among `outputs`.
+    #[must_use]
+    pub fn missing(&self, outputs: &Outputs) -> BTreeSet<&'a str> {
+        let needed = self.parts.iter().filter_map(|part| match part {
+            Part::Output { name, filters } if !filters.iter().any(|f| matches!(f, Filter::Default(_))) => Some(*name),
+            _ => None,
+        });
+        needed.filter(|name| !outputs.contains_key(*name)).collect()
+    }
+
     /// Writes it out with `outputs`, at most `most` bytes.
     ///
     /// # Errors
     /// Which outputs are missing, or that it would be longer.
     pub fn render(&self, outputs: &Outputs, most: usize) -> Result<Zeroizing<String>, RenderError> {
-        let missing: BTreeSet<&str> = self
-            .parts
-            .iter()
-            .filter_map(|part| match part {
-                Part::Output { name, filters }
-                    if !outputs.contains_key(*name) && !filters.iter().any(|f| matches!(f, Filter::Default(_))) =>
-                {
-                    Some(*name)
-                }
-                _ => None,
-            })
-            .collect();
+        let missing = self.missing(outputs);
         if !missing.is_empty() {
             return Err(RenderError::Missing(missing.into_iter().map(str::to_owned).collect()));
         }
@@ -150,7 +149,7 @@ impl<'a> Template<'a> {
 }
 
 /// Appends without leaving a copy behind that nobody wipes.
-fn append(to: &mut Zeroizing<String>, text: &str, most: usize) -> Result<(), RenderError> {
+pub(super) fn append(to: &mut Zeroizing<String>, text: &str, most: usize) -> Result<(), RenderError> {
     if text.len() > most - to.len() {
         return Err(RenderError::TooLong);
     }
@@ -201,7 +200,7 @@ fn filtered(value: Option<&str>, filters: &[Filter], most: usize) -> Result<Zero
     Ok(value.unwrap_or_default())
 }
 
-fn url_encoded(text: &str) -> String {
+pub(super) fn url_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len() * 3);
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

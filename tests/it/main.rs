@@ -11,6 +11,7 @@ mod crash;
 mod gitops;
 mod installs;
 mod journal;
+mod layouts;
 mod lifecycle;
 mod network;
 mod outages;

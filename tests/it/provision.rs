@@ -91,6 +91,23 @@ async fn what_does_not_fit_the_api_or_the_type_is_invalid_and_nothing_is_minted(
     assert_eq!(deploy.posts(), 0);
 }
 
+#[tokio::test]
+async fn a_token_that_lacks_what_a_preset_needs_is_published_nowhere_and_revoked() {
+    let case = provisioning().await;
+    let layout = json!([{"name": "plain"}, {"name": "npm", "presets": ["npmrc"]}]);
+    case.apply("a", json!({"type": "cloudflare_workers_deploy", "secrets": layout}))
+        .await;
+    let refused = case.until_ready_is("a", "False", "InvalidTemplate").await;
+    let message = condition(&refused, "Ready").2;
+    assert!(message.contains("preset npmrc needs npm_token"), "{message}");
+    wait_for("the token to be revoked", || async {
+        live(&case).is_empty().then_some(())
+    })
+    .await;
+    assert!(case.secret("plain").await.is_none());
+    assert_eq!(case.posts(), 1);
+}
+
 /// Invariant 8.
 #[tokio::test]
 async fn a_year_long_token_is_replaced_and_revoked_at_its_own_end_and_at_once_on_deletion() {

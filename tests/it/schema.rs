@@ -48,7 +48,7 @@ async fn try_connection(case: &Case, spec: Value) -> Result<(), String> {
 #[tokio::test]
 async fn the_api_server_refuses_bad_credentials_and_says_why() {
     let case = Case::new().await;
-    let refused: [(Value, &str); 16] = [
+    let refused: [(Value, &str); 27] = [
         (
             json!({"secrets": [{"name": "a", "data": {"x": "{% for i in range(9) %}"}}]}),
             "spec.secrets[0].data.x",
@@ -89,6 +89,50 @@ async fn the_api_server_refuses_bad_credentials_and_says_why() {
             "make other controllers act",
         ),
         (
+            json!({"secrets": [{"name": "a", "labels": {"a b": "x"}}]}),
+            "keys of labels are names",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "annotations": {"argocd.argoproj.io/sync-options": "x"}}]}),
+            "make other controllers act",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "annotations": {"bare": "x"}}]}),
+            "keys of annotations are names with a prefix",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "annotations": {"tekton.dev/git-0": "x".repeat(1025)}}]}),
+            "spec.secrets[0].annotations",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "presets": ["npmrc", "npmrc"]}]}),
+            "duplicate entries",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "presets": ["yarnrc"]}]}),
+            "Unsupported value",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "options": {"npm": {"registry": "http://npm.example.com/"}}}]}),
+            "options.npm.registry",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "options": {"npm": {"scopes": ["a/b"]}}}]}),
+            "options.npm.scopes[0]",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "options": {"git": {"hosts": ["https://github.com"]}}}]}),
+            "options.git.hosts[0]",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "options": {"git": {"username": "a:b"}}}]}),
+            "options.git.username",
+        ),
+        (
+            json!({"secrets": [{"name": "a", "options": {"docker": {"registries": ["ghcr.io\"x"]}}}]}),
+            "options.docker.registries[0]",
+        ),
+        (
             json!({"secrets": [{"name": "a", "type": "kubernetes.io/service-account-token"}]}),
             "Unsupported value",
         ),
@@ -102,6 +146,9 @@ async fn the_api_server_refuses_bad_credentials_and_says_why() {
         json!({"repo": null, "runId": "gh/123:4"}),
         json!({"rotation": {"renewBefore": "20m", "maxLifetime": "1h"}}),
         json!({"secrets": [{"name": "a", "data": {".npmrc": "//r/:_authToken={{ npm_token }}\n", "config.json": "{\"a\": {\"b\": {{ npm_token | tojson }}}}"}, "labels": {"app": "x", "example.com/team": "y"}}]}),
+        json!({"secrets": [{"name": "a", "annotations": {"tekton.dev/git-0": "https://github.com"}, "presets": ["npmrc", "gitconfig", "dockerConfig"],
+            "options": {"npm": {"registry": "http://verdaccio.npm.svc:4873/", "scopes": ["@chittyos", "other"]},
+                "git": {"hosts": ["github.com", "git.example.com:8443"], "username": "oauth2"}, "docker": {"registries": ["https://index.docker.io/v1/", "ghcr.io"]}}}]}),
     ];
     for over in admitted {
         try_credential(&case, over.clone())

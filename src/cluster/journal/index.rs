@@ -1,10 +1,11 @@
 //! Which journals there are: what tells at a start that one was deleted.
 //!
-//! Sixteen `ConfigMaps` name every head. A head is created empty, then named, then claimed on; it is dropped from its
-//! index before it is deleted. So one that is named and missing is lost, and what it counted is not known.
+//! Sixteen `ConfigMaps` name every head. A head is created with its first claim, and named before the request of that
+//! claim leaves; it is dropped from its index before it is deleted. So one that is named and missing is lost, and what it counted is not known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex as Locked, PoisonError};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
@@ -21,6 +22,8 @@ use crate::core::seal::SealKey;
 /// How many objects share the names: by the first digit of the hash in them.
 const SHARDS: usize = 16;
 const TRIES: u32 = 5;
+/// How long a name waits for others: where one service is new, often more are.
+const LINGER: Duration = Duration::from_millis(10);
 
 /// As it is stored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -118,6 +121,13 @@ impl Index {
         let shard = &self.shards[number];
         desired(shard).insert(name.to_owned(), scope.clone());
         let mut known = shard.known.lock().await;
+        if known.read && known.names.journals.get(name) == scope.as_ref() {
+            desired(shard).remove(name);
+            return Ok(());
+        }
+        if desired(shard).contains_key(name) {
+            tokio::time::sleep(LINGER).await;
+        }
         let mut last = Error::Timeout;
         for _ in 0..TRIES {
             if !known.read {

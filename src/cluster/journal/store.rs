@@ -49,6 +49,7 @@ pub(super) struct Stored<T> {
 }
 
 /// All parts of a journal that are there.
+#[derive(Default)]
 pub(super) struct Listing {
     pub(super) head: Option<Stored<Head>>,
     pub(super) pages: Vec<Stored<Page>>,
@@ -68,19 +69,10 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub(super) const fn is_head(&self) -> bool {
-        self.page.is_none()
-    }
-
     /// What it writes, and how much that takes; nothing where it deletes.
     pub(super) fn size(&self) -> (Option<PageId>, Option<usize>) {
         let text = self.map.as_ref().and_then(|map| map.data.as_ref()?.get(DATA_KEY));
         (self.page.clone(), text.map(String::len))
-    }
-
-    /// Notes which version it replaces, once that is there.
-    pub(super) fn replaces(&mut self, version: &str) {
-        self.over = Some(version.to_owned());
     }
 
     /// Whether nobody else has written what this step writes. Notes where it has arrived.
@@ -280,17 +272,6 @@ impl Store {
         }
     }
 
-    /// Creates an empty head, where there is none.
-    ///
-    /// # Errors
-    /// Where it cannot be created, or is there already.
-    pub(super) async fn create_head(&self) -> Result<String, Error> {
-        let head = Head::empty(&self.scope);
-        let map = self.map(&self.name, "head", &head, "");
-        let created = bounded(self.api().create(&PostParams::default(), &map)).await?;
-        Ok(created.metadata.resource_version.unwrap_or_default())
-    }
-
     /// Deletes the head, as it was at `version`.
     ///
     /// # Errors
@@ -418,6 +399,19 @@ pub(super) async fn list_all(cluster: &Cluster) -> Result<All, Error> {
 /// Where it cannot be read.
 pub(super) async fn head(cluster: &Cluster, name: &str) -> Result<Option<ConfigMap>, Error> {
     bounded(api(cluster).get_opt(name)).await
+}
+
+/// Whether a part of a journal was signed by a key that is not `seal`.
+pub(super) fn is_of_another_key(map: &ConfigMap, seal: &SealKey) -> bool {
+    let text = map.data.as_ref().and_then(|data| data.get(DATA_KEY));
+    let signature = map
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(SIGNATURE_ANNOTATION));
+    let name = map.metadata.name.as_deref().unwrap_or_default();
+    text.zip(signature)
+        .is_some_and(|(text, signature)| seal.verify_text(&signed(name, text), signature).is_none())
 }
 
 /// The scope that a part of the journal `name` tells of, whether or not the rest of it can be read.

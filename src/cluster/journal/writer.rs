@@ -123,7 +123,8 @@ impl Writer {
                 let listing = self.store.sort(maps);
                 self.take(listing)
             }
-            _ => Box::pin(self.read()).await,
+            Some(Listed::Absent | Listed::Missing) => self.take(Ok(Listing::default())),
+            None => Box::pin(self.read()).await,
         };
         self.publish(&read);
         loop {
@@ -277,8 +278,8 @@ impl Writer {
             let Some(mut decided) = commit.take() else {
                 return Ok(());
             };
-            let written = match self.name(&mut decided).await {
-                Ok(()) => self.store.carry_out(&mut decided).await,
+            let written = match self.store.carry_out(&mut decided).await {
+                Ok(()) => self.name().await,
                 failed => failed,
             };
             match written {
@@ -318,20 +319,13 @@ impl Writer {
         self.bytes.store(self.sizes.values().sum(), Ordering::Relaxed);
     }
 
-    /// Has the index name this journal before anything counts on it.
-    async fn name(&mut self, commit: &mut Commit) -> Result<(), Error> {
-        if self.named {
-            return Ok(());
+    /// Has the index name this journal before anybody acts on what was written: a head that goes missing after that is
+    /// missed at the next start, and before it no request of its claims has left.
+    async fn name(&mut self) -> Result<(), Error> {
+        if !self.named {
+            self.index.add(self.store.scope()).await?;
+            self.named = true;
         }
-        if commit.versions.head.is_none()
-            && let Some(head) = commit.steps.iter_mut().find(|step| step.is_head())
-        {
-            let version = self.store.create_head().await?;
-            head.replaces(&version);
-            commit.versions.head = Some(version);
-        }
-        self.index.add(self.store.scope()).await?;
-        self.named = true;
         Ok(())
     }
 

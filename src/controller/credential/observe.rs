@@ -16,6 +16,7 @@ use crate::controller::state::context::{CachedInspection, Context};
 use crate::controller::state::credentials::Seen;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Claim, Record, Scope, metadata_digest};
+use crate::core::layout::OwnMetadata;
 use crate::core::plan::{Connection, Observed, SecretState};
 use crate::core::spec::{self, Desired};
 use crate::core::{Problem, Time, access, clock};
@@ -59,7 +60,11 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
     };
     let leaving = credential.metadata.deletion_timestamp.is_some() || namespace.metadata.deletion_timestamp.is_some();
     let resolved = context.caches.connections.get(&credential.spec.connection);
-    let desired = spec::desired(credential, resolved.as_ref().map(|r| r.connection.spec.api));
+    let desired = spec::desired(
+        credential,
+        resolved.as_ref().map(|r| r.connection.spec.api),
+        &context.annotations,
+    );
     let permitted = resolved.as_ref().map_or(Ok(None), |r| {
         let rules = &r.connection.spec.access;
         access::allowed(
@@ -324,16 +329,16 @@ pub(crate) async fn look(
         .unwrap_or_default();
     let mut kept = BTreeMap::new();
     let key = context.seal.id();
-    let metadata = |labels: Option<&BTreeMap<_, _>>| labels.map(|labels| metadata_digest(&key, labels));
+    let metadata = |own: Option<&OwnMetadata>| own.map(|own| metadata_digest(&key, own));
     for name in names {
-        let labels = desired
+        let own = desired
             .and_then(|w| w.secrets.iter().find(|s| s.name == name))
-            .map(|s| &s.labels);
+            .map(|s| &s.metadata);
         let at = ObjectName::new(owner.namespace.as_str(), name);
         let written = live.and_then(|l| l.secrets.get(name));
         let there = listed.get(name);
         if let (Some(there), Some(written)) = (there, written)
-            && written.stands(&there.version, metadata(labels).as_deref())
+            && written.stands(&there.version, metadata(own).as_deref())
         {
             seen.insert(name.to_owned(), InspectedSecret::settled(&there.uid, &there.version));
             continue;
@@ -341,7 +346,7 @@ pub(crate) async fn look(
         let version = there.map(|l| &*l.version);
         let expected = written.is_some() || claim.is_some_and(|c| c.secrets.iter().any(|s| s == name));
         let look = match looks.remove(name) {
-            Some(mut look) if look.holds(version, &CachedInspection::against(live, labels)) => {
+            Some(mut look) if look.holds(version, &CachedInspection::against(live, own)) => {
                 if version == Some(&look.resource_version) {
                     look.written = None;
                 }
@@ -352,11 +357,11 @@ pub(crate) async fn look(
                 continue;
             }
             _ => {
-                let seen = context.cluster.look(owner, name, live, labels, &context.seal).await?;
+                let seen = context.cluster.look(owner, name, live, own, &context.seal).await?;
                 if seen.state == SecretState::Absent || there.is_some() {
                     context.caches.unlisted.lock().remove(&at);
                 }
-                CachedInspection::new(seen, live, labels, None)
+                CachedInspection::new(seen, live, own, None)
             }
         };
         seen.insert(name.to_owned(), look.seen.clone());

@@ -6,9 +6,9 @@ use crate::api::{EphemeralCredential, Reason};
 use crate::controller::mint::execute::look_for_orphans;
 use crate::controller::state::context::Context;
 use crate::core::audit::{AuditEvent, EventType};
-use crate::core::journal::{Failure, Outcome};
+use crate::core::failure::{Pace, Refused, failure};
+use crate::core::journal::{ActiveToken, Outcome};
 use crate::core::plan::SecretState;
-use crate::core::schedule::{Bounds, Try, retry_at, runway};
 use crate::core::seal::{Seal, live_of};
 
 use crate::controller::credential::observe::Snapshot;
@@ -91,31 +91,23 @@ pub(crate) async fn give_up(
     let sealed = seals(snapshot, Some(&claim.id));
     let written: Vec<String> = sealed.iter().flat_map(|s| s.live.token_ids.clone()).collect();
     let (claim, window, timeout) = (claim.clone(), snapshot.window, snapshot.timeout);
+    let refused = Refused {
+        reason,
+        message: message.to_owned(),
+        counted: true,
+        retry_after: None,
+        own_limit: false,
+    };
     let event = context
         .scheduler(owning_scope)
         .journal
         .commit(move |journal, now| {
-            let count = journal.failures_in_a_row(&owner.uid, &claim.request_hash, &claim.rotate);
-            let failed = Try {
-                reason,
-                count,
-                counted: true,
+            let pace = Pace {
+                window,
+                timeout,
+                renew_before: journal.live_of(&owner.uid).and_then(ActiveToken::renew_before),
             };
-            let live = journal
-                .live_of(&owner.uid)
-                .filter(|l| l.ends_at > now)
-                .map(|l| (l.ends_at, runway(l.ends_at - l.issued_at, l.renew_before())));
-            let failure = Failure {
-                reason,
-                message: message.to_owned(),
-                at: now,
-                asked_at: Some(claim.at),
-                count,
-                retry_at: retry_at(failed, Bounds { window, timeout, live }, &owner.uid, now),
-                request_hash: claim.request_hash.clone(),
-                layout_hash: claim.layout_hash.clone(),
-                rotate: claim.rotate.clone(),
-            };
+            let failure = failure(journal, &owner.uid, &claim, &refused, pace, now);
             if !journal.end(&owner.uid, &claim.id, Outcome::Failed { failure, counted: true }, now) {
                 return None;
             }

@@ -16,24 +16,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Api as BrokerApi, Probe};
 use crate::cluster::journal::ScopeJournal;
-use crate::controller::mint::mint_queue::{Bar, But, MintQueue, QueueEntry};
+use crate::controller::mint::mint_queue::{MintQueue, QueueEntry};
 use crate::controller::state::connections::Usable;
 use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::budget::{
     Admitted, Decision, Demand, Follower, Held, Limit, Rate, Terms, Usage, Waiting, is_untouched,
 };
+use crate::core::failure::PROBE_EVERY;
 use crate::core::ids::{ObjectName, Uid};
 use crate::core::journal::{Claim, Journal, Scope};
-use crate::core::outage::{Asker, Spare};
+use crate::core::outage::{Asker, Bar, But, Spare};
 use crate::core::schedule::spread;
 use crate::ops::traces::Stage;
 
 use crate::controller::mint::execute::mint;
 use crate::controller::mint::prepare::{NotPrepared, Prepared, new_claim, prepare};
 
-/// How often a refused key is tried again.
-pub(crate) const PROBE_EVERY: TimeDelta = TimeDelta::minutes(15);
 /// How long a credential rests whose preparation was overtaken.
 const REST: TimeDelta = TimeDelta::milliseconds(300);
 /// How soon more of those who wait are told why.
@@ -464,15 +463,7 @@ fn barred(context: &Arc<Context>, scope: &Scope, connection: &str, now: Time) ->
             but: But::Nobody,
         });
     };
-    let closed = {
-        let gate = usable.gate.lock();
-        let but = if gate.is_unreachable() {
-            But::Nobody
-        } else {
-            But::Everybody
-        };
-        gate.closed_until(scope).map(|until| Bar { until, but })
-    };
+    let closed = usable.gate.lock().bar(scope);
     refused(context, connection, &usable, now).or(closed)
 }
 

@@ -17,15 +17,14 @@ use crate::controller::state::connections::Usable;
 use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType};
-use crate::core::budget::{self, Limit};
+use crate::core::failure::{self, Asked, PROBE_EVERY, Pace, Refused};
 use crate::core::ids::ObjectName;
-use crate::core::journal::{Claim, Failure, Journal, Outcome, Scope, Unauthorized};
+use crate::core::journal::{Claim, Journal, Outcome, Scope};
 use crate::core::outage::is_no_answer;
-use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at, runway, unadvised_block};
+use crate::core::schedule::CLAIM_FRESH;
 use crate::core::spec::Desired;
 use crate::ops::traces::Stage;
 
-use crate::controller::mint::budget_scheduler::PROBE_EVERY;
 use crate::controller::mint::prepare::Prepared;
 
 /// How long a mint keeps its turn at most: one whose answer or whose Secret takes longer holds up no others.
@@ -230,9 +229,7 @@ pub(crate) async fn fail(
     claim: &Claim,
     refusal: &Refusal,
 ) {
-    let counted = refusal.sent != Sent::No;
-    let (owner, desired, refused) = (p.owner.clone(), p.desired.clone(), refusal.clone());
-    let claimed = claim.clone();
+    let (owner, claimed, token_ids) = (p.owner.clone(), claim.clone(), refusal.token_ids.clone());
     let deliver = p.usable.chronicle.is_some();
     let limits = context
         .caches
@@ -240,24 +237,28 @@ pub(crate) async fn fail(
         .get(&p.desired.connection)
         .map(|r| vec![r.limit])
         .unwrap_or_default();
-    let (window, timeout, key) = (p.window, p.usable.timeout, p.usable.key_digest.clone());
+    let asked = Asked {
+        key: p.usable.key_digest.clone(),
+        limits,
+        pace: Pace {
+            window: p.window,
+            timeout: p.usable.timeout,
+            renew_before: p.desired.renew_before,
+        },
+    };
+    let refused = Refused {
+        reason: refusal.reason,
+        message: refusal.message.clone(),
+        counted: refusal.sent != Sent::No,
+        retry_after: refusal.retry_after,
+        own_limit: refusal.own_limit,
+    };
     let event = commit_with_retry(journal, move |journal, now| {
-        if refused.reason == Reason::Unauthorized {
-            journal.unauthorized = Some(Unauthorized {
-                key: key.clone(),
-                probe_at: now + PROBE_EVERY,
-            });
-        }
-        let failure = failure(
-            journal, &owner.uid, &claimed, &desired, &refused, counted, window, timeout, now,
-        );
-        let ending = Outcome::Failed { failure, counted };
-        if !journal.end(&owner.uid, &claimed.id, ending, now) {
-            journal.revoke_unpublished(&owner.uid, &claimed, &refused.token_ids, now);
+        if !failure::fail(journal, &owner.uid, &claimed, &refused, &asked, now) {
+            journal.revoke_unpublished(&owner.uid, &claimed, &token_ids, now);
             return None;
         }
-        throttle(journal, &refused, &limits, window, now);
-        journal.revoke_unpublished(&owner.uid, &claimed, &refused.token_ids, now);
+        journal.revoke_unpublished(&owner.uid, &claimed, &token_ids, now);
         let subject = owner.subject(&claimed.request, claimed.revision);
         let kind = EventType::of_failure(refused.reason);
         let event = AuditEvent::new(kind, refused.reason, &subject, now, deliver);
@@ -279,66 +280,6 @@ pub(crate) async fn fail(
             .events
             .publish(&p.credential, true, refusal.reason, "Mint", &refusal.message)
             .await;
-    }
-}
-
-/// What a 429 does to its scope.
-pub(crate) fn throttle(journal: &mut Journal, refusal: &Refusal, limits: &[Limit], window: TimeDelta, now: Time) {
-    if refusal.reason != Reason::RateLimited {
-        return;
-    }
-    journal.throttle.count = journal.throttle.count.saturating_add(1);
-    // An advice of more than a day is no advice.
-    let advised = refusal
-        .retry_after
-        .map(|wait| wait.clamp(TimeDelta::seconds(1), TimeDelta::days(1)));
-    // An upstream's 429, or a limit by the minute, says nothing of how many the window has room for.
-    if refusal.own_limit {
-        budget::learn(journal, limits, now);
-    }
-    let wait = advised.unwrap_or_else(|| unadvised_block(journal.throttle.count, window));
-    let until = now + wait;
-    journal.throttle.blocked_until = Some(journal.throttle.blocked_until.map_or(until, |at| at.max(until)));
-}
-
-#[expect(clippy::too_many_arguments, reason = "all of them are facts about one failure")]
-pub(crate) fn failure(
-    journal: &Journal,
-    uid: &str,
-    claim: &Claim,
-    desired: &Desired,
-    refusal: &Refusal,
-    counted: bool,
-    window: TimeDelta,
-    timeout: TimeDelta,
-    now: Time,
-) -> Failure {
-    let count = journal.failures_in_a_row(uid, &claim.request_hash, &claim.rotate);
-    let live = journal
-        .live_of(uid)
-        .filter(|l| l.ends_at > now)
-        .map(|l| (l.ends_at, runway(l.ends_at - l.issued_at, desired.renew_before)));
-    let failed = Try {
-        reason: refusal.reason,
-        count,
-        counted,
-    };
-    let bounds = Bounds { window, timeout, live };
-    let retry_at = match refusal.reason {
-        // The scope, or the connection, says when; the credential itself may ask as soon as they do.
-        Reason::RateLimited | Reason::Unauthorized => Some(now),
-        _ => retry_at(failed, bounds, uid, now),
-    };
-    Failure {
-        reason: refusal.reason,
-        message: refusal.message.clone(),
-        at: now,
-        asked_at: Some(claim.at),
-        count,
-        retry_at,
-        request_hash: claim.request_hash.clone(),
-        layout_hash: claim.layout_hash.clone(),
-        rotate: claim.rotate.clone(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::core::Time;
 use crate::core::budget::{Budget, Demand, Follower, Held, Waiting};
 use crate::core::ids::{ObjectName, Uid};
+use crate::core::outage::Bar;
 
 /// How often whoever waits is told how the line moved.
 const TELL_EVERY: Duration = Duration::from_secs(60);
@@ -32,35 +33,6 @@ struct Place {
     told: Option<(Waiting, Instant)>,
     /// As the budget was told.
     barred: Option<Time>,
-}
-
-/// Until when a connection cannot be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bar {
-    pub(crate) until: Time,
-    pub(crate) but: But,
-}
-
-/// Who may ask all the same, from half of its runway on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum But {
-    Nobody,
-    /// Whoever has yet to make the try that a slot is kept for.
-    OwnTries,
-    Everybody,
-}
-
-impl Bar {
-    /// Until when `uid` cannot ask.
-    fn of(self, uid: &Uid, budget: &Budget) -> Time {
-        let may = match self.but {
-            But::Nobody => false,
-            But::OwnTries => budget.owes_own_try(uid),
-            But::Everybody => true,
-        };
-        let half = budget.half_of_runway(uid).filter(|_| may);
-        half.map_or(self.until, |half| self.until.min(half))
-    }
 }
 
 /// Those who ask by one connection.
@@ -266,6 +238,7 @@ mod tests {
     use crate::core::budget::{FRONT, Limit, Terms};
     use crate::core::journal::tests_support::scope;
     use crate::core::journal::{Journal, MintReason};
+    use crate::core::outage::But;
     use crate::core::testing::{s, t};
 
     fn entry(uid: &str, connection: &str) -> QueueEntry {

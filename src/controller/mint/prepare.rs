@@ -98,7 +98,8 @@ pub(crate) async fn prepare(
     if !context.fresh_holds.get(connection, ours).await.map_err(unreachable)? {
         return Err(NotPrepared::Changed);
     }
-    let desired = desired(&credential, Some(resolved.connection.spec.api)).map_err(|_| NotPrepared::Changed)?;
+    let desired = desired(&credential, Some(resolved.connection.spec.api), &context.annotations)
+        .map_err(|_| NotPrepared::Changed)?;
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
         || resolved.connection.spec.suspend
@@ -153,7 +154,7 @@ pub(crate) async fn dry_run(
         let metadata = SecretMetadata {
             name: secret.name.clone(),
             type_: secret.type_,
-            labels: secret.labels.clone(),
+            own: secret.metadata.clone(),
             seal: String::new(),
             expires_at: String::new(),
         };

@@ -16,7 +16,7 @@ use crate::cluster::{Error, bounded};
 use crate::controller::state::context::{CachedInspection, Context};
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Claim, Minted, Written, metadata_digest};
-use crate::core::render::{Data, MOST_RENDERED, fingerprint, placeholder, render, size};
+use crate::core::render::{Data, MOST_RENDERED, check_outputs, fingerprint, placeholder, render, size};
 use crate::core::seal::Seal;
 use crate::core::spec::{Desired, DesiredSecret};
 use crate::core::{Problem, Time, access};
@@ -110,6 +110,10 @@ pub async fn publish(
         outputs: answer.outputs.keys().cloned().collect(),
         secrets: LiteMap::new(),
     };
+    let layouts = desired.secrets.iter().map(|s| (s.name.as_str(), &s.layout));
+    if let Err(problem) = check_outputs(layouts, &answer.outputs) {
+        return Published::No(problem);
+    }
     let mut rendered = Vec::new();
     let mut room = MOST_RENDERED;
     for secret in &desired.secrets {
@@ -163,7 +167,7 @@ pub fn metadata(context: &Context, owner: &Owner, secret: &DesiredSecret, live: 
     SecretMetadata {
         name: secret.name.clone(),
         type_: secret.type_,
-        labels: secret.labels.clone(),
+        own: secret.metadata.clone(),
         seal: context.seal.sign(&seal),
         expires_at: rfc3339(live.ends_at),
     }
@@ -217,11 +221,11 @@ async fn write_all(
             let problem = match write.await? {
                 Ok(seen) => {
                     if let (true, Some(version)) = (seen.is_settled(), seen.version()) {
-                        let metadata = metadata_digest(&context.seal.id(), &secret.metadata.labels);
+                        let metadata = metadata_digest(&context.seal.id(), &secret.metadata.own);
                         stamped.push((secret.metadata.name.clone(), version.to_owned(), metadata));
                     }
                     let look =
-                        CachedInspection::new(seen, Some(live), Some(&secret.metadata.labels), Some(Instant::now()));
+                        CachedInspection::new(seen, Some(live), Some(&secret.metadata.own), Some(Instant::now()));
                     let mut looks = context.caches.inspection_cache.lock();
                     looks
                         .entry(owner.uid.clone())

@@ -1,6 +1,6 @@
 //! What every part of the shell shares.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +28,7 @@ use crate::controller::supervisor::Supervisor;
 use crate::core::audit::AuditEvent;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Journal, Scope};
+use crate::core::layout::{AnnotationPolicy, OwnMetadata};
 use crate::core::plan::Verdict;
 use crate::core::render::MOST_RENDERED;
 use crate::core::seal::SealKey;
@@ -45,6 +46,8 @@ pub struct Context {
     pub cluster: Cluster,
     /// This process, as claims, Events and the lease name it.
     pub identity: String,
+    /// What users may annotate their Secrets with.
+    pub annotations: AnnotationPolicy,
     /// The seal key.
     pub seal: SealKey,
     /// The journals.
@@ -112,17 +115,17 @@ pub struct CachedInspection {
 }
 
 impl CachedInspection {
-    /// The result of a look, or of a write, that compared the Secret with `live` and `labels`.
+    /// The result of a look, or of a write, that compared the Secret with `live` and `own`.
     #[must_use]
     pub fn new(
         seen: InspectedSecret,
         live: Option<&ActiveToken>,
-        labels: Option<&BTreeMap<String, String>>,
+        own: Option<&OwnMetadata>,
         written: Option<Instant>,
     ) -> Self {
         Self {
             resource_version: seen.version().unwrap_or_default().to_owned(),
-            against: Self::against(live, labels),
+            against: Self::against(live, own),
             seen,
             written,
         }
@@ -130,8 +133,8 @@ impl CachedInspection {
 
     /// What a look at a Secret depends on besides the Secret.
     #[must_use]
-    pub fn against(live: Option<&ActiveToken>, labels: Option<&BTreeMap<String, String>>) -> String {
-        format!("{} {labels:?}", live.map_or("", |l| l.claim.as_str()))
+    pub fn against(live: Option<&ActiveToken>, own: Option<&OwnMetadata>) -> String {
+        format!("{} {own:?}", live.map_or("", |l| l.claim.as_str()))
     }
 
     /// Whether it holds still, where the watch tells of this version of the Secret, or of none. What was just written

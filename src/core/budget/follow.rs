@@ -211,6 +211,7 @@ fn stops(journal: &Journal, terms: &Terms) -> Stops {
     let longest = terms.limits.iter().map(|l| l.counts_for()).max().unwrap_or_default();
     Stops {
         blocked_until: journal.throttle.blocked_until,
+        guessed: journal.throttle.guessed,
         backlog_percent: journal.backlog(),
         // All that a lost journal forgot has left the window then.
         lost_until: journal.lost_at.map(|at| at + longest),
@@ -227,6 +228,7 @@ fn is_same(a: &Journal, b: &Journal, terms: &Terms, now: Time) -> bool {
         Stops {
             // What is over stops nobody, whether that was noted already or not.
             blocked_until: stops.blocked_until.filter(|at| *at > now),
+            guessed: stops.guessed && stops.blocked_until.is_some_and(|at| at > now),
             lost_until: stops.lost_until.filter(|at| *at > now),
             backlog_percent: usize::from(stops.backlog_percent >= 80) + usize::from(stops.backlog_percent >= 100),
             ..stops

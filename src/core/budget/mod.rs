@@ -65,8 +65,10 @@ pub const FRONT: usize = 20;
 /// What keeps a scope from minting, beside its limits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stops {
-    /// Until when the server asked to be left alone: stops everybody.
+    /// Until when the server asked to be left alone: stops everybody who has had its own try.
     pub blocked_until: Option<Time>,
+    /// It did not say so long: past half of its runway nobody waits for that.
+    pub guessed: bool,
     /// How much of what may wait for audit does, in percent: 80 stop newcomers, 100 renewals too.
     pub backlog_percent: usize,
     /// Until when it is not known what was spent: stops newcomers.
@@ -81,6 +83,7 @@ impl Default for Stops {
     fn default() -> Self {
         Self {
             blocked_until: None,
+            guessed: false,
             backlog_percent: 0,
             lost_until: None,
             newcomers: true,

@@ -150,8 +150,9 @@ impl Pass<'_> {
         let mut spare = true;
         for (is_due, uid) in due.chain(early) {
             let own = self.own_tries.is_due(uid.as_str(), now);
-            // What a server asks for ends at half of the runway.
-            let mut why = if own { backlog } else { stopped };
+            // What a server asks for ends at half of the runway; what it did not ask for does for all tries after that.
+            let unasked = self.stops.guessed && self.own_tries.is_past_half(uid.as_str(), now);
+            let mut why = if own || unasked { backlog } else { stopped };
             if why.is_none() {
                 let free = search.projection.is_free_now();
                 let faster = self.is_faster(search.projection, uid);
@@ -192,7 +193,7 @@ impl Pass<'_> {
             if !search.projection.is_free_now() {
                 return;
             }
-            if self.own_tries.is_any_due(now) && is_due {
+            if is_due && (self.stops.guessed || self.own_tries.is_any_due(now)) {
                 continue;
             }
             if stopped.is_some() || left == 0 && !is_due || !spare {

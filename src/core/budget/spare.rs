@@ -68,6 +68,11 @@ impl OwnTries {
         Some(own.half).filter(|half| *half > now)
     }
 
+    /// Whether `uid` has come to half of its runway.
+    pub(super) fn is_past_half(&self, uid: &str, now: i64) -> bool {
+        self.half(uid).is_some_and(|half| half <= now)
+    }
+
     pub(super) fn half(&self, uid: &str) -> Option<i64> {
         self.by_uid.get(uid).map(|own| own.half)
     }

@@ -1,15 +1,17 @@
 //! What a journal is made of: plain facts, as they are stored.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::TimeDelta;
+use chrono::serde::ts_milliseconds;
 use litemap::LiteMap;
 use serde::{Deserialize, Serialize};
 
+use super::bounds;
 use crate::api::{BrokerApi, KeyRef, Reason};
 use crate::core::Time;
 use crate::core::ids::PageId;
+use crate::core::layout::OwnMetadata;
 use crate::core::schedule::CLAIM_FRESH;
 use crate::core::spec::digest;
 
@@ -40,7 +42,11 @@ impl MintReason {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     /// When it counts from: the answer, or the latest time one could have come.
-    #[serde(rename = "t", with = "chrono::serde::ts_milliseconds")]
+    #[serde(
+        rename = "t",
+        serialize_with = "ts_milliseconds::serialize",
+        deserialize_with = "bounds::moment"
+    )]
     pub at: Time,
     /// How many, where many are counted together.
     #[serde(rename = "c", default = "one", skip_serializing_if = "is_one")]
@@ -79,11 +85,12 @@ pub struct Claim {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page: Option<PageId>,
     /// When it was committed.
-    #[serde(with = "chrono::serde::ts_milliseconds")]
+    #[serde(serialize_with = "ts_milliseconds::serialize", deserialize_with = "bounds::moment")]
     pub at: Time,
     /// Identity of the process that holds it.
     pub holder: String,
     /// How long the holder waits for the answer, in seconds.
+    #[serde(deserialize_with = "bounds::span")]
     pub timeout_seconds: i64,
     /// Why.
     pub kind: MintReason,
@@ -100,16 +107,28 @@ pub struct Claim {
     /// Names of the Secrets it will be written to.
     pub secrets: Vec<String>,
     /// Runway asked for, in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub renew_before_ms: Option<i64>,
     /// When it counts from, where that was put off by a standstill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counts_from: Option<Time>,
     /// Longest use of the token asked for, in milliseconds: until it is there, its renewals are planned by this.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub max_lifetime_ms: Option<i64>,
     /// Time from one renewal to the next that it was admitted with, in milliseconds: it keeps that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub period_ms: Option<i64>,
     /// Set once the answer is in and only its Secrets remain to be written: what was minted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -292,13 +311,25 @@ pub struct ActiveToken {
     /// When it ends for us.
     pub ends_at: Time,
     /// How long `ChittyConnect` made it live, in seconds, where `maxLifetime` ends it earlier.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub full_lifetime: Option<i64>,
     /// Runway, in milliseconds, as the spec asks for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub renew_before_ms: Option<i64>,
     /// Time from one renewal to the next that it was admitted with, in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub period_ms: Option<i64>,
     /// Ids under which it can be revoked.
     #[serde(default)]
@@ -368,12 +399,14 @@ impl Written {
     }
 }
 
-/// Digest of what a Secret is given besides its values and can change without a mint: the user's labels, and the key
+/// Digest of what a Secret is given besides its values and can change without a mint: labels, annotations, and the key
 /// that its seal is made with.
 #[must_use]
-pub fn metadata_digest(seal_key: &str, labels: &BTreeMap<String, String>) -> String {
-    let labels = labels.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]);
-    digest(std::iter::once(seal_key).chain(labels))[..16].to_owned()
+pub fn metadata_digest(seal_key: &str, own: &OwnMetadata) -> String {
+    let count = own.labels.len().to_string();
+    let pairs = own.labels.iter().chain(&own.annotations);
+    let pairs = pairs.flat_map(|(key, value)| [key.as_str(), value.as_str()]);
+    digest([seal_key, &count].into_iter().chain(pairs))[..16].to_owned()
 }
 
 /// A failed try.
@@ -442,7 +475,10 @@ pub struct Throttle {
     /// Nothing is asked before this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_until: Option<Time>,
-    /// 429s in a row.
+    /// The server named no time: so long is waited without having been asked to, and not past half of a runway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guessed: bool,
+    /// Waits in a row that ended with a 429.
     #[serde(default)]
     pub count: u32,
     /// A limit smaller than the configured one, and when it was learnt.
@@ -466,7 +502,16 @@ mod tests {
 
     #[test]
     fn a_secret_stands_in_the_version_that_was_written_with_the_metadata_that_is_wanted() {
-        let metadata = |key: &str, value: &str| metadata_digest(key, &[("team".into(), value.into())].into());
+        let metadata = |key: &str, value: &str| {
+            let labels = [("team".into(), value.into())].into();
+            metadata_digest(
+                key,
+                &OwnMetadata {
+                    labels,
+                    ..OwnMetadata::default()
+                },
+            )
+        };
         let mut written = Written::default();
         assert!(!written.stands("7", None), "nothing is known of its version");
         written.stamp("7".to_owned(), metadata("key", "a"));

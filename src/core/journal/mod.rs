@@ -4,6 +4,7 @@
 //! every credential holds, what is owed (revocations, audit) and what was refused. It is committed
 //! by compare-and-swap; whoever commits decides on the state it commits to.
 
+mod bounds;
 mod entries;
 pub mod pages;
 mod revocations;
@@ -146,6 +147,7 @@ impl Journal {
         self.count_together(window);
         if self.throttle.blocked_until.is_some_and(|at| at <= now) {
             self.throttle.blocked_until = None;
+            self.throttle.guessed = false;
         }
         if self.lost_at.is_some_and(|at| at + LOSS_REMEMBERED <= now) {
             self.lost_at = None;

@@ -9,6 +9,7 @@ use crate::core::Problem;
 use crate::core::budget::Waiting;
 use crate::core::journal::tests_support::{claim as claim_at, endpoint, live as live_at, request, scope};
 use crate::core::journal::{Failure, Record, Written};
+use crate::core::layout::AnnotationPolicy;
 use crate::core::seal::Seal;
 use crate::core::spec::Desired;
 use crate::core::spec::{self, tests_support::credential};
@@ -16,7 +17,7 @@ use crate::core::testing::{s, t};
 const UID: &str = "uid-a";
 
 fn desired() -> Desired {
-    spec::desired(&credential("a", "svc"), None).unwrap()
+    spec::desired(&credential("a", "svc"), None, &AnnotationPolicy::default()).unwrap()
 }
 
 fn live() -> ActiveToken {
@@ -185,7 +186,7 @@ fn a_due_token_asks_for_its_renewal_whatever_else_is_pending() {
     assert_eq!(plan(&o, t(2400)).demand, Some(MintReason::Renewal));
     let mut other = credential("a", "svc");
     other.spec.purpose = "other".into();
-    o.desired = Ok(spec::desired(&other, None).unwrap());
+    o.desired = Ok(spec::desired(&other, None, &AnnotationPolicy::default()).unwrap());
     assert_eq!(plan(&o, t(10)).demand, Some(MintReason::Change));
     assert_eq!(plan(&o, t(2400)).demand, Some(MintReason::Renewal));
 }
@@ -195,7 +196,7 @@ fn a_changed_spec_is_not_ready_though_issued() {
     let mut o = issued();
     let mut other = credential("a", "svc");
     other.spec.purpose = "other".into();
-    o.desired = Ok(spec::desired(&other, None).unwrap());
+    o.desired = Ok(spec::desired(&other, None, &AnnotationPolicy::default()).unwrap());
     o.waiting = Some(Waiting {
         reason: Reason::RateLimited,
         position: 1,
@@ -363,7 +364,7 @@ fn a_denial_stands_until_spec_or_annotation_change() {
     assert_eq!((denied.demand, ready(&denied)), (None, (false, Reason::Denied)));
     let mut asked_again = credential("a", "svc");
     asked_again.metadata.annotations = Some([("connect.chitty.cc/rotate".into(), "1".into())].into());
-    o.desired = Ok(spec::desired(&asked_again, None).unwrap());
+    o.desired = Ok(spec::desired(&asked_again, None, &AnnotationPolicy::default()).unwrap());
     assert_eq!(plan(&o, t(0)).demand, Some(MintReason::First));
 }
 

@@ -262,10 +262,10 @@ impl Metrics {
         registry.register_collector(Box::new(process::Process));
         described.extend(process::described());
         // What an alert counts is there from the start: an increase is one over what was there before.
-        let _ = metrics.events.get_or_create(&EventLabels {
+        drop(metrics.events.get_or_create(&EventLabels {
             event: EventType::Expired.as_str().to_owned(),
             reason: Reason::Expired.to_string(),
-        });
+        }));
         *locked(&metrics.registry) = registry;
         Self {
             described: Arc::new(described),

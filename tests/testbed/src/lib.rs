@@ -25,6 +25,7 @@ pub mod process;
 pub mod proxy;
 mod rules;
 mod server;
+pub mod stub;
 
 pub use binaries::{Binaries, Tool};
 pub use chittyconnect::ChittyConnect;
@@ -34,6 +35,7 @@ pub use control_plane::{ControlPlane, Options};
 pub use ports::loopback;
 pub use proxy::Proxy;
 pub use rules::RuleId;
+pub use stub::Stub;
 
 /// Makes ring rustls' provider for this process, once. Clients that are built without it panic.
 pub fn install_crypto_provider() {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use chrono::{TimeDelta, Timelike, Utc};
 use serde_json::json;
 use testbed::ChittyConnect;
-use testbed::chittyconnect::{ProvisionLimit, Route, Scope};
+use testbed::chittyconnect::{Fault, Match, ProvisionLimit, Route, Scope};
 
 use common::{Answer, deploy, get, provision};
 
@@ -87,7 +87,7 @@ fn mid_hour(sim: &ChittyConnect) {
 }
 
 #[tokio::test]
-async fn provision_counts_per_clock_hour_and_key_rejected_requests_too() -> Result<()> {
+async fn provision_counts_per_clock_hour_and_key_what_fails_too_but_nothing_that_is_not_complete() -> Result<()> {
     let sim = ChittyConnect::builder()
         .api_key("k", "ci")
         .provision_limit(ProvisionLimit {
@@ -96,8 +96,18 @@ async fn provision_counts_per_clock_hour_and_key_rejected_requests_too() -> Resu
         })
         .start()?;
     mid_hour(&sim);
+    assert_eq!(
+        provision(&sim, "cloudflare_workers_read", json!({})).await?.status,
+        400,
+        "not charged"
+    );
     assert_eq!(provision(&sim, "nonsense", json!({})).await?.status, 400);
-    assert_eq!(read_token(&sim).await?.status, 200);
+    let busy = sim
+        .on(Match::minting())
+        .times(1)
+        .fault(Fault::Upstream(502, "bad gateway".to_owned()));
+    assert_eq!(read_token(&sim).await?.status, 500);
+    assert_eq!(sim.hits(busy), 1);
     assert_eq!(read_token(&sim).await?.status, 200);
     let refused = read_token(&sim).await?;
     assert_eq!(refused.status, 429);
@@ -132,6 +142,39 @@ async fn provision_may_charge_twice_and_may_be_racy() -> Result<()> {
     let both = tokio::try_join!(read_token(&sim), read_token(&sim))?;
     assert_eq!((both.0.status, both.1.status), (200, 200));
     assert_eq!(read_token(&sim).await?.status, 429);
+    Ok(())
+}
+
+#[tokio::test]
+async fn as_observed_it_charges_twice_and_its_answers_have_no_date() -> Result<()> {
+    let sim = ChittyConnect::builder().as_observed().start()?;
+    mid_hour(&sim);
+    for _ in 0..5 {
+        let answer = read_token(&sim).await?;
+        assert_eq!((answer.status, answer.header("date")), (200, None));
+    }
+    assert_eq!(read_token(&sim).await?.status, 429);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upstreams_refusal_shines_through() -> Result<()> {
+    let sim = ChittyConnect::builder().without_limits().start()?;
+    for (status, answered, said) in [
+        (401, 400, "Authentication required"),
+        (429, 429, "Rate limit exceeded"),
+        (502, 500, "Failed to create token: 502 - at the edge"),
+        (403, 403, "Failed to create token: 403 - ACCESS_DENIED"),
+    ] {
+        let text = if status == 403 { "ACCESS_DENIED" } else { "at the edge" };
+        sim.on(Match::minting())
+            .times(2)
+            .fault(Fault::Upstream(status, text.to_owned()));
+        for answer in [read_token(&sim).await?, deploy(&sim, "a").await?] {
+            assert_eq!((answer.status, answer.message().as_str()), (answered, said));
+        }
+    }
+    assert_eq!(sim.ledger().mints.len(), 0);
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::Time;
 use crate::core::audit::AuditEvent;
 use crate::core::ids::{PageId, Uid};
+use crate::core::journal::bounds;
 use crate::core::journal::{Attempt, Claim, Record, Revocation, Scope, Throttle, Unauthorized};
 
 /// The head of a journal, as it is stored.
@@ -20,6 +21,7 @@ pub struct Head {
     pub scope: Scope,
     /// How often the head was written.
     pub commit: u64,
+    #[serde(deserialize_with = "bounds::span")]
     pub(super) window_seconds: i64,
     #[serde(default)]
     pub(super) attempts: Vec<Attempt>,
@@ -29,7 +31,11 @@ pub struct Head {
     pub(super) throttle: Throttle,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) unauthorized: Option<Unauthorized>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub(super) typical_lifetime: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lost_at: Option<Time>,
@@ -112,6 +118,10 @@ pub(super) struct Closed {
     pub(super) throttle: Throttle,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) unauthorized: Option<Unauthorized>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounds::maybe_span",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub(super) typical_lifetime: Option<i64>,
 }

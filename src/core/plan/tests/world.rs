@@ -299,6 +299,7 @@ impl World {
         );
         let mut claim = claim_at(UID, "runners-1", kind, now, self.posts.len() + self.history.len());
         claim.holder = NAMES[who].into();
+        claim.revision = self.journal.credentials.get(UID).map_or(0, |r| r.revision) + 1;
         claim.request_hash = self.desired.request_hash.clone();
         claim.layout_hash = self.desired.layout_hash.clone();
         claim.rotate = self.desired.rotate.clone();
@@ -411,7 +412,7 @@ impl World {
                 self.edits += 1;
                 let mut edited = credential("a", "svc");
                 edited.spec.purpose = format!("purpose-{}", self.edits);
-                self.desired = spec::desired(&edited, None).unwrap();
+                self.desired = spec::desired(&edited, None, &AnnotationPolicy::default()).unwrap();
             }
             Step::Rotate => {
                 self.edits += 1;

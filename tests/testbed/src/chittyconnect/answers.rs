@@ -109,18 +109,29 @@ impl Draft {
         }
     }
 
-    pub(super) fn finish(self, delivered: Arc<AtomicBool>, now: DateTime<Utc>) -> Answer {
+    /// What becomes of an upstream's refusal: its status and text shine through.
+    pub(super) fn upstream(status: u16, text: &str, now: DateTime<Utc>) -> Self {
+        let message = match status {
+            401 => "Authentication required".to_owned(),
+            429 => "Rate limit exceeded".to_owned(),
+            _ => format!("Failed to create token: {status} - {text}"),
+        };
+        Self::refusal(&message, now)
+    }
+
+    /// `now` goes into the `Date` header, where there is to be one.
+    pub(super) fn finish(self, delivered: Arc<AtomicBool>, now: Option<DateTime<Utc>>) -> Answer {
         let mut headers = HeaderMap::new();
         let (content_type, body) = match self.payload {
             Payload::Json(body) => ("application/json".to_owned(), body.to_string()),
             Payload::Text(content_type, body) => (content_type, body),
         };
-        let date = now.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        let date = now.map(|now| now.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
         let ours = [
-            (CONTENT_TYPE.as_str().to_owned(), content_type),
-            (DATE.as_str().to_owned(), date),
+            Some((CONTENT_TYPE.as_str().to_owned(), content_type)),
+            date.map(|date| (DATE.as_str().to_owned(), date)),
         ];
-        for (name, value) in ours.into_iter().chain(self.headers) {
+        for (name, value) in ours.into_iter().flatten().chain(self.headers) {
             let name = HeaderName::try_from(name).expect("tests set valid header names");
             let value = HeaderValue::try_from(value).expect("tests set valid header values");
             headers.insert(name, value);

@@ -25,6 +25,7 @@ pub struct Builder {
     provision_limit: Option<ProvisionLimit>,
     key_limit: Option<KeyLimit>,
     retry_after: Option<Duration>,
+    undated: bool,
     unserved: BTreeSet<Route>,
     key: Option<(String, String)>,
 }
@@ -42,6 +43,7 @@ impl Default for Builder {
             provision_limit: Some(ProvisionLimit::default()),
             key_limit: None,
             retry_after: None,
+            undated: false,
             unserved: BTreeSet::new(),
             key: None,
         }
@@ -83,6 +85,13 @@ impl Builder {
     pub fn key_limit(mut self, limit: u32, window: Duration) -> Self {
         self.key_limit = Some(KeyLimit { limit, window });
         self
+    }
+
+    /// Counts as a real one was seen to, and answers without a `Date` header as that does.
+    #[must_use]
+    pub fn as_observed(mut self) -> Self {
+        self.undated = true;
+        self.provision_limit(ProvisionLimit::observed())
     }
 
     /// No rate limit at all.
@@ -145,6 +154,7 @@ impl Builder {
             provision_limit: self.provision_limit,
             key_limit: self.key_limit,
             retry_after: self.retry_after,
+            undated: self.undated,
             unserved: self.unserved,
         }));
         let (api_key, owner) = self

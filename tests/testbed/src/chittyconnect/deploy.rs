@@ -9,10 +9,11 @@ use serde_json::{Map, Value};
 
 use super::answers::{Draft, seconds};
 use super::call::Call;
+use super::faults::Fault;
 use super::outputs::{ACCOUNT_ID, secret};
 use super::simulator::State;
 
-pub(super) fn handle(state: &mut State, call: &Call, post: usize) -> Draft {
+pub(super) fn handle(state: &mut State, call: &Call, post: usize, fault: Option<&Fault>) -> Draft {
     let now = state.now();
     if !call.body.as_ref().is_some_and(Value::is_object) {
         return Draft::refusal("Unexpected end of JSON input", now);
@@ -34,6 +35,9 @@ pub(super) fn handle(state: &mut State, call: &Call, post: usize) -> Draft {
     }
     if let Some(denial) = state.denial(call) {
         return denial;
+    }
+    if let Some(Fault::Upstream(status, text)) = fault {
+        return Draft::upstream(*status, text, now);
     }
     let outputs = state
         .outputs

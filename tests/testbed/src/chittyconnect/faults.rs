@@ -14,6 +14,9 @@ use super::matching::Route;
 pub enum Fault {
     /// This answer, and nothing is minted.
     Answer(Canned),
+    /// The upstream refuses with this status and text, which ChittyConnect passes on; nothing is minted, and the request
+    /// is charged.
+    Upstream(u16, String),
     /// A credential is minted, then an error with this status says otherwise. Its details repeat the
     /// secret.
     FailAfter(u16),

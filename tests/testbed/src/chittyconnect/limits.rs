@@ -24,15 +24,28 @@ pub(super) struct DeployLimit {
     pub(super) scope: Scope,
 }
 
-/// The provision API's accounting, as observed: per UTC clock hour and the key's own service.
+/// The provision API's accounting: per UTC clock hour and the key's own service. What fails is charged, too, but for
+/// requests that are not complete.
 #[derive(Clone, Copy, Debug)]
 pub struct ProvisionLimit {
     /// So many charges an hour.
     pub limit: u32,
-    /// What one request is charged; 2 was seen too.
+    /// What one request is charged.
     pub charges: u32,
     /// Requests at the same time do not see each other's charges.
     pub racy: bool,
+}
+
+impl ProvisionLimit {
+    /// As a real one was seen to count: each request twice, and requests at once not at all.
+    #[must_use]
+    pub const fn observed() -> Self {
+        Self {
+            limit: 10,
+            charges: 2,
+            racy: true,
+        }
+    }
 }
 
 impl Default for ProvisionLimit {

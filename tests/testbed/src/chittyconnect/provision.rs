@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::answers::{Draft, millis};
 use super::call::Call;
+use super::faults::Fault;
 use super::outputs::{ACCOUNT_ID, secret, token_id};
 use super::simulator::State;
 
@@ -89,20 +90,37 @@ impl Kind {
     }
 }
 
-/// Checked and, unless racy, charged at once. Rejected requests are charged too.
-pub(super) fn check_limit(state: &mut State, call: &Call) -> Result<(), Draft> {
-    let (Some(limit), Some(owner)) = (state.settings.provision_limit, &call.key_owner) else {
-        return Ok(());
-    };
+/// Refuses whom the limit has no room for, and what is not complete: neither is charged. Others are, whatever becomes of
+/// them: at once, unless the count is racy.
+pub(super) fn check(state: &mut State, call: &Call) -> Result<(), Draft> {
     let now = state.now();
-    if !state.counters.provision_has_room(limit, owner, now) {
-        let message = format!("Rate limit exceeded for {owner}");
-        return Err(Draft::refusal(&message, now));
+    if let (Some(limit), Some(owner)) = (state.settings.provision_limit, &call.key_owner)
+        && !state.counters.provision_has_room(limit, owner, now)
+    {
+        return Err(Draft::refusal(&format!("Rate limit exceeded for {owner}"), now));
     }
-    if !limit.racy {
+    if let Some(missing) = missing(call) {
+        return Err(Draft::refusal(&missing, now));
+    }
+    if !state.settings.provision_limit.is_some_and(|limit| limit.racy) {
         charge(state, call);
     }
     Ok(())
+}
+
+/// What a request lacks. One of an unknown type lacks nothing.
+fn missing(call: &Call) -> Option<String> {
+    let Some(body) = call.body.as_ref().filter(|body| body.is_object()) else {
+        return Some("Unexpected end of JSON input".to_owned());
+    };
+    let Some(requested) = call.credential_type.as_deref() else {
+        return Some("type is required".to_owned());
+    };
+    let no_context = Value::Null;
+    let context = body.get("context").unwrap_or(&no_context);
+    let needs = Kind::of(requested)?.needs;
+    let field = needs.iter().find(|field| is_missing(&context[**field]))?;
+    Some(format!("{field} is required"))
 }
 
 pub(super) fn charge(state: &mut State, call: &Call) {
@@ -112,27 +130,21 @@ pub(super) fn charge(state: &mut State, call: &Call) {
     }
 }
 
-pub(super) fn handle(state: &mut State, call: &Call, post: usize) -> Draft {
+pub(super) fn handle(state: &mut State, call: &Call, post: usize, fault: Option<&Fault>) -> Draft {
     let now = state.now();
-    let Some(body) = call.body.as_ref().filter(|body| body.is_object()) else {
-        return Draft::refusal("Unexpected end of JSON input", now);
-    };
-    let Some(requested) = call.credential_type.as_deref() else {
-        return Draft::refusal("type is required", now);
-    };
+    let requested = call.credential_type.as_deref().unwrap_or_default();
     let Some(kind) = Kind::of(requested) else {
         return Draft::refusal(&format!("Unknown credential type: {requested}"), now);
     };
-    let no_context = Value::Null;
-    let context = body.get("context").unwrap_or(&no_context);
-    if let Some(missing) = kind.needs.iter().find(|field| is_missing(&context[**field])) {
-        return Draft::refusal(&format!("{missing} is required"), now);
-    }
     if let Some(denial) = state.denial(call) {
         return denial;
     }
-    let ttl = context["ttl"]
-        .as_i64()
+    if let Some(Fault::Upstream(status, text)) = fault {
+        return Draft::upstream(*status, text, now);
+    }
+    let context = call.body.as_ref().and_then(|body| body.get("context"));
+    let ttl = context
+        .and_then(|context| context.get("ttl")?.as_i64())
         .filter(|_| requested == "chittyos_service_token")
         .map(TimeDelta::seconds)
         .or_else(|| kind.days.map(TimeDelta::days));

@@ -29,6 +29,7 @@ pub(super) struct Settings {
     pub(super) provision_limit: Option<ProvisionLimit>,
     pub(super) key_limit: Option<KeyLimit>,
     pub(super) retry_after: Option<Duration>,
+    pub(super) undated: bool,
     pub(super) unserved: BTreeSet<Route>,
 }
 
@@ -100,7 +101,7 @@ impl Simulator {
         let draft = if let Some(draft) = instead {
             draft
         } else {
-            let draft = self.process(&call, post).await;
+            let draft = self.process(&call, post, fault.as_ref()).await;
             match &fault {
                 Some(fault) => fault.spoil(call.route, draft, now),
                 None => draft,
@@ -148,14 +149,14 @@ impl Simulator {
         }
     }
 
-    async fn process(&self, call: &Call, post: Option<usize>) -> Draft {
+    async fn process(&self, call: &Call, post: Option<usize>, fault: Option<&Fault>) -> Draft {
         let standing = match self.state().admit(call) {
             Ok(standing) => standing,
             Err(draft) => return draft,
         };
         let draft = match (call.route, post) {
-            (Route::Deploy, Some(post)) => deploy::handle(&mut self.state(), call, post),
-            (Route::Provision, Some(post)) => self.provision(call, post).await,
+            (Route::Deploy, Some(post)) => deploy::handle(&mut self.state(), call, post, fault),
+            (Route::Provision, Some(post)) => self.provision(call, post, fault).await,
             _ => other::handle(&mut self.state(), call),
         };
         match standing {
@@ -164,8 +165,8 @@ impl Simulator {
         }
     }
 
-    async fn provision(&self, call: &Call, post: usize) -> Draft {
-        if let Err(draft) = provision::check_limit(&mut self.state(), call) {
+    async fn provision(&self, call: &Call, post: usize, fault: Option<&Fault>) -> Draft {
+        if let Err(draft) = provision::check(&mut self.state(), call) {
             return draft;
         }
         let racy = self.state().settings.provision_limit.is_some_and(|limit| limit.racy);
@@ -173,7 +174,7 @@ impl Simulator {
             tokio::time::sleep(RACE).await;
             provision::charge(&mut self.state(), call);
         }
-        provision::handle(&mut self.state(), call, post)
+        provision::handle(&mut self.state(), call, post, fault)
     }
 
     fn answer(&self, post: Option<usize>, draft: Draft) -> Reply {
@@ -185,7 +186,8 @@ impl Simulator {
             Some(mint) => state.delivered[mint].clone(),
             None => Arc::default(),
         };
-        Reply::Answer(draft.finish(delivered, state.now()))
+        let now = Some(state.now()).filter(|_| !state.settings.undated);
+        Reply::Answer(draft.finish(delivered, now))
     }
 }
 

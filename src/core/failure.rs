@@ -1,0 +1,214 @@
+//! What a request comes to that brought no token: its place in the budget, when to ask again, and what it teaches.
+
+use chrono::TimeDelta;
+
+use super::Time;
+use super::budget::{self, Limit};
+use super::journal::{Claim, Failure, Journal, Outcome, Unauthorized};
+use super::schedule::{Bounds, Try, retry_at, runway, unadvised_block};
+use crate::api::Reason;
+
+/// How often a refused key is tried again.
+pub const PROBE_EVERY: TimeDelta = TimeDelta::minutes(15);
+/// The longest wait a server can ask for: more is no advice.
+const LONGEST_ADVICE: TimeDelta = TimeDelta::days(1);
+
+/// What came back instead of a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub reason: Reason,
+    /// A known phrase; never the server's text.
+    pub message: String,
+    /// Whether the request may have reached the server, and so counts.
+    pub counted: bool,
+    /// How long the server asks to be left alone, from its answer on.
+    pub retry_after: Option<TimeDelta>,
+    /// The server says that its own limit for this service is reached.
+    pub own_limit: bool,
+}
+
+/// What was asked, and by which connection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// Digest of the API key.
+    pub key: String,
+    /// The connection's limit.
+    pub limits: Vec<Limit>,
+    /// What bounds the next try.
+    pub pace: Pace,
+}
+
+/// What bounds the next try, the live token apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// The longest window of the budget.
+    pub window: TimeDelta,
+    /// How long an answer is waited for.
+    pub timeout: TimeDelta,
+    /// Runway asked for.
+    pub renew_before: Option<TimeDelta>,
+}
+
+/// Ends `claim` of `uid` without a token, with all that follows for its scope. False where somebody else has ended it.
+pub fn fail(journal: &mut Journal, uid: &str, claim: &Claim, refused: &Refused, asked: &Asked, now: Time) -> bool {
+    if refused.reason == Reason::Unauthorized {
+        journal.unauthorized = Some(Unauthorized {
+            key: asked.key.clone(),
+            probe_at: now + PROBE_EVERY,
+        });
+    }
+    let failure = failure(journal, uid, claim, refused, asked.pace, now);
+    let counted = refused.counted;
+    if !journal.end(uid, &claim.id, Outcome::Failed { failure, counted }, now) {
+        return false;
+    }
+    throttle(journal, refused, asked, now);
+    true
+}
+
+/// What a record keeps of a failed try.
+#[must_use]
+pub fn failure(journal: &Journal, uid: &str, claim: &Claim, refused: &Refused, pace: Pace, now: Time) -> Failure {
+    let count = journal.failures_in_a_row(uid, &claim.request_hash, &claim.rotate);
+    let live = journal
+        .live_of(uid)
+        .filter(|l| l.ends_at > now)
+        .map(|l| (l.ends_at, runway(l.ends_at - l.issued_at, pace.renew_before)));
+    let failed = Try {
+        reason: refused.reason,
+        count,
+        counted: refused.counted,
+    };
+    let bounds = Bounds {
+        window: pace.window,
+        timeout: pace.timeout,
+        live,
+    };
+    let is_past_half = live.is_some_and(|(ends_at, runway)| ends_at - runway / 2 <= now);
+    let retry_at = match refused.reason {
+        // The scope, or the connection, says when; the credential itself may ask as soon as they do.
+        Reason::Unauthorized => Some(now),
+        Reason::RateLimited if !is_past_half => Some(now),
+        _ => retry_at(failed, bounds, uid, now),
+    };
+    Failure {
+        reason: refused.reason,
+        message: refused.message.clone(),
+        at: now,
+        asked_at: Some(claim.at),
+        count,
+        retry_at,
+        request_hash: claim.request_hash.clone(),
+        layout_hash: claim.layout_hash.clone(),
+        rotate: claim.rotate.clone(),
+    }
+}
+
+/// What a 429 does to its scope. Where the server names no time the wait doubles each time that the one before was in vain;
+/// what it answers to requests that were made while one was on is no news.
+fn throttle(journal: &mut Journal, refused: &Refused, asked: &Asked, now: Time) {
+    if refused.reason != Reason::RateLimited {
+        return;
+    }
+    let advised = refused
+        .retry_after
+        .map(|wait| wait.clamp(TimeDelta::seconds(1), LONGEST_ADVICE));
+    // An upstream's 429, or a limit by the minute, says nothing of how many the window has room for.
+    if refused.own_limit {
+        budget::learn(journal, &asked.limits, now);
+    }
+    let throttle = &mut journal.throttle;
+    let on = throttle.blocked_until.filter(|at| *at > now);
+    if on.is_none() {
+        throttle.count = throttle.count.saturating_add(1);
+    }
+    let until = match advised {
+        Some(wait) => on.filter(|_| !throttle.guessed).max(Some(now + wait)),
+        None => on.or_else(|| Some(now + unadvised_block(throttle.count, asked.pace.window))),
+    };
+    throttle.guessed = advised.is_none() && (on.is_none() || throttle.guessed);
+    throttle.blocked_until = until;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::journal::MintReason;
+    use crate::core::journal::tests_support::{claim, live, scope};
+    use crate::core::testing::{s, t};
+
+    fn limited(retry_after: Option<i64>) -> Refused {
+        Refused {
+            reason: Reason::RateLimited,
+            message: String::new(),
+            counted: true,
+            retry_after: retry_after.map(s),
+            own_limit: false,
+        }
+    }
+
+    fn asked() -> Asked {
+        Asked {
+            key: String::new(),
+            limits: Vec::new(),
+            pace: Pace {
+                window: s(3600),
+                timeout: s(10),
+                renew_before: None,
+            },
+        }
+    }
+
+    /// One request of `uid` at `at`, refused a second later.
+    fn refuse(journal: &mut Journal, uid: &str, at: i64, retry_after: Option<i64>) {
+        let claim = claim(uid, "n", MintReason::Renewal, t(at), usize::try_from(at).unwrap());
+        journal.compact(t(at));
+        journal.claim(uid, claim.clone(), s(3600));
+        assert!(fail(journal, uid, &claim, &limited(retry_after), &asked(), t(at + 1)));
+    }
+
+    #[test]
+    fn a_wait_that_nobody_asked_for_doubles_once_each_time_it_was_in_vain_however_many_were_refused_at_once() {
+        let mut journal = Journal::new(scope());
+        for uid in ["a", "b", "c"] {
+            refuse(&mut journal, uid, 0, None);
+        }
+        assert_eq!(journal.throttle.blocked_until, Some(t(61)));
+        refuse(&mut journal, "d", 30, None);
+        assert_eq!(
+            journal.throttle.blocked_until,
+            Some(t(61)),
+            "asked for its own try meanwhile"
+        );
+        refuse(&mut journal, "a", 61, None);
+        assert_eq!(journal.throttle.blocked_until, Some(t(62 + 120)));
+        assert!(journal.throttle.guessed);
+    }
+
+    #[test]
+    fn what_the_server_asks_for_is_gone_by_and_told_apart_from_a_guess() {
+        let mut journal = Journal::new(scope());
+        refuse(&mut journal, "a", 0, None);
+        refuse(&mut journal, "b", 1, Some(10));
+        assert_eq!(journal.throttle.blocked_until, Some(t(12)));
+        assert!(!journal.throttle.guessed);
+        refuse(&mut journal, "c", 2, None);
+        assert_eq!(journal.throttle.blocked_until, Some(t(12)));
+        assert!(!journal.throttle.guessed);
+    }
+
+    #[test]
+    fn past_half_of_its_runway_a_credential_paces_itself_whoever_was_limited() {
+        let mut journal = Journal::new(scope());
+        let first = claim("a", "n", MintReason::First, t(0), 0);
+        journal.claim("a", first, s(3600));
+        let token = Outcome::Published(Box::new(live("claim-0", t(0), t(3600))));
+        assert!(journal.end("a", "claim-0", token, t(0)));
+        let retry_at = |journal: &Journal| journal.credentials["a"].failure.as_ref().unwrap().retry_at;
+        refuse(&mut journal, "a", 2500, None);
+        assert_eq!(retry_at(&journal), Some(t(2501)), "when the scope goes on");
+        refuse(&mut journal, "a", 3000, None);
+        assert!(retry_at(&journal) >= Some(t(3011)), "{:?}", retry_at(&journal));
+    }
+}
