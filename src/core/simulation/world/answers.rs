@@ -225,7 +225,7 @@ fn token_of(claim: &Claim, now: Time) -> ActiveToken {
         renew_before_ms: claim.renew_before_ms,
         period_ms: claim.period_ms,
         token_ids: Vec::new(),
-        outputs: Vec::new(),
+        outputs: Box::default(),
         secrets: claim
             .secrets
             .iter()

@@ -99,9 +99,9 @@ impl World {
                 timeout_seconds: TIMEOUT,
                 kind: entry.demand.reason,
                 request: RequestFacts {
-                    connection: desired.connection.clone(),
-                    service: desired.service.clone(),
-                    purpose: desired.purpose.clone(),
+                    connection: desired.connection.as_str().into(),
+                    service: desired.service.as_str().into(),
+                    purpose: desired.purpose.as_str().into(),
                     repo: None,
                     run_id: id.clone(),
                     type_: None,
@@ -111,7 +111,8 @@ impl World {
                     api: BrokerApi::Deploy,
                     key: KeyRef::default(),
                     ca: None,
-                },
+                }
+                .shared(),
                 request_hash: desired.request_hash.clone(),
                 layout_hash: desired.layout_hash.clone(),
                 rotate: desired.rotate.clone(),
