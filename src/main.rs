@@ -174,7 +174,7 @@ mod tests {
         let all = ["chittyconnect-operator"].iter().chain(arguments);
         let parsed = Arguments::try_parse_from(all).unwrap();
         match parsed.command {
-            Some(Command::Run(run)) => run,
+            Some(Command::Run(run)) => *run,
             _ => parsed.run,
         }
     }
