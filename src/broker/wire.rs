@@ -18,6 +18,8 @@ use super::proxy::Proxy;
 
 /// Most of a body that is read: an answer is a kilobyte or two.
 pub(crate) const BODY_LIMIT: usize = 256 * 1024;
+/// Room for a body of which the server does not tell how long it is: all of it is wiped.
+const BODY_USUAL: usize = 4 * 1024;
 
 /// How to reach a service: where, with which key, whom to trust, how long to wait.
 pub struct Endpoint {
@@ -308,15 +310,25 @@ fn trusting(builder: ClientBuilder, own_roots: Option<&[u8]>, plain: bool) -> Re
 }
 
 async fn read(response: &mut Response) -> reqwest::Result<Option<Zeroizing<Vec<u8>>>> {
-    // Room for all of it at once: a buffer that grows leaves copies behind that nobody wipes.
-    let mut body = Zeroizing::new(Vec::with_capacity(BODY_LIMIT));
+    let told = response.content_length().and_then(|n| usize::try_from(n).ok());
+    let mut body = Zeroizing::new(Vec::with_capacity(told.unwrap_or(BODY_USUAL).min(BODY_LIMIT)));
     while let Some(chunk) = response.chunk().await? {
         if body.len() + chunk.len() > BODY_LIMIT {
             return Ok(None);
         }
-        body.extend_from_slice(&chunk);
+        append(&mut body, &chunk);
     }
     Ok(Some(body))
+}
+
+/// A buffer that grows by itself leaves copies behind that nobody wipes.
+fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
+    if body.capacity() - body.len() < chunk.len() {
+        let mut grown = Zeroizing::new(Vec::with_capacity((body.len() + chunk.len()) * 2));
+        grown.extend_from_slice(body);
+        *body = grown;
+    }
+    body.extend_from_slice(chunk);
 }
 
 fn lost(error: &reqwest::Error, proxied: bool) -> TransportError {

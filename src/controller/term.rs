@@ -198,12 +198,18 @@ impl Context {
 
     async fn learn(self: &Arc<Self>, scope: &Scope) -> Result<(), JournalError> {
         let journal = self.scheduler(scope).journal.view().await?;
-        let records = journal.credentials.iter().map(|(uid, r)| (uid, &r.namespace, &r.name));
-        let claims = journal.claims.iter().map(|(uid, c)| (uid, &c.namespace, &c.name));
+        let records = journal
+            .credentials
+            .iter()
+            .map(|(uid, r)| (uid, &*r.namespace, &*r.name));
+        let claims = journal
+            .claims
+            .iter()
+            .map(|(uid, c)| (uid, c.namespace.as_str(), c.name.as_str()));
         {
             let mut index = self.index.lock();
             for (uid, namespace, name) in records.chain(claims) {
-                let name = ObjectName::new(namespace.as_str(), name.as_str());
+                let name = ObjectName::new(namespace, name);
                 index.add_record(uid.as_str(), &name, scope);
             }
         }

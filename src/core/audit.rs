@@ -161,7 +161,7 @@ impl AuditEvent {
         // Names of fields, times, numbers, the id.
         const REST: usize = 420;
         let r = &self.request;
-        let texts = [
+        let texts: [&str; 8] = [
             &self.namespace,
             &self.name,
             &self.uid,
@@ -172,6 +172,7 @@ impl AuditEvent {
             &r.run_id,
         ];
         let more = r.repo.iter().chain(&r.type_).chain(&self.token_ids);
+        let more = more.map(String::as_str);
         REST + texts.into_iter().chain(more).map(|text| text.len() + 3).sum::<usize>()
     }
 
@@ -218,9 +219,9 @@ mod tests {
     #[test]
     fn the_largest_event_fits_a_kilobyte() {
         let request = RequestFacts {
-            connection: "c".repeat(63),
-            service: "s".repeat(50),
-            purpose: "p".repeat(63),
+            connection: "c".repeat(63).as_str().into(),
+            service: "s".repeat(50).as_str().into(),
+            purpose: "p".repeat(63).as_str().into(),
             repo: Some("r".repeat(140)),
             run_id: "i".repeat(64),
             type_: Some("t".repeat(40)),

@@ -18,11 +18,17 @@ pub mod plan;
 pub mod render;
 pub mod schedule;
 pub mod seal;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+#[path = "simulation/tests.rs"]
+mod simulation_tests;
 pub mod spec;
 pub mod status;
 pub mod template;
 #[cfg(test)]
 pub mod testing;
+pub mod text;
 
 /// The one type of points in time.
 pub type Time = chrono::DateTime<chrono::Utc>;

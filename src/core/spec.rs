@@ -76,7 +76,7 @@ impl Desired {
     /// its renewal, and has its place in the budget.
     #[must_use]
     pub fn is_served_by(&self, request: &RequestFacts) -> bool {
-        self.connection == request.connection && self.service == request.service
+        request.connection == self.connection && request.service == self.service
     }
 }
 

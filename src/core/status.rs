@@ -123,7 +123,9 @@ pub fn status(
         let renew_before = desired.map_or_else(|| l.renew_before(), |w| w.renew_before);
         renew_at(l.issued_at, l.ends_at, renew_before, uid)
     });
-    let outputs: BTreeSet<String> = live.map(|l| l.outputs.iter().cloned().collect()).unwrap_or_default();
+    let outputs: BTreeSet<String> = live
+        .map(|l| l.outputs.iter().map(ToString::to_string).collect())
+        .unwrap_or_default();
     EphemeralCredentialStatus {
         observed_generation: generation,
         conditions,

@@ -337,9 +337,9 @@ mod tests {
 
     fn facts() -> RequestFacts {
         RequestFacts {
-            connection: "default".to_owned(),
-            service: "chittyid".to_owned(),
-            purpose: "worker-deploy".to_owned(),
+            connection: "default".into(),
+            service: "chittyid".into(),
+            purpose: "worker-deploy".into(),
             repo: None,
             run_id: "1".to_owned(),
             type_: None,

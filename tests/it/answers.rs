@@ -26,6 +26,11 @@ fn error(status: u16, message: &str) -> Canned {
     Canned::status(status).json(&json!({"success": false, "error": {"code": "PROVISION_FAILED", "message": message, "details": "Error: at line 1"}}))
 }
 
+/// An upstream's refusal, in words that ChittyConnect passes on.
+fn upstream(status: u16) -> Fault {
+    Fault::Upstream(status, "boom at the edge".to_owned())
+}
+
 #[tokio::test]
 async fn every_answer_has_its_reason_and_publishes_nothing() {
     let case = Case::new().await;
@@ -47,6 +52,9 @@ async fn every_answer_has_its_reason_and_publishes_nothing() {
         row("e500", error(500, "boom"), "BrokerUnavailable"),
         row("risk500", error(500, "Risk score too high: 80"), "Denied"),
         row("e503", error(503, "not configured"), "BrokerUnavailable"),
+        row("up401", upstream(401), "BrokerRejected"),
+        row("up429", upstream(429), "RateLimited"),
+        row("up502", upstream(502), "BrokerUnavailable"),
         row("hang", Fault::HangBefore, "OutcomeUnknown"),
         row("hang-minted", Fault::HangAfter, "OutcomeUnknown"),
         row("cut", Fault::CutBefore, "OutcomeUnknown"),
@@ -101,6 +109,27 @@ async fn a_token_that_lives_for_a_year_is_published() {
     let status = credential.status.unwrap();
     let life = status.expires_at.unwrap() - status.issued_at.unwrap();
     assert!(life.num_seconds() <= 601, "{life}");
+}
+
+#[tokio::test]
+async fn an_upstreams_429_blocks_for_a_minute_and_teaches_nothing_of_the_limit() {
+    let case = Case::new().await;
+    case.issued("before", json!({})).await;
+    case.broker.on(Match::any()).times(1).fault(upstream(429));
+    case.apply("a", json!({})).await;
+    case.until_ready_is("a", "False", "RateLimited").await;
+    let scope = wait_for("the connection to tell of it", || async {
+        let connection = case.connections().get(&case.connection).await.ok()?;
+        let scopes = connection.status?.scopes;
+        scopes
+            .get("chittyid")
+            .filter(|scope| scope.blocked_until.is_some())
+            .cloned()
+    })
+    .await;
+    assert_eq!(scope.limit, 10_000, "{scope:?}");
+    let left = scope.blocked_until.unwrap() - chrono::Utc::now();
+    assert!(left <= chrono::TimeDelta::seconds(62), "{left}");
 }
 
 /// Invariant 11.

@@ -116,7 +116,7 @@ async fn a_layout_that_cannot_be_written_is_told_before_anything_is_minted() {
         (json!({"presets": ["jenkins"]}), "Jenkins wants the key text"),
         (
             json!({"type": "kubernetes.io/tls", "data": {"tls.crt": "x"}}),
-            "needs the key tls.crt and tls.key",
+            "needs the keys tls.crt and tls.key",
         ),
         (
             json!({"annotations": {"example.com/x": "y"}}),

@@ -24,4 +24,5 @@ mod scoped;
 mod secrets;
 mod soak;
 mod support;
+mod tenants;
 mod traces;

@@ -2,6 +2,7 @@
 
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
+use testbed::ChittyConnect;
 use testbed::chittyconnect::{Canned, Fault, Match, Route};
 
 use crate::support::*;
@@ -109,6 +110,35 @@ async fn a_token_that_lacks_what_a_preset_needs_is_published_nowhere_and_revoked
 }
 
 /// Invariant 8.
+#[tokio::test]
+async fn a_broker_that_charges_twice_and_tells_no_time_is_asked_no_more_once_it_refuses() {
+    let access = json!([{"namespaces": ["*"], "services": ["*"], "purposes": ["*"], "repos": ["*"], "types": ["*"]}]);
+    let case = Setup::new(ChittyConnect::builder().as_observed())
+        .await
+        .connection(json!({"api": "Provision", "access": access, "rateLimit": {"limit": 100, "scope": "Key"}}))
+        .case()
+        .await;
+    // Far from the end of its clock hour.
+    let minute = i64::from(chrono::Timelike::minute(&chrono::Utc::now()));
+    case.broker.set_clock_skew(chrono::TimeDelta::minutes(20 - minute));
+    let names: Vec<String> = (0..12).map(|i| format!("c{i:02}")).collect();
+    // One after the other: what it is asked at once it does not count.
+    for name in &names {
+        case.apply(name, json!({"type": "cloudflare_workers_read", "service": name}))
+            .await;
+        case.until(name, |c| {
+            let (is, why, _) = condition(c, "Ready");
+            is == "True" || why == "RateLimited"
+        })
+        .await;
+    }
+    let ledger = case.broker.ledger();
+    let refused = ledger.posts.iter().filter(|p| p.status == Some(429)).count();
+    assert_eq!((ledger.mints.len(), refused), (5, 1));
+    let last = case.until_ready_is(&names[11], "False", "RateLimited").await;
+    assert!(last.status.unwrap().next_attempt_at.is_some());
+}
+
 #[tokio::test]
 async fn a_year_long_token_is_replaced_and_revoked_at_its_own_end_and_at_once_on_deletion() {
     let case = provisioning().await;

@@ -7,6 +7,7 @@
 mod docs;
 mod mount;
 mod servers;
+mod workflow;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -155,7 +155,7 @@ async fn revoke_all(context: &Context, endpoint: &str, owed: Vec<Owed>, waits: &
 
 /// The connection's own client while it still asks the same `ChittyConnect` with the same key.
 async fn reach(context: &Context, owed: &Revocation) -> Result<Broker, Problem> {
-    let same = |at: &EndpointRef| *at == owed.endpoint;
+    let same = |at: &EndpointRef| *at == *owed.endpoint;
     let known = context
         .caches
         .connections

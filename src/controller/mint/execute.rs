@@ -136,8 +136,8 @@ async fn post(
 
 pub(crate) fn request_of(claim: &Claim, desired: &Desired) -> MintRequest {
     MintRequest {
-        service: claim.request.service.clone(),
-        purpose: claim.request.purpose.clone(),
+        service: claim.request.service.to_string(),
+        purpose: claim.request.purpose.to_string(),
         repo: claim.request.repo.clone(),
         run_id: claim.request.run_id.clone(),
         idempotency_key: claim.id.clone(),

@@ -17,6 +17,7 @@ use crate::controller::state::context::Context;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{Claim, EndpointRef, MintReason, RequestFacts, Scope};
 use crate::core::spec::{Desired, desired};
+use crate::core::text::Text;
 use crate::core::{Problem, Time, access, render};
 
 /// A mint that needs only its claim.
@@ -25,7 +26,7 @@ pub(crate) struct Prepared {
     pub(crate) owner: Owner,
     pub(crate) desired: Desired,
     pub(crate) usable: Arc<Usable>,
-    pub(crate) endpoint: EndpointRef,
+    pub(crate) endpoint: Arc<EndpointRef>,
     pub(crate) kind: MintReason,
     pub(crate) window: TimeDelta,
     /// Revision and audit number so far, wherever they were counted.
@@ -203,9 +204,9 @@ pub(crate) fn new_claim(p: &Prepared, identity: &str) -> Claim {
         timeout_seconds: p.usable.timeout.num_seconds(),
         kind: p.kind,
         request: RequestFacts {
-            connection: p.desired.connection.clone(),
-            service: p.desired.service.clone(),
-            purpose: p.desired.purpose.clone(),
+            connection: Text::from(&p.desired.connection),
+            service: Text::from(&p.desired.service),
+            purpose: Text::from(&p.desired.purpose),
             repo: p.desired.repo.clone(),
             run_id: p.desired.run_id.clone().unwrap_or_else(|| id.clone()),
             type_: p.desired.type_.clone(),

@@ -19,6 +19,7 @@ use crate::core::journal::{ActiveToken, Claim, Minted, Written, metadata_digest}
 use crate::core::render::{Data, MOST_RENDERED, check_outputs, fingerprint, placeholder, render, size};
 use crate::core::seal::Seal;
 use crate::core::spec::{Desired, DesiredSecret};
+use crate::core::text::Text;
 use crate::core::{Problem, Time, access};
 
 /// How far clocks may differ and still count as telling the same time.
@@ -107,7 +108,7 @@ pub async fn publish(
         renew_before_ms: claim.renew_before_ms,
         period_ms: claim.period_ms,
         token_ids: answer.token_ids.clone(),
-        outputs: answer.outputs.keys().cloned().collect(),
+        outputs: answer.outputs.keys().map(Text::from).collect(),
         secrets: LiteMap::new(),
     };
     let layouts = desired.secrets.iter().map(|s| (s.name.as_str(), &s.layout));

@@ -81,14 +81,15 @@ impl Resolved {
 
     /// How its `ChittyConnect` is reached, by reference.
     #[must_use]
-    pub fn endpoint(&self) -> EndpointRef {
+    pub fn endpoint(&self) -> Arc<EndpointRef> {
         let spec = &self.connection.spec;
-        EndpointRef {
+        let endpoint = EndpointRef {
             url: spec.url.clone(),
             api: spec.api,
             key: spec.auth.api_key_secret_ref.clone(),
             ca: spec.ca_bundle_ref.clone(),
-        }
+        };
+        endpoint.shared()
     }
 
     /// The conditions that tell of it: whether it can be used, and whether it answers. The latter stays as it was until

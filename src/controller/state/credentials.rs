@@ -16,6 +16,7 @@ use crate::api::EphemeralCredential;
 use crate::controller::state::changes::name_of;
 use crate::core::ids::{ObjectName, Uid};
 use crate::core::status::Told;
+use crate::core::text::pooled;
 
 /// Of a longer spec only what tells it from others is kept: whoever looks at it reads it anew.
 const LONGEST_KEPT: usize = 8 * 1024;
@@ -71,7 +72,7 @@ pub enum Look {
 
 /// All credentials.
 pub struct Credentials {
-    all: RwLock<HashMap<ObjectName, Kept>>,
+    all: RwLock<HashMap<ObjectName, Box<Kept>>>,
     synced: watch::Sender<bool>,
 }
 
@@ -109,7 +110,7 @@ impl Credentials {
     /// where something changed that a plan depends on: our own status writes are no news, a new rotate annotation is.
     pub fn put(&self, credential: EphemeralCredential) -> Option<ObjectName> {
         let name = name_of(&credential);
-        let kept = Kept::new(credential);
+        let kept = Box::new(Kept::new(credential));
         let mut all = self.all.write();
         match all.entry(name) {
             Entry::Vacant(place) => {
@@ -205,7 +206,7 @@ impl Kept {
         Self {
             facts: Facts {
                 uid: credential.uid().unwrap_or_default().into(),
-                connection: credential.spec.connection.as_str().into(),
+                connection: pooled(&credential.spec.connection),
                 leaving: meta.deletion_timestamp.is_some(),
                 told,
             },

@@ -147,7 +147,8 @@ impl Pass<'_> {
         let due = self.queue.due.iter().map(|(_, uid)| (true, uid));
         let early = self.queue.early.iter().map(|(_, uid)| (false, uid));
         let now = nanos(self.now);
-        let mut spare = true;
+        // As of the last one who was admitted.
+        let (mut spare, mut known) = (true, false);
         for (is_due, uid) in due.chain(early) {
             let own = self.own_tries.is_due(uid.as_str(), now);
             // What a server asks for ends at half of the runway; what it did not ask for does for all tries after that.
@@ -156,8 +157,9 @@ impl Pass<'_> {
             if why.is_none() {
                 let free = search.projection.is_free_now();
                 let faster = self.is_faster(search.projection, uid);
-                if free && !own && spare {
+                if free && !own && spare && !known {
                     spare = self.own_tries.afford(search.projection, 1);
+                    known = true;
                 }
                 let free = free && (own || spare);
                 let may = free && (is_due && !faster || left > 0 && self.fits(search, &mut left, uid, !faster));
@@ -168,6 +170,7 @@ impl Pass<'_> {
                     }
                     let rate = if may { Rate::AsAsked } else { Rate::AsBefore };
                     self.admit(search, outcome, uid, rate);
+                    known = false;
                     continue;
                 }
                 let latest = if is_due {

@@ -1,11 +1,12 @@
 //! What a journal is made of: plain facts, as they are stored.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use chrono::TimeDelta;
 use chrono::serde::ts_milliseconds;
 use litemap::LiteMap;
-use serde::{Deserialize, Serialize};
+use parking_lot::Mutex;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::bounds;
 use crate::api::{BrokerApi, KeyRef, Reason};
@@ -14,6 +15,7 @@ use crate::core::ids::PageId;
 use crate::core::layout::OwnMetadata;
 use crate::core::schedule::CLAIM_FRESH;
 use crate::core::spec::digest;
+use crate::core::text::Text;
 
 /// Why a mint is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,7 +99,8 @@ pub struct Claim {
     /// What is asked for.
     pub request: RequestFacts,
     /// Where it is asked for.
-    pub endpoint: EndpointRef,
+    #[serde(deserialize_with = "shared_endpoint")]
+    pub endpoint: Arc<EndpointRef>,
     /// Digest of the request.
     pub request_hash: String,
     /// Digest of the Secrets' layout.
@@ -158,8 +161,8 @@ impl Claim {
     #[must_use]
     pub fn new_record(&self) -> Record {
         Record {
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
+            namespace: Text::from(&self.namespace),
+            name: Text::from(&self.name),
             ..Record::default()
         }
     }
@@ -195,11 +198,11 @@ pub struct Minted {
 #[serde(rename_all = "camelCase")]
 pub struct RequestFacts {
     /// Name of the connection.
-    pub connection: String,
+    pub connection: Text,
     /// The service.
-    pub service: String,
+    pub service: Text,
     /// The purpose.
-    pub purpose: String,
+    pub purpose: Text,
     /// The repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repo: Option<String>,
@@ -208,6 +211,18 @@ pub struct RequestFacts {
     /// The credential type, with the Provision API.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
+}
+
+/// Of the few endpoints that there are, each is in memory once.
+fn shared_endpoint<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<EndpointRef>, D::Error> {
+    EndpointRef::deserialize(deserializer).map(EndpointRef::shared)
+}
+
+/// Nearly always there is one: no room is kept for more.
+fn tight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<LiteMap<String, Written>, D::Error> {
+    let mut all = LiteMap::deserialize(deserializer)?.into_tuple_vec();
+    all.shrink_to_fit();
+    Ok(all.into_iter().collect())
 }
 
 /// How to reach the `ChittyConnect` that made a token, once its connection may be gone: references,
@@ -231,9 +246,9 @@ pub struct EndpointRef {
 #[serde(rename_all = "camelCase")]
 pub struct Record {
     /// Its namespace.
-    pub namespace: String,
+    pub namespace: Text,
     /// Its name.
-    pub name: String,
+    pub name: Text,
     /// How many tokens were published: the next has this plus one.
     pub revision: u64,
     /// Number of the last audit event: the milliseconds of its time, or one more than the last.
@@ -246,7 +261,7 @@ pub struct Record {
     pub live: Option<ActiveToken>,
     /// The last try, where it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
+    pub failure: Option<Box<Failure>>,
     /// When healing cost a mint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heals: Vec<Time>,
@@ -268,6 +283,23 @@ pub struct Record {
 /// How long a failure is remembered that only delays, once its delay is over: longer than any delay, so that
 /// delays go on growing while it fails.
 const FAILURE_REMEMBERED: TimeDelta = TimeDelta::minutes(15);
+
+static ENDPOINTS: Mutex<Vec<Weak<EndpointRef>>> = Mutex::new(Vec::new());
+
+impl EndpointRef {
+    /// This, or what is equal and known already.
+    #[must_use]
+    pub fn shared(self) -> Arc<Self> {
+        let mut known = ENDPOINTS.lock();
+        known.retain(|at| at.strong_count() > 0);
+        if let Some(same) = known.iter().filter_map(Weak::upgrade).find(|at| **at == self) {
+            return same;
+        }
+        let shared = Arc::new(self);
+        known.push(Arc::downgrade(&shared));
+        shared
+    }
+}
 
 impl Record {
     /// Nothing in it decides anything any more: it never held a token, and the delay after its failure is long over.
@@ -299,7 +331,8 @@ pub struct ActiveToken {
     /// What was asked for.
     pub request: RequestFacts,
     /// Where it was asked for.
-    pub endpoint: EndpointRef,
+    #[serde(deserialize_with = "shared_endpoint")]
+    pub endpoint: Arc<EndpointRef>,
     /// Digest of the request.
     pub request_hash: String,
     /// Digest of the layout.
@@ -336,8 +369,9 @@ pub struct ActiveToken {
     pub token_ids: Vec<String>,
     /// Names of its outputs.
     #[serde(default)]
-    pub outputs: Vec<String>,
+    pub outputs: Box<[Text]>,
     /// What was written, by Secret name.
+    #[serde(deserialize_with = "tight")]
     pub secrets: LiteMap<String, Written>,
 }
 
@@ -448,7 +482,8 @@ pub struct Revocation {
     /// What was asked for.
     pub request: RequestFacts,
     /// Where it was asked for.
-    pub endpoint: EndpointRef,
+    #[serde(deserialize_with = "shared_endpoint")]
+    pub endpoint: Arc<EndpointRef>,
     /// Revision of the token.
     pub revision: u64,
     /// Why it is to be revoked: `Rotated`, `Expired`, `Deleted`, `NotPermitted`, or `SecretRefused` where it was never in a
@@ -464,7 +499,7 @@ pub(super) struct PendingRevocation<'a> {
     pub(super) uid: &'a str,
     pub(super) token_ids: &'a [String],
     pub(super) request: &'a RequestFacts,
-    pub(super) endpoint: &'a EndpointRef,
+    pub(super) endpoint: &'a Arc<EndpointRef>,
     pub(super) revision: u64,
 }
 
@@ -502,8 +537,9 @@ mod tests {
 
     #[test]
     fn a_secret_stands_in_the_version_that_was_written_with_the_metadata_that_is_wanted() {
+        let pair = |value: &str| [("example.com/team".to_owned(), value.to_owned())].into();
         let metadata = |key: &str, value: &str| {
-            let labels = [("team".into(), value.into())].into();
+            let labels = pair(value);
             metadata_digest(
                 key,
                 &OwnMetadata {
@@ -512,6 +548,16 @@ mod tests {
                 },
             )
         };
+        let annotations = pair("a");
+        let annotated = metadata_digest(
+            "key",
+            &OwnMetadata {
+                annotations,
+                ..OwnMetadata::default()
+            },
+        );
+        assert_ne!(annotated, metadata("key", "a"), "an annotation is no label");
+        assert_ne!(annotated, metadata_digest("key", &OwnMetadata::default()));
         let mut written = Written::default();
         assert!(!written.stands("7", None), "nothing is known of its version");
         written.stamp("7".to_owned(), metadata("key", "a"));

@@ -318,7 +318,7 @@ impl Journal {
                 }
             }
             Outcome::Failed { failure, .. } => {
-                record.failure = Some(failure);
+                record.failure = Some(Box::new(failure));
                 if let Some(minted) = &claim.minted {
                     self.enqueue_revocation(
                         &claim.pending_revocation(uid, &minted.token_ids),
@@ -463,8 +463,8 @@ impl Journal {
     fn record(&mut self, uid: &str, namespace: &str, name: &str) -> &mut Record {
         let record = self.credentials.entry(uid.into()).or_insert_with(|| {
             Arc::new(Record {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
+                namespace: namespace.into(),
+                name: name.into(),
                 ..Record::default()
             })
         });

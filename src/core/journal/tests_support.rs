@@ -19,13 +19,14 @@ pub fn request() -> RequestFacts {
 
 /// The default endpoint.
 #[must_use]
-pub fn endpoint() -> EndpointRef {
-    EndpointRef {
+pub fn endpoint() -> Arc<EndpointRef> {
+    let endpoint = EndpointRef {
         url: "https://connect.chitty.cc".into(),
         api: BrokerApi::Deploy,
         key: KeyRef::default(),
         ca: None,
-    }
+    };
+    endpoint.shared()
 }
 
 /// A claim of this test process.
@@ -73,7 +74,7 @@ pub fn live(claim: &str, issued_at: Time, ends_at: Time) -> ActiveToken {
         renew_before_ms: None,
         period_ms: None,
         token_ids: vec![],
-        outputs: vec![],
+        outputs: Box::default(),
         secrets: litemap::LiteMap::new(),
     }
 }

@@ -137,10 +137,9 @@ impl AnnotationPolicy {
     }
 }
 
-/// The label by which Jenkins' credentials provider takes a Secret with these keys for one of its credentials, where it
-/// can.
-pub(super) fn jenkins_type(keys: &BTreeMap<&str, &str>) -> Option<(String, String)> {
-    let has = |key| keys.contains_key(key);
+/// The label by which Jenkins' credentials provider takes a Secret for one of its credentials, where it has the
+/// keys.
+pub(super) fn jenkins_type(has: impl Fn(&str) -> bool) -> Option<(String, String)> {
     let kind = if has("text") {
         "secretText"
     } else if has("username") && has("password") {

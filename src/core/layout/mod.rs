@@ -68,31 +68,24 @@ impl Layout {
                 }
             }
         }
-        let has = |key: &&str| written.contains_key(*key);
-        let (needs, any): (&[&str], bool) = match type_ {
-            SecretType::Opaque => (&[], false),
-            SecretType::DockerConfigJson => (&[docker::TYPED_KEY], false),
-            SecretType::BasicAuth => (&["username", "password"], true),
-            SecretType::Tls => (&["tls.crt", "tls.key"], false),
-            SecretType::SshAuth => (&["ssh-privatekey"], false),
+        let has = |key: &str| written.contains_key(key);
+        let (enough, needs) = match type_ {
+            SecretType::Opaque => (true, ""),
+            SecretType::DockerConfigJson => (
+                has(docker::TYPED_KEY),
+                "the key .dockerconfigjson in data, or the preset dockerConfig",
+            ),
+            SecretType::BasicAuth => (
+                has("username") || has("password"),
+                "the key username or password in data, or the preset basicAuth",
+            ),
+            SecretType::Tls => (has("tls.crt") && has("tls.key"), "the keys tls.crt and tls.key in data"),
+            SecretType::SshAuth => (has("ssh-privatekey"), "the key ssh-privatekey in data"),
         };
-        if if any {
-            !needs.iter().any(has)
-        } else {
-            !needs.iter().all(has)
-        } {
-            let by = match type_ {
-                SecretType::DockerConfigJson => ", or the preset dockerConfig",
-                SecretType::BasicAuth => ", or the preset basicAuth",
-                _ => "",
-            };
-            return invalid(format!(
-                " has type {} and needs the key {} in data{by}",
-                type_.as_str(),
-                needs.join(if any { " or " } else { " and " })
-            ));
+        if !enough {
+            return invalid(format!(" has type {} and needs {needs}", type_.as_str()));
         }
-        if self.presets.contains(&Preset::Jenkins) && metadata::jenkins_type(&written).is_none() {
+        if self.presets.contains(&Preset::Jenkins) && metadata::jenkins_type(has).is_none() {
             return invalid(
                 ": Jenkins wants the key text, or username and password: write them in data, or add the preset basicAuth"
                     .to_owned(),
@@ -111,8 +104,8 @@ impl Layout {
     ) -> OwnMetadata {
         let mut own = OwnMetadata::default();
         if self.presets.contains(&Preset::Jenkins) {
-            let keys = self.static_keys(type_).map(|key| (key, "")).collect();
-            own.labels.extend(metadata::jenkins_type(&keys));
+            let has = |key: &str| self.static_keys(type_).any(|written| written == key);
+            own.labels.extend(metadata::jenkins_type(has));
         }
         own.labels.extend(labels.clone());
         own.annotations.extend(annotations.clone());

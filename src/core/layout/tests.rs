@@ -326,7 +326,7 @@ fn keys_that_are_reserved_missing_or_written_twice_are_found_before_anything_is_
             &[],
             "needs the key username or password in data, or the preset basicAuth",
         ),
-        (Tls, &[], &["tls.crt"], "needs the key tls.crt and tls.key in data"),
+        (Tls, &[], &["tls.crt"], "needs the keys tls.crt and tls.key in data"),
         (SshAuth, &[], &[], "needs the key ssh-privatekey in data"),
         (Opaque, &[Preset::Jenkins], &[], "Jenkins wants the key text"),
         (Opaque, &[Preset::Jenkins], &["username"], "Jenkins wants the key text"),

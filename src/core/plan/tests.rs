@@ -23,8 +23,8 @@ fn desired() -> Desired {
 fn live() -> ActiveToken {
     let desired = desired();
     let mut live = live_at("claim-1", t(0), t(3600));
-    live.request.connection = desired.connection;
-    live.request.service = desired.service;
+    live.request.connection = desired.connection.as_str().into();
+    live.request.service = desired.service.as_str().into();
     live.request_hash = desired.request_hash;
     live.layout_hash = desired.layout_hash;
     let written = Written {
@@ -127,7 +127,7 @@ fn a_template_that_failed_once_is_stalled_though_it_is_tried_again() {
     let mut o = fresh();
     let failure = failed_with(Reason::InvalidTemplate, Some(t(600)));
     o.record = Some(Record {
-        failure: Some(failure),
+        failure: Some(Box::new(failure)),
         ..Record::default()
     });
     assert_eq!(stalled_after(&o, None, 1), (true, Some(t(600))));
@@ -357,7 +357,7 @@ fn a_stray_secret_of_ours_is_removed_once_the_new_layout_is_live() {
 fn a_denial_stands_until_spec_or_annotation_change() {
     let mut o = fresh();
     o.record = Some(Record {
-        failure: Some(failed_with(Reason::Denied, None)),
+        failure: Some(Box::new(failed_with(Reason::Denied, None))),
         ..Record::default()
     });
     let denied = plan(&o, t(1_000_000));
@@ -371,7 +371,7 @@ fn a_denial_stands_until_spec_or_annotation_change() {
 #[test]
 fn a_failure_waits_for_its_time_and_a_ready_token_stays_ready_meanwhile() {
     let mut o = issued();
-    o.record.as_mut().unwrap().failure = Some(failed_with(Reason::BrokerUnavailable, Some(t(2500))));
+    o.record.as_mut().unwrap().failure = Some(Box::new(failed_with(Reason::BrokerUnavailable, Some(t(2500)))));
     let waiting = plan(&o, t(2400));
     assert_eq!(
         (waiting.demand, ready(&waiting)),
@@ -429,7 +429,7 @@ fn while_nothing_is_answered_whoever_needs_a_token_stays_in_line_and_what_happen
         (Some(MintReason::Renewal), (true, Reason::BrokerUnavailable))
     );
     for (reason, retry_at) in [(Reason::Denied, None), (Reason::OutcomeUnknown, Some(t(2600)))] {
-        o.record.as_mut().unwrap().failure = Some(failed_with(reason, retry_at));
+        o.record.as_mut().unwrap().failure = Some(Box::new(failed_with(reason, retry_at)));
         let failed = plan(&o, t(2500));
         assert_eq!((failed.demand, ready(&failed)), (None, (true, reason)));
     }
@@ -442,7 +442,7 @@ fn a_denied_credential_is_not_the_one_that_tries_a_refused_key() {
         probe_at: t(900),
         message: "refused".into(),
     };
-    o.record.as_mut().unwrap().failure = Some(failed_with(Reason::Denied, None));
+    o.record.as_mut().unwrap().failure = Some(Box::new(failed_with(Reason::Denied, None)));
     assert_eq!(plan(&o, t(2500)).demand, None);
 }
 

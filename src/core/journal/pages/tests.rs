@@ -190,7 +190,9 @@ fn uid(who: usize) -> String {
 fn outcome(claim: &Claim, now: Time) -> Outcome {
     let mut live = live(&claim.id, now, now + s(3600));
     live.revision = claim.revision;
-    live.outputs = (0..8).map(|i| format!("{i}-{}", "output".repeat(16))).collect();
+    live.outputs = (0..8)
+        .map(|i| format!("{i}-{}", "output".repeat(16)).as_str().into())
+        .collect();
     live.token_ids = vec![format!("token-of-{}", claim.id)];
     Outcome::Published(Box::new(live))
 }

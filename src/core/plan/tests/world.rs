@@ -352,8 +352,8 @@ impl World {
         live.rotate = flight.claim.rotate.clone();
         live.revision = flight.claim.revision;
         live.request = request();
-        live.request.connection = self.desired.connection.clone();
-        live.request.service = self.desired.service.clone();
+        live.request.connection = self.desired.connection.as_str().into();
+        live.request.service = self.desired.service.as_str().into();
         live.endpoint = endpoint();
         let written = Written {
             keys: vec!["k".into()],
