@@ -223,12 +223,7 @@ impl Bench<'_> {
         let asked: HashMap<String, (String, Option<chrono::TimeDelta>)> = all
             .iter()
             .map(|c| {
-                let runway = c
-                    .spec
-                    .rotation
-                    .renew_before
-                    .clone()
-                    .map(|d| std::time::Duration::from(d));
+                let runway = c.spec.rotation.renew_before.map(Duration::from);
                 let runway = runway.and_then(|d| chrono::TimeDelta::from_std(d).ok());
                 (c.name_any(), (c.uid().unwrap_or_default(), runway))
             })

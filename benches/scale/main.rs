@@ -45,6 +45,7 @@ const IN_FLIGHT: usize = 32;
 
 /// Measures the controller with many credentials.
 #[derive(Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 struct Arguments {
     /// Credentials.
     #[arg(long, default_value_t = 1000)]

@@ -319,7 +319,10 @@ fn policies_hinder_neither_the_garbage_collector_nor_the_end_of_a_namespace() {
 #[test]
 fn the_api_server_takes_everything_the_chart_can_render() {
     let cluster = Cluster::start();
-    succeed(&mut cluster.kubectl(&["create", "namespace", SYSTEM]));
+    // Those of the scope are there before.
+    for namespace in [SYSTEM, "ci-a", "ci-b"] {
+        succeed(&mut cluster.kubectl(&["create", "namespace", namespace]));
+    }
     let (crds, others): (Vec<_>, Vec<_>) = everything()
         .into_iter()
         .partition(|d| d["kind"] == "CustomResourceDefinition");
