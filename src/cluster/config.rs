@@ -14,7 +14,7 @@ use tower::limit::ConcurrencyLimitLayer;
 /// Calls to the API server that wait for its answer at the same time; a watch waits only until it begins. Its
 /// priority and fairness queues refuse a service account that has some hundreds in flight (429), and every refused
 /// call is a wait.
-pub const MOST_CALLS: usize = 64;
+pub const MOST_CALLS: usize = 32;
 
 /// How to reach it from the usual places: a kubeconfig, else the Pod's service account. `context` names
 /// one of the kubeconfig.

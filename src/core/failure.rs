@@ -70,7 +70,7 @@ pub fn fail(journal: &mut Journal, uid: &str, claim: &Claim, refused: &Refused, 
 /// What a record keeps of a failed try.
 #[must_use]
 pub fn failure(journal: &Journal, uid: &str, claim: &Claim, refused: &Refused, pace: Pace, now: Time) -> Failure {
-    let count = journal.failures_in_a_row(uid, &claim.request_hash, &claim.rotate);
+    let count = journal.failures_in_a_row(uid, &claim.digest);
     let live = journal
         .live_of(uid)
         .filter(|l| l.ends_at > now)
@@ -99,9 +99,7 @@ pub fn failure(journal: &Journal, uid: &str, claim: &Claim, refused: &Refused, p
         asked_at: Some(claim.at),
         count,
         retry_at,
-        request_hash: claim.request_hash.clone(),
-        layout_hash: claim.layout_hash.clone(),
-        rotate: claim.rotate.clone(),
+        digest: claim.digest,
     }
 }
 

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use chrono::TimeDelta;
-use data_encoding::HEXLOWER;
-use sha2::{Digest, Sha256};
 
 use super::Problem;
+use super::ids::{Digest, SpecDigest};
 use super::journal::RequestFacts;
 use super::layout::{AnnotationPolicy, Layout, OwnMetadata};
 use super::render;
@@ -14,16 +13,10 @@ use crate::api::{
     BrokerApi, EphemeralCredential, EphemeralCredentialSpec, Preset, ROTATE_ANNOTATION, Reason, SecretType,
 };
 
-/// A digest of parts, none of which can run into the next.
+/// A digest of parts, none of which can run into the next, as 32 hexadecimal digits.
 #[must_use]
 pub fn digest<P: AsRef<[u8]>>(parts: impl IntoIterator<Item = P>) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        let part = part.as_ref();
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    HEXLOWER.encode(&hash.finalize()[..16])
+    Digest::of(parts).hex()
 }
 
 /// What a credential's spec asks for, checked and digested.
@@ -43,12 +36,8 @@ pub struct Desired {
     pub type_: Option<String>,
     /// What the type needs besides.
     pub context: BTreeMap<String, serde_json::Value>,
-    /// Digest of all that changes which token comes back.
-    pub request_hash: String,
-    /// Digest of all that changes what the Secrets hold.
-    pub layout_hash: String,
-    /// Digest of the rotate annotation's value.
-    pub rotate: String,
+    /// Digest of all that a mint can be asked for because of.
+    pub digest: SpecDigest,
     /// The Secrets.
     pub secrets: Vec<DesiredSecret>,
     /// Runway asked for.
@@ -58,12 +47,6 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// Digest of all that a mint can be asked for because of.
-    #[must_use]
-    pub fn digest(&self) -> String {
-        digest([&self.request_hash, &self.layout_hash, &self.rotate])
-    }
-
     /// Reads the templates: for what is permitted, before anything is minted.
     ///
     /// # Errors
@@ -112,7 +95,7 @@ pub fn desired(
         .annotations
         .as_ref()
         .and_then(|a| a.get(ROTATE_ANNOTATION))
-        .map(|value| digest([value]))
+        .map(|value| Digest::of([value]))
         .unwrap_or_default();
     Ok(Desired {
         connection: spec.connection.clone(),
@@ -126,17 +109,19 @@ pub fn desired(
             .iter()
             .filter_map(|(key, value)| Some((key.clone(), context_value(key, value).ok()?)))
             .collect(),
-        request_hash: digest([
-            "request",
-            &spec.connection,
-            &spec.service,
-            &spec.purpose,
-            spec.repo.as_deref().unwrap_or(""),
-            spec.run_id.as_deref().unwrap_or(""),
-            &provision_text(spec),
-        ]),
-        layout_hash: layout_hash(&secrets),
-        rotate,
+        digest: SpecDigest {
+            request: Digest::of([
+                "request",
+                &spec.connection,
+                &spec.service,
+                &spec.purpose,
+                spec.repo.as_deref().unwrap_or(""),
+                spec.run_id.as_deref().unwrap_or(""),
+                &provision_text(spec),
+            ]),
+            layout: layout_digest(&secrets),
+            rotate,
+        },
         secrets,
         renew_before: delta(spec.rotation.renew_before.as_ref()),
         max_lifetime: delta(spec.rotation.max_lifetime.as_ref())
@@ -267,7 +252,7 @@ fn secrets(
         .collect()
 }
 
-fn layout_hash(secrets: &[DesiredSecret]) -> String {
+fn layout_digest(secrets: &[DesiredSecret]) -> Digest {
     let mut parts: Vec<String> = Vec::new();
     let mut sorted: Vec<_> = secrets.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
@@ -275,7 +260,7 @@ fn layout_hash(secrets: &[DesiredSecret]) -> String {
         parts.push(format!("secret {} {}", secret.name, secret.type_.as_str()));
         parts.extend(secret.layout.digest_parts());
     }
-    digest(parts)
+    Digest::of(parts)
 }
 
 fn delta(duration: Option<&kube::core::Duration>) -> Option<TimeDelta> {
@@ -359,15 +344,12 @@ mod tests {
         edited.spec.secrets[0].options.npm = Some(NpmOptions::default());
         edited.spec.rotation.renew_before = Some(std::time::Duration::from_secs(60).into());
         let (a, b) = (desired(&base, None).unwrap(), desired(&edited, None).unwrap());
-        assert_eq!(
-            (a.request_hash, a.layout_hash, a.rotate),
-            (b.request_hash, b.layout_hash, b.rotate)
-        );
+        assert_eq!(a.digest, b.digest);
     }
 
     #[test]
     fn every_part_of_the_request_changes_its_digest() {
-        let base = desired(&credential("a", "chittyid"), None).unwrap().request_hash;
+        let base = desired(&credential("a", "chittyid"), None).unwrap().digest.request;
         let edits: [fn(&mut EphemeralCredential); 5] = [
             |ec| ec.spec.connection = "x".into(),
             |ec| ec.spec.service = "x".into(),
@@ -378,7 +360,7 @@ mod tests {
         for edit in edits {
             let mut ec = credential("a", "chittyid");
             edit(&mut ec);
-            assert_ne!(desired(&ec, None).unwrap().request_hash, base);
+            assert_ne!(desired(&ec, None).unwrap().digest.request, base);
         }
     }
 

@@ -245,7 +245,7 @@ fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>
             pod_waits: false,
             most: snapshot.most,
         },
-        asks: desired.digest(),
+        asks: desired.digest,
         seq: snapshot.seq,
         connection: desired.connection.clone(),
     });

@@ -24,7 +24,7 @@ use crate::core::budget::{
     Admitted, Decision, Demand, Follower, Held, Limit, Rate, Terms, Usage, Waiting, is_untouched,
 };
 use crate::core::failure::PROBE_EVERY;
-use crate::core::ids::{ObjectName, Uid};
+use crate::core::ids::{ObjectName, SpecDigest, Uid};
 use crate::core::journal::{Claim, Journal, Scope};
 use crate::core::outage::{Asker, Bar, But, Spare};
 use crate::core::schedule::spread;
@@ -65,7 +65,7 @@ struct Draft {
     uid: String,
     /// What was decided about: it is so no more if anything has happened since.
     seq: u64,
-    asks: String,
+    asks: SpecDigest,
     gone: bool,
     claim: Claim,
     window: TimeDelta,
@@ -425,7 +425,7 @@ fn draft(entry: &QueueEntry, p: &Prepared, journal: &Journal, identity: &str) ->
     let uid = p.owner.uid.clone();
     Draft {
         seq: entry.seq,
-        asks: entry.asks.clone(),
+        asks: entry.asks,
         gone: journal.credentials.get(uid.as_str()).is_some_and(|r| r.gone),
         claim: new_claim(p, identity),
         window: p.window,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::Time;
 use crate::core::budget::{Budget, Demand, Follower, Held, Waiting};
-use crate::core::ids::{ObjectName, Uid};
+use crate::core::ids::{ObjectName, SpecDigest, Uid};
 use crate::core::outage::Bar;
 
 /// How often whoever waits is told how the line moved.
@@ -19,7 +19,7 @@ pub struct QueueEntry {
     /// What the budget is asked for.
     pub demand: Demand,
     /// [`Desired::digest`](crate::core::spec::Desired::digest) of the spec that this was decided on.
-    pub asks: String,
+    pub asks: SpecDigest,
     /// Number of the credential's last audit event in this journal when this was decided: where there is
     /// a later one, something has happened since, and it is to be decided anew.
     pub seq: u64,
@@ -253,7 +253,7 @@ mod tests {
                 pod_waits: false,
                 most: None,
             },
-            asks: String::new(),
+            asks: SpecDigest::default(),
             seq: 0,
             connection: connection.to_owned(),
         }

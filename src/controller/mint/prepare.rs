@@ -104,7 +104,7 @@ pub(crate) async fn prepare(
     let rules = &resolved.connection.spec.access;
     if credential.spec.suspend
         || resolved.connection.spec.suspend
-        || desired.digest() != entry.asks
+        || desired.digest != entry.asks
         || resolved.scope(&desired.service).as_ref() != Some(scope)
         || access::allowed(
             rules,
@@ -125,7 +125,10 @@ pub(crate) async fn prepare(
     let records = context.records(&owner.uid).await.map_err(|_| NotPrepared::Changed)?;
     let proven = records.iter().any(|(_, r)| {
         let refused = r.failure.as_ref().is_some_and(|f| f.reason == Reason::SecretRefused);
-        !refused && r.live.as_ref().is_some_and(|l| l.layout_hash == desired.layout_hash)
+        !refused
+            && r.live
+                .as_ref()
+                .is_some_and(|l| l.digest.layout == desired.digest.layout)
     });
     if !proven {
         dry_run(context, &owner, &desired, credential.metadata.generation).await?;
@@ -212,9 +215,7 @@ pub(crate) fn new_claim(p: &Prepared, identity: &str) -> Claim {
             type_: p.desired.type_.clone(),
         },
         endpoint: p.endpoint.clone(),
-        request_hash: p.desired.request_hash.clone(),
-        layout_hash: p.desired.layout_hash.clone(),
-        rotate: p.desired.rotate.clone(),
+        digest: p.desired.digest,
         secrets: p.desired.secrets.iter().map(|s| s.name.clone()).collect(),
         renew_before_ms: p.desired.renew_before.map(|d| d.num_milliseconds()),
         counts_from: None,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::bounds;
 use crate::api::{BrokerApi, KeyRef, Reason};
 use crate::core::Time;
-use crate::core::ids::PageId;
+use crate::core::ids::{PageId, SpecDigest};
 use crate::core::layout::OwnMetadata;
 use crate::core::schedule::CLAIM_FRESH;
 use crate::core::spec::digest;
@@ -101,12 +101,8 @@ pub struct Claim {
     /// Where it is asked for.
     #[serde(deserialize_with = "shared_endpoint")]
     pub endpoint: Arc<EndpointRef>,
-    /// Digest of the request.
-    pub request_hash: String,
-    /// Digest of the Secrets' layout.
-    pub layout_hash: String,
-    /// Digest of the rotate annotation this mint serves.
-    pub rotate: String,
+    /// What was asked for.
+    pub digest: SpecDigest,
     /// Names of the Secrets it will be written to.
     pub secrets: Vec<String>,
     /// Runway asked for, in milliseconds.
@@ -333,12 +329,8 @@ pub struct ActiveToken {
     /// Where it was asked for.
     #[serde(deserialize_with = "shared_endpoint")]
     pub endpoint: Arc<EndpointRef>,
-    /// Digest of the request.
-    pub request_hash: String,
-    /// Digest of the layout.
-    pub layout_hash: String,
-    /// Digest of the rotate annotation it served.
-    pub rotate: String,
+    /// What was asked for.
+    pub digest: SpecDigest,
     /// When it was issued.
     pub issued_at: Time,
     /// When it ends for us.
@@ -461,12 +453,8 @@ pub struct Failure {
     /// When to try again; never by itself where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Time>,
-    /// The request that failed: another one may be tried at once.
-    pub request_hash: String,
-    /// The layout it was for.
-    pub layout_hash: String,
-    /// The rotate annotation then.
-    pub rotate: String,
+    /// What was asked for.
+    pub digest: SpecDigest,
 }
 
 /// A token to revoke. It says all that is needed once credential and connection are gone.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::{RateScope, Reason};
 use crate::core::Time;
 use crate::core::audit::AuditEvent;
-use crate::core::ids::Uid;
+use crate::core::ids::{SpecDigest, Uid};
 use crate::core::spec::digest;
 
 pub use entries::{
@@ -438,11 +438,11 @@ impl Journal {
 
     /// The number of failures in a row for the same request, this one included.
     #[must_use]
-    pub fn failures_in_a_row(&self, uid: &str, request_hash: &str, rotate: &str) -> u32 {
+    pub fn failures_in_a_row(&self, uid: &str, asked: &SpecDigest) -> u32 {
         self.credentials
             .get(uid)
             .and_then(|r| r.failure.as_ref())
-            .filter(|f| f.request_hash == request_hash && f.rotate == rotate)
+            .filter(|f| f.digest.request == asked.request && f.digest.rotate == asked.rotate)
             .map_or(1, |f| f.count.saturating_add(1))
     }
 

@@ -162,9 +162,9 @@ pub(super) fn failed(o: &Observed, credential_state: &CredentialState<'_>, now: 
 pub(super) fn failure(o: &Observed) -> Option<&Failure> {
     let desired = o.desired.as_ref().ok()?;
     let failure = o.record.as_ref()?.failure.as_ref()?;
-    (failure.request_hash == desired.request_hash
-        && failure.layout_hash == desired.layout_hash
-        && failure.rotate == desired.rotate)
+    (failure.digest.request == desired.digest.request
+        && failure.digest.layout == desired.digest.layout
+        && failure.digest.rotate == desired.digest.rotate)
         .then_some(failure)
 }
 

@@ -127,8 +127,8 @@ impl<'a> CredentialState<'a> {
                 need: None,
             };
         };
-        let current =
-            live.is_some_and(|l| l.request_hash == desired.request_hash && l.layout_hash == desired.layout_hash);
+        let current = live
+            .is_some_and(|l| l.digest.request == desired.digest.request && l.digest.layout == desired.digest.layout);
         let need = match live {
             None => Some(MintReason::First),
             Some(l)
@@ -139,7 +139,7 @@ impl<'a> CredentialState<'a> {
             }
             Some(_) if !current => Some(MintReason::Change),
             Some(_) if !intact => Some(MintReason::Heal),
-            Some(l) if l.rotate != desired.rotate => Some(MintReason::Rotate),
+            Some(l) if l.digest.rotate != desired.digest.rotate => Some(MintReason::Rotate),
             Some(_) => None,
         };
         Self {

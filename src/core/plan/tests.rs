@@ -25,8 +25,8 @@ fn live() -> ActiveToken {
     let mut live = live_at("claim-1", t(0), t(3600));
     live.request.connection = desired.connection.as_str().into();
     live.request.service = desired.service.as_str().into();
-    live.request_hash = desired.request_hash;
-    live.layout_hash = desired.layout_hash;
+    live.digest.request = desired.digest.request;
+    live.digest.layout = desired.digest.layout;
     let written = Written {
         keys: vec!["k".into()],
         fingerprint: "f".into(),
@@ -89,9 +89,7 @@ fn failed_with(reason: Reason, retry_at: Option<Time>) -> Failure {
         asked_at: None,
         count: 1,
         retry_at,
-        request_hash: w.request_hash,
-        layout_hash: w.layout_hash,
-        rotate: w.rotate,
+        digest: w.digest,
     }
 }
 
@@ -531,7 +529,7 @@ fn a_request_moved_to_another_service_or_connection_is_a_newcomer_there_though_i
         let live = o.record.as_mut().unwrap().live.as_mut().unwrap();
         live.request.connection = connection.into();
         live.request.service = service.into();
-        live.request_hash = "of that".into();
+        live.digest.request = crate::core::ids::Digest::of(["that"]);
         assert_eq!(
             plan(&o, t(3000)).demand,
             Some(MintReason::Change),

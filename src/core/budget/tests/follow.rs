@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::budget::select::MAX_OPEN_NEWCOMERS;
 use crate::core::clock::Suspension;
+use crate::core::ids::SpecDigest;
 use crate::core::journal::tests_support::{claim, live, scope};
 use crate::core::journal::{Failure, Journal, Outcome};
 
@@ -62,9 +63,7 @@ fn failure(at: Time) -> Failure {
         asked_at: None,
         count: 1,
         retry_at: Some(at),
-        request_hash: String::new(),
-        layout_hash: String::new(),
-        rotate: String::new(),
+        digest: SpecDigest::default(),
     }
 }
 

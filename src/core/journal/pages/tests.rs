@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::api::Reason;
 use crate::core::audit::{EventType, Subject};
+use crate::core::ids::SpecDigest;
 use crate::core::journal::tests_support::{claim, live, scope};
 use crate::core::journal::{Claim, Failure, MintReason, Minted, Outcome};
 use crate::core::testing::{s, t};
@@ -205,9 +206,7 @@ fn failure(now: Time) -> Failure {
         asked_at: None,
         count: 1,
         retry_at: Some(now + s(60)),
-        request_hash: String::new(),
-        layout_hash: String::new(),
-        rotate: String::new(),
+        digest: SpecDigest::default(),
     }
 }
 

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::audit::{AuditEvent, EventType, Subject};
+use crate::core::ids::{Digest, SpecDigest};
 use std::sync::Arc;
 
 use crate::core::budget::{Demand, Follower, Limit, Terms, is_untouched};
@@ -78,7 +79,7 @@ struct Stored {
 #[derive(Clone, Debug)]
 struct Wish {
     demand: Demand,
-    asks: String,
+    asks: SpecDigest,
     seq: u64,
     /// The view.
     journal: Journal,
@@ -254,7 +255,7 @@ impl World {
                 pod_waits: false,
                 most: None,
             },
-            asks: self.desired.digest(),
+            asks: self.desired.digest,
             seq: observed.record.as_ref().map_or(0, |r| r.seq),
             journal,
         });
@@ -284,7 +285,7 @@ impl World {
         }
         // Decided whenever that was, perhaps on a view that was behind: it is prepared on a fresh read of the
         // spec, and committed to the journal as it is.
-        let Some(wish) = self.demands[who].take_if(|w| w.asks == self.desired.digest()) else {
+        let Some(wish) = self.demands[who].take_if(|w| w.asks == self.desired.digest) else {
             return;
         };
         let (now, kind) = (self.now, wish.demand.reason);
@@ -300,9 +301,7 @@ impl World {
         let mut claim = claim_at(UID, "runners-1", kind, now, self.posts.len() + self.history.len());
         claim.holder = NAMES[who].into();
         claim.revision = self.journal.credentials.get(UID).map_or(0, |r| r.revision) + 1;
-        claim.request_hash = self.desired.request_hash.clone();
-        claim.layout_hash = self.desired.layout_hash.clone();
-        claim.rotate = self.desired.rotate.clone();
+        claim.digest = self.desired.digest;
         claim.secrets = vec!["a".into()];
         if kind == MintReason::Heal {
             self.heals += 1;
@@ -347,9 +346,7 @@ impl World {
             return;
         }
         let mut live = live_at(&id, self.now, self.now + s(1800));
-        live.request_hash = flight.claim.request_hash.clone();
-        live.layout_hash = flight.claim.layout_hash.clone();
-        live.rotate = flight.claim.rotate.clone();
+        live.digest = flight.claim.digest;
         live.revision = flight.claim.revision;
         live.request = request();
         live.request.connection = self.desired.connection.as_str().into();
@@ -416,7 +413,7 @@ impl World {
             }
             Step::Rotate => {
                 self.edits += 1;
-                self.desired.rotate = format!("rotate-{}", self.edits);
+                self.desired.digest.rotate = Digest::of([format!("rotate-{}", self.edits)]);
             }
         }
         self.check();
@@ -484,7 +481,7 @@ impl World {
 }
 
 fn failure_of(journal: &Journal, claim: &Claim, reason: Reason, now: Time) -> Failure {
-    let count = journal.failures_in_a_row(UID, &claim.request_hash, &claim.rotate);
+    let count = journal.failures_in_a_row(UID, &claim.digest);
     let live = journal.credentials.get(UID).and_then(|r| r.live.as_ref());
     let bounds = Bounds {
         window: LIMIT.window,
@@ -509,9 +506,7 @@ fn failure_of(journal: &Journal, claim: &Claim, reason: Reason, now: Time) -> Fa
             UID,
             now,
         ),
-        request_hash: claim.request_hash.clone(),
-        layout_hash: claim.layout_hash.clone(),
-        rotate: claim.rotate.clone(),
+        digest: claim.digest,
     }
 }
 

@@ -113,9 +113,7 @@ impl World {
                     ca: None,
                 }
                 .shared(),
-                request_hash: desired.request_hash.clone(),
-                layout_hash: desired.layout_hash.clone(),
-                rotate: desired.rotate.clone(),
+                digest: desired.digest,
                 secrets: vec![credential.name.name.to_string()],
                 renew_before_ms: desired.renew_before.map(|d| d.num_milliseconds()),
                 counts_from: None,

@@ -17,6 +17,7 @@ use crate::api::{EphemeralCredential, RateScope, Reason};
 use crate::core::Time;
 use crate::core::budget::{Demand, Follower};
 use crate::core::clock::{Reading, SteadyClock};
+use crate::core::ids::SpecDigest;
 use crate::core::ids::{ObjectName, PageId, Uid};
 use crate::core::journal::pages::{Layout, Page};
 use crate::core::journal::{ActiveToken, Claim, Journal, MintReason, Scope};
@@ -60,7 +61,7 @@ enum Event {
 
 struct Entry {
     demand: Demand,
-    asks: String,
+    asks: SpecDigest,
     seq: u64,
     barred: Option<Time>,
     /// Since when it waits, in milliseconds.
@@ -454,7 +455,7 @@ impl World {
             pod_waits: credential.pod_waits && credential.secret.is_none(),
             most: None,
         };
-        let asks = credential.desired.digest();
+        let asks = credential.desired.digest;
         let at = self.now;
         let Some(process) = &mut self.process else { return };
         let mut since = at;
