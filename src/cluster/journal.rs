@@ -8,7 +8,7 @@ mod index;
 mod store;
 mod writer;
 
-use std::collections::{HashMap, HashSet, hash_map};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -145,7 +145,7 @@ impl Journals {
             .or_insert_with(|| {
                 let store = Store::new(&self.cluster, &self.seal, scope.clone());
                 let mut listed = self.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                let listed = listed.as_mut().map(|found| found.take(scope));
+                let listed = listed.as_mut().and_then(|found| found.take(scope));
                 let index = Arc::clone(&self.index);
                 let writer = Writer::new(
                     self.cluster.clone(),
@@ -160,32 +160,69 @@ impl Journals {
             .clone()
     }
 
-    /// Every journal that is there. What was listed is what [`Self::of`] begins with.
+    /// Begins to list every journal that is there. What is listed is what [`Self::of`] begins with.
+    pub fn begin_listing(&self) -> Listing {
+        *self.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Found::default());
+        Listing::default()
+    }
+
+    /// The next journals of a list; `None` where there are no more. Whoever opens them before asking on holds no more of
+    /// them in memory than one answer has.
     ///
     /// # Errors
-    /// Where they cannot be listed.
-    pub async fn list(&self) -> Result<Vec<Entry>, Error> {
-        let mut entries = Vec::new();
-        let mut found = Found::default();
-        let all = store::list_all(&self.cluster).await?;
-        for (name, maps) in all.journals {
-            let scope = maps.iter().find_map(|map| store::scope_of(map, &name));
-            if let Some(scope) = scope.as_ref().filter(|scope| scope.kind == RateScope::Key)
-                && maps.iter().any(|map| store::is_of_another_key(map, &self.seal))
-            {
-                found.renamed.insert(Arc::clone(&scope.origin));
-            }
-            entries.push(scope.map_or_else(|| Entry::Illegible(name.clone()), Entry::Scope));
-            found.journals.insert(name, Listed::Parts(maps));
+    /// Where they cannot be listed: then it begins anew.
+    pub async fn next(&self, listing: &mut Listing) -> Result<Option<Vec<Entry>>, Error> {
+        if listing.complete {
+            return Ok(None);
         }
-        for scope in self.index.take(all.index).await {
-            if let hash_map::Entry::Vacant(gone) = found.journals.entry(scope.journal_name()) {
-                gone.insert(Listed::Missing);
-                entries.push(Entry::Scope(scope));
+        let page = store::list_page(&self.cluster, listing.token.take()).await?;
+        listing.token = page.metadata.continue_.filter(|token| !token.is_empty());
+        let mut whole = Vec::new();
+        for map in page.items {
+            match store::part_of(&map) {
+                None => listing.index.push(map),
+                Some(of) if listing.held.0 == of => listing.held.1.push(map),
+                // The names of a journal's parts begin with that of its head: they come one after the other.
+                Some(of) => whole.push(std::mem::replace(&mut listing.held, (of, vec![map]))),
             }
         }
-        *self.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(found);
-        Ok(entries)
+        listing.complete = listing.token.is_none();
+        if listing.complete {
+            whole.push(std::mem::take(&mut listing.held));
+        }
+        whole.retain(|(_, maps)| !maps.is_empty());
+        let mut entries: Vec<Entry> = whole
+            .into_iter()
+            .map(|(name, maps)| self.found(listing, name, maps))
+            .collect();
+        if listing.complete {
+            for scope in self.index.take(std::mem::take(&mut listing.index)).await {
+                if !listing.seen.contains(&scope.journal_name()) {
+                    self.note(|found| found.journals.insert(scope.journal_name(), Listed::Missing));
+                    entries.push(Entry::Scope(scope));
+                }
+            }
+            self.note(|found| found.complete = true);
+        }
+        Ok(Some(entries))
+    }
+
+    fn note<R>(&self, change: impl FnOnce(&mut Found) -> R) {
+        let mut listed = self.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        change(listed.get_or_insert_default());
+    }
+
+    fn found(&self, listing: &mut Listing, name: String, maps: Vec<ConfigMap>) -> Entry {
+        let scope = maps.iter().find_map(|map| store::scope_of(map, &name));
+        let renamed = scope.as_ref().filter(|scope| {
+            scope.kind == RateScope::Key && maps.iter().any(|map| store::is_of_another_key(map, &self.seal))
+        });
+        self.note(|found| {
+            found.renamed.extend(renamed.map(|scope| Arc::clone(&scope.origin)));
+            found.journals.insert(name.clone(), Listed::Parts(maps));
+        });
+        listing.seen.insert(name.clone());
+        scope.map_or(Entry::Illegible(name), Entry::Scope)
     }
 
     /// The journal called `name`, where there is one.
@@ -240,15 +277,29 @@ struct Found {
     journals: HashMap<String, Listed>,
     /// Where API keys were named by a seal key that is lost: what was spent by them is not known by their new names.
     renamed: HashSet<Arc<str>>,
+    /// All were listed.
+    complete: bool,
 }
 
 impl Found {
-    fn take(&mut self, scope: &Scope) -> Listed {
-        self.journals.remove(&scope.journal_name()).unwrap_or_else(|| {
-            let renamed = scope.kind == RateScope::Key && self.renamed.contains(&scope.origin);
-            if renamed { Listed::Missing } else { Listed::Absent }
-        })
+    /// How `scope` was listed; `None` where that may still come.
+    fn take(&mut self, scope: &Scope) -> Option<Listed> {
+        let renamed = scope.kind == RateScope::Key && self.renamed.contains(&scope.origin);
+        let unlisted = if renamed { Listed::Missing } else { Listed::Absent };
+        let listed = self.journals.remove(&scope.journal_name());
+        listed.or_else(|| self.complete.then_some(unlisted))
     }
+}
+
+/// How far a list of all journals has come.
+#[derive(Default)]
+pub struct Listing {
+    token: Option<String>,
+    /// Of this journal more parts may come.
+    held: (String, Vec<ConfigMap>),
+    index: Vec<ConfigMap>,
+    seen: HashSet<String>,
+    complete: bool,
 }
 
 /// A journal that is there.
@@ -373,12 +424,15 @@ mod tests {
         };
         let mut found = Found {
             renamed: [Arc::from("https://a")].into(),
+            complete: true,
             ..Found::default()
         };
         found.journals.insert(scope().journal_name(), Listed::Parts(Vec::new()));
-        assert!(matches!(found.take(&of_key("https://a")), Listed::Missing));
-        assert!(matches!(found.take(&of_key("https://b")), Listed::Absent));
-        assert!(matches!(found.take(&scope()), Listed::Parts(_)));
-        assert!(matches!(found.take(&scope()), Listed::Absent));
+        assert!(matches!(found.take(&of_key("https://a")), Some(Listed::Missing)));
+        assert!(matches!(found.take(&of_key("https://b")), Some(Listed::Absent)));
+        assert!(matches!(found.take(&scope()), Some(Listed::Parts(_))));
+        assert!(matches!(found.take(&scope()), Some(Listed::Absent)));
+        found.complete = false;
+        assert!(found.take(&scope()).is_none(), "it may still come");
     }
 }

@@ -141,37 +141,39 @@ impl Context {
     /// Opens every journal that is there, and learns from it who has records where and which keys
     /// are refused.
     async fn open_journals(self: &Arc<Self>, stop: &CancellationToken) {
-        let found = loop {
-            match self.journals.list().await {
-                Ok(found) => break found,
+        let mut listing = self.journals.begin_listing();
+        while !stop.is_cancelled() {
+            match self.journals.next(&mut listing).await {
+                Ok(Some(entries)) => {
+                    for entry in entries {
+                        self.open_journal(entry, stop).await;
+                    }
+                }
+                Ok(None) => return,
                 Err(error) => {
                     tracing::warn!(%error, "failed to list the journals; trying again");
                     tokio::time::sleep(Duration::from_secs(2)).await;
+                    listing = self.journals.begin_listing();
                 }
             }
-            if stop.is_cancelled() {
-                return;
-            }
+        }
+    }
+
+    async fn open_journal(self: &Arc<Self>, entry: Entry, stop: &CancellationToken) {
+        let Entry::Scope(scope) = entry else {
+            self.spawn("journal to be mended", Arc::clone(self).await_mended(entry));
+            return;
         };
-        for found in found {
-            let Entry::Scope(scope) = found else {
-                self.spawn("journal to be mended", Arc::clone(self).await_mended(found));
-                continue;
-            };
-            loop {
-                match self.learn(&scope).await {
-                    Ok(()) => break,
-                    // Until it is mended nobody knows who is in it; its own scope stands still meanwhile.
-                    Err(JournalError::Broken { .. }) => {
-                        let mended = Arc::clone(self).await_mended(Entry::Scope(scope));
-                        self.spawn("journal to be mended", mended);
-                        break;
-                    }
-                    Err(JournalError::Unavailable(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
-                }
-                if stop.is_cancelled() {
+        while !stop.is_cancelled() {
+            match self.learn(&scope).await {
+                Ok(()) => return,
+                // Until it is mended nobody knows who is in it; its own scope stands still meanwhile.
+                Err(JournalError::Broken { .. }) => {
+                    let mended = Arc::clone(self).await_mended(Entry::Scope(scope));
+                    self.spawn("journal to be mended", mended);
                     return;
                 }
+                Err(JournalError::Unavailable(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
             }
         }
     }

@@ -8,6 +8,7 @@ use chittyconnect_operator::api::RateScope;
 use chittyconnect_operator::cluster::Cluster;
 use chittyconnect_operator::cluster::journal::{Journals, ScopeJournal};
 use chittyconnect_operator::core::Time;
+use chittyconnect_operator::core::ids::SpecDigest;
 use chittyconnect_operator::core::journal::{ActiveToken, Claim, Outcome, Scope};
 use chittyconnect_operator::core::seal::SealKey;
 use chrono::TimeDelta;
@@ -132,7 +133,7 @@ fn claim(uid: &str, at: Time) -> Claim {
         "at": at.timestamp_millis(), "holder": "me", "timeoutSeconds": 10, "kind": "First",
         "request": {"connection": "c", "service": "s", "purpose": "p", "runId": "r"},
         "endpoint": {"url": "https://broker.example", "api": "Deploy", "key": {"name": "k", "key": "k"}},
-        "requestHash": "", "layoutHash": "", "rotate": "", "secrets": [uid],
+        "digest": SpecDigest::default(), "secrets": [uid],
     }))
     .unwrap()
 }
@@ -141,7 +142,7 @@ fn claim(uid: &str, at: Time) -> Claim {
 fn live(claim: &Claim, at: Time) -> ActiveToken {
     serde_json::from_value(json!({
         "claim": claim.id, "revision": 1, "request": claim.request, "endpoint": claim.endpoint,
-        "requestHash": "", "layoutHash": "", "rotate": "", "issuedAt": at, "endsAt": at + TimeDelta::hours(1),
+        "digest": SpecDigest::default(), "issuedAt": at, "endsAt": at + TimeDelta::hours(1),
         "tokenIds": [], "outputs": ["cloudflare_token", "account_id", "npm_token", "github_token"],
         "secrets": {claim.name.clone(): {"keys": [], "fingerprint": "f".repeat(43)}},
     }))
@@ -321,8 +322,10 @@ async fn a_journal_that_was_deleted_while_nobody_ran_is_missed_and_one_that_is_e
     delete(&world, &head.unwrap()).await;
 
     let second = journals(world.client().await);
-    let found = second.list().await.unwrap().len();
+    let mut listing = second.begin_listing();
+    let found = second.next(&mut listing).await.unwrap().unwrap().len();
     assert_eq!(found, 2, "those that are there, and the one that is missed");
+    assert!(second.next(&mut listing).await.unwrap().is_none());
     assert!(second.of(&lost).view().await.unwrap().lost_at.is_some());
     assert!(second.of(&kept).view().await.unwrap().lost_at.is_none());
     assert_eq!(second.of(&kept).view().await.unwrap().credentials.len(), 2);

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, ObjectList, ObjectMeta, PostParams, Preconditions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -28,7 +28,7 @@ pub(super) const PART_LABEL: &str = "connect.chitty.cc/journal";
 /// The name of its head.
 const OF_LABEL: &str = "connect.chitty.cc/journal-of";
 /// Objects in one answer to a list of all journals.
-const LISTED_AT_ONCE: u32 = 250;
+const LISTED_AT_ONCE: u32 = 50;
 
 /// One scope's objects.
 pub(super) struct Store {
@@ -358,39 +358,26 @@ fn api(cluster: &Cluster) -> Api<ConfigMap> {
     Api::namespaced(cluster.client.clone(), &cluster.namespace)
 }
 
-/// All that there is of journals.
-#[derive(Default)]
-pub(super) struct All {
-    /// Heads and pages, by the names of the heads.
-    pub(super) journals: BTreeMap<String, Vec<ConfigMap>>,
-    /// What names them.
-    pub(super) index: Vec<ConfigMap>,
-}
-
-/// Lists the parts of all journals.
+/// Some of the parts of all journals, by name.
 ///
 /// # Errors
 /// Where they cannot be listed.
-pub(super) async fn list_all(cluster: &Cluster) -> Result<All, Error> {
-    let api = api(cluster);
-    let mut all = All::default();
-    let mut params = ListParams::default().labels(PART_LABEL).limit(LISTED_AT_ONCE);
-    loop {
-        let list = bounded(api.list(&params)).await?;
-        for map in list.items {
-            let label = |key| map.metadata.labels.as_ref().and_then(|labels| labels.get(key));
-            if label(PART_LABEL).is_some_and(|part| part == "index") {
-                all.index.push(map);
-                continue;
-            }
-            let of = label(OF_LABEL).or(map.metadata.name.as_ref()).cloned();
-            all.journals.entry(of.unwrap_or_default()).or_default().push(map);
-        }
-        match list.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params.continue_token = Some(token),
-            None => return Ok(all),
-        }
+pub(super) async fn list_page(cluster: &Cluster, token: Option<String>) -> Result<ObjectList<ConfigMap>, Error> {
+    let params = ListParams {
+        continue_token: token,
+        ..ListParams::default().labels(PART_LABEL).limit(LISTED_AT_ONCE)
+    };
+    bounded(api(cluster).list(&params)).await
+}
+
+/// The name of the head that a part of a journal belongs to; `None` for a part of the index.
+pub(super) fn part_of(map: &ConfigMap) -> Option<String> {
+    let label = |key| map.metadata.labels.as_ref().and_then(|labels| labels.get(key));
+    if label(PART_LABEL).is_some_and(|part| part == "index") {
+        return None;
     }
+    let of = label(OF_LABEL).or(map.metadata.name.as_ref());
+    Some(of.cloned().unwrap_or_default())
 }
 
 /// The head called `name`.
