@@ -40,7 +40,7 @@ const TELL_ON: TimeDelta = TimeDelta::milliseconds(250);
 /// How long it rests at least where the API server could not be asked.
 const LATER: TimeDelta = TimeDelta::seconds(1);
 /// How often a scope is looked at of which there is no news: figures that are told move with time.
-const LONGEST: Duration = Duration::from_secs(120);
+const LONGEST: Duration = Duration::from_secs(300);
 /// How many mints of a scope are prepared at once.
 const PREPARE: usize = 16;
 /// How many mints of a scope begin in one pass.
