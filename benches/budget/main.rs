@@ -64,8 +64,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let started = Instant::now();
     println!(
-        "                                                               beyond what is promised: lost for\n\
-         limit what fails            hours live   mints fullest lost missed   no answer  told  no room  kept  unknowable \
+        "                                                                      beyond what is promised: lost for\n\
+         limit what fails            hours live   mints fullest lost missed wasted   no answer  told  no room  kept  unknowable \
          short  starved put off late waited restless  longest wait  worst seed"
     );
     let (mut all, mut broken, mut simulated) = (Vec::new(), 0, 0);
@@ -136,13 +136,14 @@ fn row(limit: u32, faults: Faults, reports: &[Report]) -> usize {
         .max_by_key(|r| (r.broken(), r.beyond.values().sum::<usize>()));
     let beyond = EXCUSES.map(|why| reports.iter().filter_map(|r| r.beyond.get(&why)).sum::<usize>());
     println!(
-        "{limit:5} {:21} {hours:5} {:4} {:7} {:7} {:4} {:6} {:11} {:5} {:8} {:5} {:11} {:6} {:8} {:7} {:4} {:6} {:8} {:>9} min {:11}",
+        "{limit:5} {:21} {hours:5} {:4} {:7} {:7} {:4} {:6} {:6} {:11} {:5} {:8} {:5} {:11} {:6} {:8} {:7} {:4} {:6} {:8} {:>9} min {:11}",
         name(faults),
         most(|r| r.live),
         sum(|r| r.mints),
         most(|r| r.most),
         sum(|r| r.lost),
         sum(|r| r.missed),
+        sum(|r| r.wasted),
         beyond[0],
         beyond[1],
         beyond[2],
@@ -169,7 +170,7 @@ fn figures(r: &Report, faults: Faults) -> serde_json::Value {
     let beyond: BTreeMap<String, usize> = r.beyond.iter().map(|(why, n)| (format!("{why:?}"), *n)).collect();
     json!({
         "limit": r.limit, "faults": name(faults), "seed": r.seed, "hours": r.hours, "live": r.live, "mints": r.mints,
-        "fullest": r.most, "lost": r.lost, "missed": r.missed, "beyond": beyond, "starved": r.starved, "putOff": r.put_off, "late": r.late,
+        "fullest": r.most, "lost": r.lost, "missed": r.missed, "wasted": r.wasted, "beyond": beyond, "starved": r.starved, "putOff": r.put_off, "late": r.late,
         "waited": r.waited, "restless": r.restless, "longestWaitMs": r.longest_wait, "stories": r.stories,
     })
 }

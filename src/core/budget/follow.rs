@@ -217,6 +217,7 @@ fn stops(journal: &Journal, terms: &Terms) -> Stops {
         lost_until: journal.lost_at.map(|at| at + longest),
         newcomers: terms.newcomers,
         teaching: journal.typical_lifetime.is_none(),
+        probing: journal.throttle.count > 0,
     }
 }
 

@@ -77,6 +77,9 @@ pub struct Stops {
     pub newcomers: bool,
     /// Nobody knows yet how long tokens live: one request at a time, until one is answered.
     pub teaching: bool,
+    /// The last wait for the server is over, and nobody was granted a token since: before half of their runways one
+    /// tries for all.
+    pub probing: bool,
 }
 
 impl Default for Stops {
@@ -88,6 +91,7 @@ impl Default for Stops {
             lost_until: None,
             newcomers: true,
             teaching: false,
+            probing: false,
         }
     }
 }

@@ -48,6 +48,11 @@ fn keeps_its_rate(projection: &Projection, uid: &Uid) -> bool {
     live.is_some_and(|live| live.period + live.keeps / ABOUT + ROUNDING >= live.keeps)
 }
 
+/// Whether somebody asks, or is about to.
+fn is_under_way(search: &Search, outcome: &Outcome) -> bool {
+    search.projection.open_claims() > 0 || !outcome.admitted.is_empty()
+}
+
 /// How often a token is renewed that is about to be minted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rate {
@@ -152,8 +157,16 @@ impl Pass<'_> {
         for (is_due, uid) in due.chain(early) {
             let own = self.own_tries.is_due(uid.as_str(), now);
             // What a server asks for ends at half of the runway; what it did not ask for does for all tries after that.
-            let unasked = self.stops.guessed && self.own_tries.is_past_half(uid.as_str(), now);
+            let past_half = self.own_tries.is_past_half(uid.as_str(), now);
+            let unasked = self.stops.guessed && past_half;
             let mut why = if own || unasked { backlog } else { stopped };
+            if why.is_none() && !past_half && self.stops.probing && is_under_way(search, outcome) {
+                // Its answer is awaited: a moment, and nothing to tell of.
+                if is_due {
+                    continue;
+                }
+                return;
+            }
             if why.is_none() {
                 let free = search.projection.is_free_now();
                 let faster = self.is_faster(search.projection, uid);
@@ -196,7 +209,7 @@ impl Pass<'_> {
             if !search.projection.is_free_now() {
                 return;
             }
-            if is_due && (self.stops.guessed || self.own_tries.is_any_due(now)) {
+            if is_due && (self.stops.guessed || self.stops.probing || self.own_tries.is_any_due(now)) {
                 continue;
             }
             if stopped.is_some() || left == 0 && !is_due || !spare {
@@ -314,8 +327,8 @@ impl Pass<'_> {
     /// Whether newcomers go on as soon as what was admitted is under way, or the first one is answered.
     fn is_moment(&self, search: &Search, outcome: &mut Outcome) -> bool {
         // The first answer of a scope teaches how long tokens live; until then one newcomer is enough.
-        let under_way = search.projection.open_claims() > 0 || !outcome.admitted.is_empty();
-        self.stops.teaching && under_way || self.is_full(search, outcome, MAX_OPEN_NEWCOMERS)
+        (self.stops.teaching || self.stops.probing) && is_under_way(search, outcome)
+            || self.is_full(search, outcome, MAX_OPEN_NEWCOMERS)
     }
 
     /// Whether nobody in line has anything to hope for, as far as that can be told with little work.

@@ -79,6 +79,8 @@ pub struct Report {
     pub missed: usize,
     /// Others that were lost, by why no order of tries could have kept all.
     pub beyond: BTreeMap<Excuse, usize>,
+    /// Requests that failed and took what was kept for the tries of others.
+    pub wasted: usize,
     /// Newcomers admitted before those of a namespace that had less by more than one credential's rate.
     pub starved: usize,
     /// Renewals that waited for something to spare though nothing failed, up to half of their runway,
@@ -110,7 +112,7 @@ impl Report {
         let over = self
             .most
             .saturating_sub(usize::try_from(self.limit).unwrap_or(usize::MAX));
-        over + self.lost + self.missed + self.starved + self.late + self.waited + self.restless
+        over + self.lost + self.missed + self.wasted + self.starved + self.late + self.waited + self.restless
     }
 }
 

@@ -10,14 +10,16 @@ const CLOCKS: i64 = 2_000;
 /// its process is judged then, and a request that hangs is over.
 const KNOWN: i64 = 30_000;
 
-/// Why nothing was promised about a token that was lost.
+/// Why nothing was promised about a token that was lost. Of the first two and of `NoRoom` no order of tries could have
+/// kept all, whatever it knew; of `ToldToWait` none that does as it is told. `Kept` and `Foresight` are for those that only
+/// luck or knowing the future would have kept, since nothing was wasted meanwhile: [`History::is_waste`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Excuse {
     /// Its runway is too short for a try.
     ShortRunway,
     /// From half of its runway to its end nothing was answered, or no controller was running.
     Unanswered,
-    /// After its own try was refused, a 401, or a 429 that named a time, had it wait up to its end.
+    /// After its own try was refused, a 401, or a 429 that named a time, had it wait until it was too late.
     ToldToWait,
     /// The renewals that were due did not fit, in whatever order, had each been asked for when the broker answered.
     NoRoom,
@@ -34,9 +36,10 @@ pub enum Excuse {
 pub enum Loss {
     /// It was promised not to happen.
     Promised,
-    /// Nothing was promised, and yet all that was live could have been kept once the broker answered again.
+    /// Nothing was promised, and yet all that was live could have been kept once the broker answered again, with what was
+    /// kept for others still kept.
     Missed,
-    /// Nothing was promised, and no order of tries could have kept all.
+    /// Nothing was promised, and there is a reason for the loss.
     Excused(Excuse),
 }
 
@@ -148,20 +151,22 @@ impl History {
             .filter(|(down, _)| *down < too_late)
             .map(|(_, up)| *up)
             .max();
-        let since = broker.answers_since(too_late).max(up.unwrap_or(0)).max(half);
+        let answers = broker.answers_since(too_late).max(up.unwrap_or(0)).max(half);
+        let waits = self.waits.iter().filter(|(at, _)| *at < too_late);
+        let told = waits.map(|(_, until)| *until).max();
+        let told = told.filter(|_| self.requests.iter().any(own_failed)).unwrap_or(0);
         // A failed try is repeated after a third of what is left, at most.
-        let known = since + KNOWN + (lost.ends - since) / 3;
-        if known < too_late {
-            let told = self.waits.iter().any(|(at, until)| *at <= known && *until >= known);
-            if told && self.requests.iter().any(own_failed) {
-                return Loss::Excused(Excuse::ToldToWait);
-            }
-            if self.fit_since(known, terms, true) {
+        let known = |since: i64| since + KNOWN + (lost.ends - since).max(0) / 3;
+        let from = known(answers.max(told));
+        if from < too_late {
+            if self.fit_since(from, answers, terms, true) {
                 return Loss::Missed;
             }
-            if self.fit_since(known, terms, false) {
+            if self.fit_since(from, answers, terms, false) {
                 return Loss::Excused(Excuse::Kept);
             }
+        } else if known(answers) < too_late {
+            return Loss::Excused(Excuse::ToldToWait);
         }
         if self.next_usable(broker, half) >= too_late {
             return Loss::Excused(Excuse::Unanswered);
@@ -249,14 +254,34 @@ impl History {
         fits(jobs, sent, (half, lost.ends), terms, usable)
     }
 
-    /// Whether all that is live at `from` can be kept from then on, with all that was spent; `kept` where whoever has
-    /// not come to half of its runway has its slot by then, whether the broker answers it or not.
-    fn fit_since(&self, from: i64, terms: Terms, kept: bool) -> bool {
-        let counted = self.requests.iter().filter(|r| r.sent <= from && r.how != How::Refused);
-        let sent = counted.map(|r| r.at).collect();
-        let live = self.tokens.iter().filter(|t| t.issued <= from && t.until > from);
+    /// Whether all that is live at `from` can be kept from then on, with all that was spent but for what newcomers took
+    /// since the broker `answers`; `kept` where whoever has not come to half of its runway has its slot by then, whether
+    /// the broker answers it or not.
+    fn fit_since(&self, from: i64, answers: i64, terms: Terms, kept: bool) -> bool {
+        let counts = |r: &&Request| r.sent <= from && r.how != How::Refused && !(r.newcomer && r.sent >= answers);
+        let sent = self.requests.iter().filter(counts).map(|r| r.at).collect();
+        let lives = |t: &&Token| t.issued <= from && t.until > from && !(t.newcomer && t.issued >= answers);
+        let live = self.tokens.iter().filter(lives);
         let jobs = live.map(|t| t.renewal(from, kept && t.half() >= from)).collect();
         fits(jobs, sent, (from, from + terms.counts_for), terms, |at| at)
+    }
+
+    /// Whether the request `r`, which brought nothing, was nobody's own try and took a slot that another token is to have
+    /// by half of its runway.
+    pub fn is_waste(&self, r: &Request, terms: Terms) -> bool {
+        if r.how != How::Failed || self.is_own_try(r) {
+            return false;
+        }
+        let counts = |o: &&Request| o.sent <= r.sent && o.how != How::Refused;
+        let sent = self.requests.iter().filter(counts).map(|o| o.at).collect();
+        let lives = |t: &&Token| t.who != r.who && t.issued <= r.sent && t.until > r.sent;
+        let owed = self
+            .tokens
+            .iter()
+            .filter(lives)
+            .filter(|t| t.own_half() > r.sent + CLOCKS);
+        let jobs = owed.map(|t| t.renewal(r.sent, true)).collect();
+        !fits(jobs, sent, (r.sent, r.sent + terms.counts_for), terms, |at| at)
     }
 
     /// Whether `r` is the first that its token made from half of its runway on.

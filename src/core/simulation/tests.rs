@@ -127,6 +127,30 @@ fn a_wait_that_was_asked_for_excuses_only_whoever_tried_since_half_of_its_runway
     assert_eq!(judged(&told(Vec::new()), &down(2300, 2600), TERMS), Loss::Promised);
     let after = Loss::Excused(Excuse::ToldToWait);
     assert_eq!(judged(&told(vec![failed(0, 3000)]), &down(2300, 3100), TERMS), after);
+    let mut shorter = told(vec![failed(0, 3000)]);
+    shorter.waits = vec![(2_500_000, 3_200_000)];
+    assert_eq!(judged(&shorter, &down(2300, 3100), TERMS), Loss::Missed);
+}
+
+#[test]
+fn what_newcomers_took_since_the_broker_answers_is_no_excuse() {
+    let newcomer = Request {
+        how: How::Answered,
+        newcomer: true,
+        ..failed(3, 3150)
+    };
+    let two = Terms { limit: 2, ..TERMS };
+    let overtaken = with(vec![failed(0, 3000), newcomer]);
+    assert_eq!(judged(&overtaken, &down(2300, 3100), two), Loss::Missed);
+}
+
+#[test]
+fn who_tries_again_with_what_another_is_to_have_for_its_own_try_wastes_it() {
+    let mut history = with(vec![failed(2, 400), failed(0, 3000), failed(0, 3050)]);
+    history.tokens.push(token(1, 700));
+    let is_waste = |i: usize, limit| history.is_waste(&history.requests[i], Terms { limit, ..TERMS });
+    assert!(is_waste(2, 3) && !is_waste(2, 4));
+    assert!(!is_waste(1, 2), "its own try");
 }
 
 #[test]

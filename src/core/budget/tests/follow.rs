@@ -198,12 +198,13 @@ fn a_decision_holds_for_a_second_and_only_while_nothing_it_counts_on_has_changed
     let (journal, decision) = decided(&mut follower);
     assert!(follower.stands(&decision, &journal, t(11)));
     assert!(!follower.stands(&decision, &journal, t(12)));
-    let changes: [fn(&mut Journal); 6] = [
+    let changes: [fn(&mut Journal); 7] = [
         |j| j.claim("x", claim("x", "n", MintReason::First, t(10), 1), s(3600)),
         |j| j.adopt_lost("x", ("n", "x"), live("c", t(10), t(3610)), t(10)),
         |j| j.typical_lifetime = Some(1800),
         |j| j.throttle.blocked_until = Some(t(60)),
         |j| j.throttle.learnt = Some((3, t(10))),
+        |j| j.throttle.count = 1,
         |j| j.lost_at = Some(t(0)),
     ];
     for change in changes {

@@ -32,6 +32,36 @@ fn the_first_answer_of_a_scope_is_awaited_before_a_second_newcomer_is_admitted()
     assert_eq!(names(&admitted(&mut budget, t(2))), ["b"]);
 }
 
+#[test]
+fn after_a_429_one_tries_for_all_and_whoever_is_past_half_of_its_runway_by_itself() {
+    let mut budget = budget(&[hourly(30)]);
+    let stops = Stops {
+        probing: true,
+        ..Stops::default()
+    };
+    for (uid, issued) in [("half", 0), ("a", 600), ("b", 610), ("c", 620)] {
+        budget.hold(&uid.into(), &held("n", t(issued), t(issued + 3600)));
+        budget.enqueue(demand(uid, "n", MintReason::Renewal, t(2900)));
+    }
+    budget.enqueue(newcomer("new", "m", t(2900)));
+    assert_eq!(names(&budget.select(t(3010), 48, &stops).admitted), ["half"]);
+    budget.dequeue(&"half".into());
+    assert_eq!(names(&budget.select(t(3030), 48, &stops).admitted), ["a"]);
+    budget.dequeue(&"a".into());
+    let open = Open {
+        namespace: "n".into(),
+        at: t(3030),
+        renew_before: None,
+        max_lifetime: None,
+    };
+    budget.open(&"a".into(), &open);
+    assert!(budget.select(t(3031), 48, &stops).admitted.is_empty());
+    assert!(budget.waiting(&"b".into()).is_none(), "a moment is nothing to tell of");
+    let granted = admitted(&mut budget.clone(), t(3031));
+    assert_eq!(names(&granted), ["b", "c", "new"], "once a token was granted");
+    assert_eq!(names(&budget.select(t(3611), 48, &stops).admitted), ["b"], "past half");
+}
+
 /// Invariant 3.
 #[test]
 fn a_due_renewal_takes_the_last_slot_before_any_newcomer() {

@@ -191,6 +191,12 @@ impl World {
             // One that died with its process counts from when an answer could have come at the latest.
             request.at = now.min(request.sent + (TIMEOUT + 5) * 1000);
             request.how = how;
+            let request = *request;
+            if self.history.is_waste(&request, self.oracle_terms()) {
+                self.report.wasted += 1;
+                let story = format!("#{} took what was kept at {}", request.who, request.sent);
+                self.report.stories.push(story);
+            }
         }
     }
 }

@@ -24,13 +24,7 @@ impl World {
         };
         let token = self.history.tokens[place];
         if unreplaced {
-            let limit = self.limit();
-            let terms = oracle::Terms {
-                limit: usize::try_from(limit.limit).unwrap_or(0),
-                counts_for: limit.counts_for().num_milliseconds(),
-                timeout: TIMEOUT * 1000,
-            };
-            let loss = self.history.judge(&token, &self.broker, terms);
+            let loss = self.history.judge(&token, &self.broker, self.oracle_terms());
             match loss {
                 Loss::Promised => self.report.lost += 1,
                 Loss::Missed => self.report.missed += 1,
@@ -49,6 +43,15 @@ impl World {
             }
         }
         self.history.tokens[place].until = now;
+    }
+
+    pub(super) fn oracle_terms(&self) -> oracle::Terms {
+        let limit = self.limit();
+        oracle::Terms {
+            limit: usize::try_from(limit.limit).unwrap_or(0),
+            counts_for: limit.counts_for().num_milliseconds(),
+            timeout: TIMEOUT * 1000,
+        }
     }
 
     /// Its runway is the shorter one of what its token was minted with and what is asked for now.
