@@ -180,15 +180,19 @@ impl World {
         authority.split(':').next().unwrap().to_owned()
     }
 
-    /// `helm install` or `helm upgrade`, and waits until every replica is ready.
-    fn release(&self, verb: &str, arguments: &[&str]) -> String {
-        let gateway = self.gateway();
+    /// Where the controller finds the API server, as its environment.
+    fn api_server(&self) -> String {
         let env = json!([
-            {"name": "KUBERNETES_SERVICE_HOST", "value": gateway},
+            {"name": "KUBERNETES_SERVICE_HOST", "value": self.gateway()},
             {"name": "KUBERNETES_SERVICE_PORT", "value": self.cluster.plane.port().to_string()},
         ]);
+        env.to_string()
+    }
+
+    /// `helm install` or `helm upgrade`, and waits until every replica is ready.
+    fn release(&self, verb: &str, arguments: &[&str]) -> String {
         let (env, connection) = (
-            format!("--set-json=extraEnv={env}"),
+            format!("--set-json=extraEnv={}", self.api_server()),
             format!("--set-json=connection.spec={}", self.connection),
         );
         let mut command = self
@@ -308,6 +312,14 @@ impl World {
         names.lines().map(str::to_owned).collect()
     }
 
+    /// All Pods that run or wait, by uid and with how often each was restarted.
+    fn pods(&self) -> Vec<String> {
+        let columns = "--output=jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name} {.metadata.uid} \
+                       {.status.containerStatuses[*].restartCount}{\"\\n\"}{end}";
+        let printed = self.kubectl(&["get", "pods", "--all-namespaces", columns]);
+        printed.lines().map(str::to_owned).collect()
+    }
+
     /// Waits until other replicas run than those `before`.
     fn until_replaced(&self, before: &[String]) {
         wait_for("the old replicas to end", || {
@@ -385,6 +397,8 @@ fn ci_jobs_on_a_real_node_have_live_tokens_and_nothing_mints_more_than_it_must()
     a_pod_waits_for_its_secret(&world);
     an_upgrade_mints_nothing(&world);
     a_killed_leader_costs_nothing(&world);
+    a_key_is_turned_under_running_pods(&world);
+    a_second_install_is_refused(&world);
     a_proxy_is_the_only_way(&world);
     roles_are_enough(&world);
     release_first_then_namespaces(&world);
@@ -395,6 +409,91 @@ fn ci_jobs_on_a_real_node_have_live_tokens_and_nothing_mints_more_than_it_must()
         traces().is_empty().then_some(())
     });
     world.tell("nothing is left");
+}
+
+/// The API key is turned as people turn it: the new one into its Secret, then the old one is no good any more.
+fn a_key_is_turned_under_running_pods(world: &World) {
+    const NEW: &str = "the-next-api-key";
+    let (posts, pods) = (world.broker.ledger().posts(), world.pods());
+    assert!(
+        pods.iter().any(|pod| pod.starts_with("runners-1/long ")) && pods.len() > 3,
+        "{pods:?}"
+    );
+    world.broker.add_key(NEW, "node");
+    let data = format!("{{\"stringData\":{{\"api-key\":\"{NEW}\"}}}}");
+    let secret = ["patch", "secret", "chittyconnect-api-key", "--namespace", SYSTEM];
+    world.kubectl(&[&secret[..], &["--patch", &data]].concat());
+    // Whoever still sends the old one is told 401 and stops.
+    world.broker.remove_key(world.broker.api_key());
+    world.credential("runners-1", "turned");
+    world.until_ready("runners-1", "turned");
+    assert_eq!((world.posts("turned"), world.broker.ledger().posts()), (1, posts + 1));
+    assert_eq!(
+        world.pods(),
+        pods,
+        "neither a controller nor who uses its tokens was restarted"
+    );
+    world.tell("the API key was turned, and no Pod restarted");
+}
+
+/// The same chart once more, in another namespace, with a name and a key of its own: as somebody does who does not know
+/// of the first.
+fn a_second_install_is_refused(world: &World) {
+    const SECOND: &str = "second-system";
+    let posts = world.broker.ledger().posts();
+    let path = support::chart();
+    let install = ["install", "second", path.to_str().unwrap(), "--namespace", SECOND];
+    let mut with_kinds = world.cluster.helm(&install);
+    let refused = support::fail(with_kinds.arg("--create-namespace"));
+    assert!(refused.contains("exists and cannot be imported"), "{refused}");
+
+    let env = format!("--set-json=extraEnv={}", world.api_server());
+    let values = [
+        env.as_str(),
+        "--set=crds.enabled=false,replicaCount=1",
+        "--wait",
+        "--timeout=120s",
+    ];
+    let mut without = world.cluster.helm(&[&install[..], &values].concat());
+    succeed(without.arg("--create-namespace"));
+    // All it needs is there: nothing else keeps it from minting.
+    for what in [["secret", "chittyconnect-api-key"], ["configmap", "private-ca"]] {
+        let mut copy = world.cluster.get(&[what[0], what[1], "--namespace", SYSTEM]).unwrap();
+        let annotations = copy["metadata"]["annotations"].take();
+        copy["metadata"] = json!({"name": what[1], "namespace": SECOND, "annotations": annotations});
+        world.cluster.apply(&copy.to_string());
+    }
+    let log = || {
+        world.kubectl(&[
+            "logs",
+            "deployment/second-chittyconnect-operator",
+            "--namespace",
+            SECOND,
+        ])
+    };
+    let why = format!("is served by the installation in namespace {SYSTEM}, so this one leaves it alone");
+    wait_for("the second install to say why", || log().contains(&why).then_some(()));
+    // What comes now is the first one's, and once.
+    world.credential("runners-1", "contested");
+    world.until_ready("runners-1", "contested");
+    let log = log();
+    assert!(
+        log.contains("leading") && !log.contains("credential.provisioned"),
+        "{log}"
+    );
+    assert_eq!(
+        (world.posts("contested"), world.broker.ledger().posts()),
+        (1, posts + 1)
+    );
+    let connection = world.cluster.get(&["chittyconnection", "default"]).unwrap();
+    assert_eq!(connection["status"]["heldBy"]["namespace"], SYSTEM);
+    succeed(
+        &mut world
+            .cluster
+            .helm(&["uninstall", "second", "--namespace", SECOND, "--wait", "--timeout=60s"]),
+    );
+    world.kubectl(&["delete", "namespace", SECOND, "--timeout=60s"]);
+    world.tell("a second install was refused and minted nothing");
 }
 
 /// `ChittyConnect` is where no Pod can go, and a proxy can.
@@ -566,8 +665,10 @@ fn a_pod_waits_for_its_secret(world: &World) {
 
 fn an_upgrade_mints_nothing(world: &World) {
     let (before, pods) = (world.broker.ledger().posts(), world.controllers());
+    let live = || ["chittyid-deploy", "late"].map(|name| world.token("runners-1", name).unwrap());
+    let tokens = live();
     world.check_logs();
-    world.release("upgrade", &["--set-json=podAnnotations={\"upgraded\":\"yes\"}"]);
+    world.release("upgrade", &["--set=concurrency=64,log.level=debug"]);
     world.until_replaced(&pods);
     // Something new is seen to, so everything old has been looked at.
     world.credential("runners-1", "upgraded");
@@ -576,7 +677,8 @@ fn an_upgrade_mints_nothing(world: &World) {
         (world.posts("upgraded"), world.broker.ledger().posts()),
         (1, before + 1)
     );
-    world.tell("an upgrade minted nothing");
+    assert_eq!(live(), tokens);
+    world.tell("an upgrade to other values minted nothing");
 }
 
 fn a_killed_leader_costs_nothing(world: &World) {

@@ -64,6 +64,54 @@ fn panels_lie_side_by_side_and_every_one_has_an_id_of_its_own() {
 }
 
 #[test]
+fn every_panel_is_as_grafanas_schema_has_it_and_asks_the_data_source_that_is_chosen() {
+    let dashboard: Value = serde_json::from_str(&read(&chart().join("files/dashboard.json"))).unwrap();
+    let text = |value: &Value, field: &str| {
+        let found = value[field].as_str().unwrap_or_default().to_owned();
+        assert!(!found.is_empty(), "{field} of {value}");
+        found
+    };
+    let chosen = json!({"type": "prometheus", "uid": "${datasource}"});
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    assert!(
+        variables
+            .iter()
+            .any(|v| v["name"] == "datasource" && v["type"] == "datasource" && v["query"] == "prometheus")
+    );
+    assert!(dashboard["schemaVersion"].is_u64() && !text(&dashboard, "uid").is_empty());
+    let mut titles = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        assert!(
+            ["stat", "timeseries"].contains(&text(panel, "type").as_str()),
+            "{panel}"
+        );
+        assert!(titles.insert(text(panel, "title")), "{panel}");
+        assert_eq!(panel["datasource"], chosen);
+        assert!(panel["id"].is_u64() && panel["options"].is_object(), "{panel}");
+        assert!(
+            panel["fieldConfig"]["defaults"]["unit"].is_string() && panel["fieldConfig"]["overrides"].is_array(),
+            "{panel}"
+        );
+        for field in ["h", "w"] {
+            assert!(panel["gridPos"][field].as_u64() > Some(0), "{panel}");
+        }
+        let targets = panel["targets"].as_array().unwrap();
+        let mut ids = BTreeSet::new();
+        for target in targets {
+            assert_eq!(target["datasource"], chosen);
+            assert!(
+                !text(target, "expr").is_empty() && ids.insert(text(target, "refId")),
+                "{panel}"
+            );
+        }
+        // Nobody could tell one line from another.
+        assert!(
+            !targets.is_empty() && (targets.len() == 1 || targets.iter().all(|t| !text(t, "legendFormat").is_empty()))
+        );
+    }
+}
+
+#[test]
 fn every_alert_has_a_section_that_says_what_to_do_and_no_section_is_left_over() {
     let page = read(&repository("docs/alerts.md"));
     let sections: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();

@@ -240,9 +240,11 @@ async fn a_refused_key_stops_the_connection_until_it_changes() {
     case.until_ready_is("b", "False", "Unauthorized").await;
     let asked = case.posts();
     assert!(asked <= 2, "{asked} requests with a refused key");
+    case.until_connection_is("False", "Unauthorized").await;
     case.write_key(case.broker.api_key()).await;
     case.until_ready_is("a", "True", "Issued").await;
     case.until_ready_is("b", "True", "Issued").await;
+    case.until_connection_is("True", "Ready").await;
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,8 @@ pub const SYSTEM: &str = "chittyconnect-system";
 /// How long anything may take that has no deadline of its own.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How many cases began in a world with Roles alone: each has a namespace of its own.
+static CASES: AtomicUsize = AtomicUsize::new(0);
 static SHARED: OnceCell<Arc<World>> = OnceCell::const_new();
 
 /// A control plane with the CRDs, and a controller.
@@ -44,6 +48,21 @@ pub struct Reach {
 }
 
 impl Reach {
+    /// Of the world that tests share: all of the cluster, or with `TEST_WITH_ROLES` set a namespace for each test, and
+    /// no rights elsewhere.
+    fn shared() -> Self {
+        if std::env::var_os("TEST_WITH_ROLES").is_none() {
+            return Self::default();
+        }
+        let names: Vec<&str> = (0..40).map(|n| &*format!("test-{n}").leak()).collect();
+        let names = names.leak();
+        Self {
+            namespaces: names,
+            connections: names,
+            unread: false,
+        }
+    }
+
     fn values(&self) -> Vec<String> {
         let list = |name: &str, items: &[&str]| format!("--set=scope.{name}={{{}}}", items.join(","));
         let mut values = Vec::new();
@@ -67,7 +86,11 @@ impl World {
     /// The one that tests share.
     pub async fn shared() -> Arc<Self> {
         SHARED
-            .get_or_init(|| async { Self::start("shared").await })
+            .get_or_init(|| async {
+                let world = Self::of_reach("shared", Reach::shared()).await;
+                world.start_controller();
+                world
+            })
             .await
             .clone()
     }
@@ -311,6 +334,13 @@ impl Setup {
     }
 
     pub async fn case(self) -> Case {
+        let served = self.world.reach.namespaces;
+        if !served.is_empty() {
+            let id = served
+                .get(CASES.fetch_add(1, Relaxed))
+                .expect("a namespace for each test");
+            return self.case_in((*id).to_owned()).await;
+        }
         let client = self.world.client().await;
         let id = format!("t{:08x}", rand::random::<u32>());
         create_namespace(&client, &id, &json!({"purpose": "test"})).await;
@@ -420,6 +450,17 @@ impl Case {
             let connection = self.connections().get(&self.connection).await.ok()?;
             let seen = connection.status?.observed_generation;
             (seen == connection.metadata.generation).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the connection's `Ready` is so.
+    pub async fn until_connection_is(&self, status: &str, reason: &str) {
+        wait_for("the connection's Ready", || async {
+            let connection = self.connections().get(&self.connection).await.ok()?;
+            let conditions = connection.status?.conditions;
+            let ready = conditions.iter().find(|c| c.type_ == "Ready")?;
+            (ready.status == status && ready.reason == reason).then_some(())
         })
         .await;
     }

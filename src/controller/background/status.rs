@@ -14,6 +14,7 @@ use crate::api::{ChittyConnectionStatus, ConditionType, RateScope, ScopeUsage};
 use crate::controller::mint::budget_scheduler::BudgetScheduler;
 use crate::controller::state::connections::Resolved;
 use crate::controller::state::context::Context;
+use crate::core::Time;
 use crate::core::budget::Usage;
 
 /// How often a connection's status may be written, apart from changes of its conditions.
@@ -46,7 +47,8 @@ pub async fn report_for_ever(context: Arc<Context>) {
                 continue;
             };
             let before = connection.status.clone().unwrap_or_default();
-            let conditions = resolved.conditions(&before.conditions, context.now());
+            let probe_at = context.probe_of(&resolved);
+            let conditions = resolved.conditions(&before.conditions, probe_at, context.now());
             let is_told = |c: &Condition| before.conditions.iter().any(|told| is_same_news(told, c));
             let sharp = !conditions.iter().all(is_told);
             let lately = written.get(&name).is_some_and(|at| at.elapsed() < REPORT_EVERY);
@@ -86,6 +88,12 @@ fn is_same_news(a: &Condition, b: &Condition) -> bool {
 }
 
 impl Context {
+    /// When a connection tries its key although it is refused.
+    fn probe_of(&self, resolved: &Resolved) -> Option<Time> {
+        let usable = resolved.usable.as_ref().ok()?;
+        self.unauthorized.lock().get(&usable.key_digest).copied()
+    }
+
     /// The scopes of a connection with least room, and always the same ones of those with equally much.
     fn usage_of(&self, resolved: &Resolved) -> BTreeMap<String, ScopeUsage> {
         let schedulers: Vec<Arc<BudgetScheduler>> = self.scopes.lock().values().cloned().collect();

@@ -24,7 +24,7 @@ use crate::core::hold::{Hold, hold};
 use crate::core::journal::{EndpointRef, Scope};
 use crate::core::outage::Gate;
 use crate::core::seal::SealKey;
-use crate::core::{Problem, Time, access};
+use crate::core::{Problem, Time, access, clock};
 
 /// Where audit events may go without an annotation on the token's Secret.
 const DEFAULT_CHRONICLE_HOST: &str = "chronicle.chitty.cc";
@@ -93,9 +93,9 @@ impl Resolved {
     }
 
     /// The conditions that tell of it: whether it can be used, and whether it answers. The latter stays as it was until
-    /// there is news.
+    /// there is news. Where its key is refused, `probe_at` is when it is tried all the same.
     #[must_use]
-    pub fn conditions(&self, previous: &[Condition], now: Time) -> Vec<Condition> {
+    pub fn conditions(&self, previous: &[Condition], probe_at: Option<Time>, now: Time) -> Vec<Condition> {
         let available = self.available(previous, now);
         let before = || {
             previous
@@ -103,7 +103,7 @@ impl Resolved {
                 .find(|c| c.type_ == ConditionType::Available.as_str())
                 .cloned()
         };
-        let mut conditions = vec![self.ready(previous, now)];
+        let mut conditions = vec![self.ready(previous, probe_at, now)];
         conditions.extend(available.or_else(before));
         conditions
     }
@@ -120,20 +120,27 @@ impl Resolved {
         Some(condition(kind, answers, reason, &message, generation, since, now))
     }
 
-    fn ready(&self, previous: &[Condition], now: Time) -> Condition {
-        let (ready, reason, message) = match &self.usable {
-            Ok(_) if self.connection.spec.suspend => (
+    fn ready(&self, previous: &[Condition], probe_at: Option<Time>, now: Time) -> Condition {
+        let (ready, reason, message) = match (&self.usable, probe_at) {
+            (Ok(_), _) if self.connection.spec.suspend => (
                 false,
                 Reason::Suspended.as_str(),
                 "spec.suspend is true: nothing is minted by this connection, and tokens that are there are not renewed"
                     .to_owned(),
             ),
-            Ok(_) => (
+            (Ok(_), Some(at)) => {
+                let probe = clock(at, now);
+                let message = format!(
+                    "ChittyConnect refuses the API key; nothing is asked until the key changes, except once at {probe}"
+                );
+                (false, Reason::Unauthorized.as_str(), message)
+            }
+            (Ok(_), None) => (
                 true,
                 "Ready",
                 "the API key is there, and the connection can be used".to_owned(),
             ),
-            Err(problem) => (false, problem.reason.as_str(), problem.message.clone()),
+            (Err(problem), _) => (false, problem.reason.as_str(), problem.message.clone()),
         };
         let generation = self.connection.metadata.generation;
         let since = unchanged_since(previous, ConditionType::Ready, ready);
@@ -520,6 +527,7 @@ fn may_go(bound_to: Option<&str>, url: &Url, default: Option<&str>, secret: &str
         return Ok(());
     }
     let now = match default {
+        _ if bound_to.is_some() => "is for another host, as its annotation says".to_owned(),
         Some(default) => format!("may be sent to {default} alone"),
         None => "names no host it may be sent to".to_owned(),
     };

@@ -167,17 +167,24 @@ impl Figures<'_> {
             return None;
         }
         let count = i64::try_from(self.credentials).unwrap_or(i64::MAX).max(1);
-        let each = self.needed / count / (PARTS / 10);
-        Some(format!(
-            "; {count} credential{} of {} with about {}.{} renewals in {} each need {} of its {}: not all can be live at once",
-            if count == 1 { "" } else { "s" },
-            self.title,
-            each / 10,
-            each % 10,
-            window_text(self.limit.window),
-            (self.needed + PARTS - 1) / PARTS,
-            self.limit.limit
-        ))
+        let (tenths, window) = (self.needed / count / (PARTS / 10), window_text(self.limit.window));
+        let each = match tenths % 10 {
+            0 => (tenths / 10).to_string(),
+            rest => format!("{}.{rest}", tenths / 10),
+        };
+        Some(match count {
+            1 => format!(
+                "; with about {each} renewals in {window} it can never be live: a longer maxLifetime or a shorter renewBefore \
+                 needs fewer"
+            ),
+            _ => format!(
+                "; {count} credentials of {} with about {each} renewals in {window} each need {} of its {}: \
+                 not all can be live at once",
+                self.title,
+                (self.needed + PARTS - 1) / PARTS,
+                self.limit.limit
+            ),
+        })
     }
 }
 

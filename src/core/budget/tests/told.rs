@@ -43,6 +43,21 @@ fn whoever_waits_reads_the_budget_the_next_slot_and_the_place_in_line() {
 }
 
 #[test]
+fn who_alone_needs_more_than_there_is_reads_what_to_change() {
+    let mut budget = budget(&[hourly(10)]);
+    budget.set_typical_lifetime(Some(s(60)));
+    budget.enqueue(newcomer("a", "n", t(1)));
+    budget.select(t(10), 48, &Stops::default());
+    let message = budget.waiting(&"a".into()).unwrap().message;
+    assert!(
+        message.ends_with(
+            "; with about 90 renewals in an hour it can never be live: a longer maxLifetime or a shorter renewBefore needs fewer"
+        ),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_slot_that_will_free_is_told_to_the_second() {
     let mut budget = budget(&[hourly(3)]);
     budget.set_typical_lifetime(Some(s(36_000)));
