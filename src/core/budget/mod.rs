@@ -64,6 +64,7 @@ pub const FRONT: usize = 20;
 
 /// What keeps a scope from minting, beside its limits.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "facts, independent of each other")]
 pub struct Stops {
     /// Until when the server asked to be left alone: stops everybody who has had its own try.
     pub blocked_until: Option<Time>,
