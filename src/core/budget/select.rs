@@ -161,8 +161,10 @@ impl Pass<'_> {
             let unasked = self.stops.guessed && past_half;
             let mut why = if own || unasked { backlog } else { stopped };
             if why.is_none() && !past_half && self.stops.probing && is_under_way(search, outcome) {
-                // Its answer is awaited: a moment, and nothing to tell of.
+                // Its answer is awaited: a moment, and nothing to tell of; up to half of the runway at most.
                 if is_due {
+                    let half = self.own_tries.half_after(uid.as_str(), now).map(instant);
+                    outcome.again = [outcome.again, half].into_iter().flatten().min();
                     continue;
                 }
                 return;

@@ -55,7 +55,13 @@ fn after_a_429_one_tries_for_all_and_whoever_is_past_half_of_its_runway_by_itsel
         max_lifetime: None,
     };
     budget.open(&"a".into(), &open);
-    assert!(budget.select(t(3031), 48, &stops).admitted.is_empty());
+    let selection = budget.select(t(3031), 48, &stops);
+    assert!(selection.admitted.is_empty());
+    assert_eq!(
+        selection.wake,
+        Some(t(3610)),
+        "when the first comes to half of its runway"
+    );
     assert!(budget.waiting(&"b".into()).is_none(), "a moment is nothing to tell of");
     let granted = admitted(&mut budget.clone(), t(3031));
     assert_eq!(names(&granted), ["b", "c", "new"], "once a token was granted");
@@ -276,6 +282,17 @@ fn a_namespace_that_needs_many_mints_an_hour_goes_after_one_that_needs_few() {
     assert_eq!(names(&budget.select(t(3), 1, &Stops::default()).admitted), ["a"]);
     budget.set_spent([]);
     assert_eq!(names(&budget.select(t(3), 1, &Stops::default()).admitted), ["b"]);
+}
+
+#[test]
+fn a_thousand_of_one_namespace_delay_the_first_of_another_by_one_turn() {
+    let mut budget = budget(&[hourly(10)]);
+    for i in 0..1000 {
+        budget.enqueue(newcomer(&format!("u{i:03}"), "many", t(0)));
+    }
+    budget.enqueue(newcomer("other", "one", t(60)));
+    let selection = budget.select(t(61), 48, &Stops::default());
+    assert_eq!(names(&selection.admitted)[..2], ["u000", "other"]);
 }
 
 #[test]
