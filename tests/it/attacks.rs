@@ -323,15 +323,15 @@ async fn whoever_may_edit_a_connection_cannot_send_its_key_elsewhere() {
     let refused = case.until_ready_is("b", "False", "ConnectionNotReady").await;
     let message = condition(&refused, "Ready").2;
     assert!(
-        message.contains("may be sent to connect.chitty.cc alone") && message.contains("annotate"),
+        message.contains("is for another host, as its annotation says") && message.contains("annotate"),
         "{message}"
     );
     let audit = json!({
         "url": case.broker.url(),
         "audit": {"chronicle": {"url": thief.url(), "tokenSecretRef": {"name": case.connection, "key": "api-key"}}},
     });
-    case.connect(audit).await;
-    case.until("b", |c| condition(c, "Ready").2.contains("chronicle.chitty.cc alone"))
+    case.connect_seen(audit).await;
+    case.until("b", |c| condition(c, "Ready").2.contains("is for another host"))
         .await;
     assert_eq!(thief.ledger().posts(), 0);
     assert_eq!(thief.ledger().calls(testbed::chittyconnect::Route::Unknown), 0);
