@@ -6,7 +6,6 @@ pub mod access;
 pub mod audit;
 pub mod budget;
 pub mod clock;
-pub mod failure;
 #[cfg(test)]
 mod fuzz;
 pub mod hold;
@@ -14,6 +13,7 @@ pub mod ids;
 pub mod journal;
 pub mod layout;
 pub mod outage;
+pub mod outcome;
 pub mod plan;
 pub mod render;
 pub mod schedule;

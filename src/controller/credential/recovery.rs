@@ -5,9 +5,8 @@ use std::sync::Arc;
 use crate::api::{EphemeralCredential, Reason};
 use crate::controller::mint::execute::look_for_orphans;
 use crate::controller::state::context::Context;
-use crate::core::audit::{AuditEvent, EventType};
-use crate::core::failure::{Pace, Refused, failure};
-use crate::core::journal::{ActiveToken, Outcome};
+use crate::core::journal::ActiveToken;
+use crate::core::outcome::{self, Asked, Pace, Refused};
 use crate::core::plan::SecretState;
 use crate::core::seal::{Seal, live_of};
 
@@ -33,28 +32,13 @@ pub(crate) async fn adopt(context: &Arc<Context>, snapshot: &Snapshot) -> Result
     let Some(live) = live_of(&seals(snapshot, Some(&claim.id))) else {
         return Ok(false);
     };
-    let (owner, id, deliver) = (snapshot.owner.clone(), claim.id.clone(), snapshot.deliver);
-    let reason = if live.revision > 1 {
-        Reason::Rotated
-    } else {
-        Reason::Issued
-    };
+    let (owner, deliver) = (snapshot.owner.clone(), snapshot.deliver);
     let event = context
         .scheduler(owning_scope)
         .journal
         .commit(move |journal, now| {
-            // The claim's own place in the budget stays where the answer was: it is known to have come.
-            if !journal.end(&owner.uid, &id, Outcome::Published(Box::new(live.clone())), now) {
-                return None;
-            }
             let subject = owner.subject(&live.request, live.revision);
-            let kind = if reason == Reason::Issued {
-                EventType::Provisioned
-            } else {
-                EventType::Rotated
-            };
-            let event = AuditEvent::new(kind, reason, &subject, now, deliver).token(live.ends_at, &live.token_ids);
-            Some(journal.record_event(&owner.uid, event))
+            outcome::succeed(journal, &subject, &live, deliver, now)
         })
         .await?;
     if let Some(event) = event {
@@ -107,14 +91,14 @@ pub(crate) async fn give_up(
                 timeout,
                 renew_before: journal.live_of(&owner.uid).and_then(ActiveToken::renew_before),
             };
-            let failure = failure(journal, &owner.uid, &claim, &refused, pace, now);
-            if !journal.end(&owner.uid, &claim.id, Outcome::Failed { failure, counted: true }, now) {
-                return None;
-            }
-            journal.revoke_unpublished(&owner.uid, &claim, &written, now);
             let subject = owner.subject(&claim.request, claim.revision);
-            let event = AuditEvent::new(EventType::of_failure(reason), reason, &subject, now, deliver);
-            Some(journal.record_event(&owner.uid, event))
+            let asked = Asked {
+                pace,
+                ..Asked::default()
+            };
+            let event = outcome::fail(journal, &subject, &claim, &refused, &asked, deliver, now)?;
+            journal.revoke_unpublished(&owner.uid, &claim, &written, now);
+            Some(event)
         })
         .await?;
     let usable = context

@@ -23,10 +23,10 @@ use crate::core::Time;
 use crate::core::budget::{
     Admitted, Decision, Demand, Follower, Held, Limit, Rate, Terms, Usage, Waiting, is_untouched,
 };
-use crate::core::failure::PROBE_EVERY;
 use crate::core::ids::{ObjectName, SpecDigest, Uid};
 use crate::core::journal::{Claim, Journal, Scope};
 use crate::core::outage::{Asker, Bar, But, Spare};
+use crate::core::outcome::PROBE_EVERY;
 use crate::core::schedule::spread;
 use crate::ops::traces::Stage;
 

@@ -16,11 +16,10 @@ use crate::controller::mint::publish::{Published, publish};
 use crate::controller::state::connections::Usable;
 use crate::controller::state::context::Context;
 use crate::core::Time;
-use crate::core::audit::{AuditEvent, EventType};
-use crate::core::failure::{self, Asked, PROBE_EVERY, Pace, Refused};
 use crate::core::ids::ObjectName;
-use crate::core::journal::{Claim, Journal, Outcome, Scope};
+use crate::core::journal::{Claim, Journal, Scope};
 use crate::core::outage::is_no_answer;
+use crate::core::outcome::{self, Asked, PROBE_EVERY, Pace, Refused};
 use crate::core::schedule::CLAIM_FRESH;
 use crate::core::spec::Desired;
 use crate::ops::traces::Stage;
@@ -183,26 +182,15 @@ pub(crate) async fn succeed(
 ) {
     let deliver = p.usable.chronicle.is_some();
     let (claimed, owner) = (claim.clone(), p.owner.clone());
-    let reason = if live.revision > 1 {
-        Reason::Rotated
-    } else {
-        Reason::Issued
-    };
-    let (ends_at, kind) = (live.ends_at, claim.kind);
+    let (reason, ends_at, kind) = (outcome::published(live.revision), live.ends_at, claim.kind);
     let key = p.usable.key_digest.clone();
     let committed = commit_with_retry(journal, move |journal, now| {
-        if !journal.end(&owner.uid, &claimed.id, Outcome::Published(Box::new(live.clone())), now) {
-            journal.revoke_unpublished(&owner.uid, &claimed, &live.token_ids, now);
-            return None;
-        }
         let subject = owner.subject(&live.request, live.revision);
-        let event = if reason == Reason::Issued {
-            EventType::Provisioned
-        } else {
-            EventType::Rotated
-        };
-        let event = AuditEvent::new(event, reason, &subject, now, deliver).token(live.ends_at, &live.token_ids);
-        Some(journal.record_event(&owner.uid, event))
+        let event = outcome::succeed(journal, &subject, &live, deliver, now);
+        if event.is_none() {
+            journal.revoke_unpublished(&owner.uid, &claimed, &live.token_ids, now);
+        }
+        event
     })
     .await;
     context.accepted(&key).await;
@@ -254,15 +242,10 @@ pub(crate) async fn fail(
         own_limit: refusal.own_limit,
     };
     let event = commit_with_retry(journal, move |journal, now| {
-        if !failure::fail(journal, &owner.uid, &claimed, &refused, &asked, now) {
-            journal.revoke_unpublished(&owner.uid, &claimed, &token_ids, now);
-            return None;
-        }
-        journal.revoke_unpublished(&owner.uid, &claimed, &token_ids, now);
         let subject = owner.subject(&claimed.request, claimed.revision);
-        let kind = EventType::of_failure(refused.reason);
-        let event = AuditEvent::new(kind, refused.reason, &subject, now, deliver);
-        Some(journal.record_event(&owner.uid, event))
+        let event = outcome::fail(journal, &subject, &claimed, &refused, &asked, deliver, now);
+        journal.revoke_unpublished(&owner.uid, &claimed, &token_ids, now);
+        event
     })
     .await;
     if refusal.reason == Reason::Unauthorized {

@@ -5,10 +5,10 @@ use super::super::oracle::{How, Token};
 use super::{Event, KEY, LIFETIME, TIMEOUT, World, ms_of};
 use crate::api::Reason;
 use crate::core::Time;
-use crate::core::audit::{AuditEvent, EventType, Subject};
-use crate::core::failure::{Asked, PROBE_EVERY, Pace, Refused, fail};
-use crate::core::journal::{ActiveToken, Claim, Journal, Outcome, Written};
+use crate::core::audit::Subject;
+use crate::core::journal::{ActiveToken, Claim, Written};
 use crate::core::outage::{Asker, is_no_answer};
+use crate::core::outcome::{Asked, PROBE_EVERY, Pace, Refused, fail, succeed};
 use crate::core::schedule::latest_safe;
 use chrono::{DateTime, TimeDelta};
 
@@ -126,9 +126,7 @@ impl World {
         };
         let uid = credential.uid.clone();
         self.commit(uid.as_str(), |j, now| {
-            if fail(j, uid.as_str(), claim, &refused, &asked, now) {
-                record(j, uid.as_str(), claim, EventType::of_failure(reason), reason, now);
-            }
+            fail(j, &subject(uid.as_str(), claim), claim, &refused, &asked, false, now);
         });
         self.came_of(&claim.id, How::Failed);
         let throttle = &self.journal.throttle;
@@ -157,11 +155,8 @@ impl World {
         else {
             return;
         };
-        let live = token.clone();
         self.commit(uid.as_str(), |j, now| {
-            if j.end(uid.as_str(), id, Outcome::Published(Box::new(live)), now) {
-                record(j, uid.as_str(), &claim, EventType::Provisioned, Reason::Issued, now);
-            }
+            succeed(j, &subject(uid.as_str(), &claim), token, false, now);
         });
         self.came_of(id, How::Answered);
         self.ends(i, false);
@@ -201,15 +196,14 @@ impl World {
     }
 }
 
-fn record(journal: &mut Journal, uid: &str, claim: &Claim, kind: EventType, reason: Reason, now: Time) {
-    let subject = Subject {
+fn subject<'a>(uid: &'a str, claim: &'a Claim) -> Subject<'a> {
+    Subject {
         uid,
         namespace: &claim.namespace,
         name: &claim.name,
         request: &claim.request,
         revision: claim.revision,
-    };
-    journal.record_event(uid, AuditEvent::new(kind, reason, &subject, now, false));
+    }
 }
 
 fn token_of(claim: &Claim, now: Time) -> ActiveToken {

@@ -6,10 +6,10 @@ use super::{Credential, Event, LOOK, MOST_IN_A_PASS, Process, TIMEOUT, WINDOW, W
 use crate::api::{BrokerApi, KeyRef};
 use crate::core::Time;
 use crate::core::budget::{Limit, Rate, Terms, is_untouched};
-use crate::core::failure::PROBE_EVERY;
 use crate::core::ids::Uid;
 use crate::core::journal::{Claim, EndpointRef, RequestFacts};
 use crate::core::outage::{Asker, Bar, But};
+use crate::core::outcome::PROBE_EVERY;
 use chrono::TimeDelta;
 use std::sync::Arc;
 

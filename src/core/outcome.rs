@@ -1,10 +1,12 @@
-//! What a request comes to that brought no token: its place in the budget, when to ask again, and what it teaches.
+//! What a request comes to, with the audit event that tells of it; and where it brought no token, its place in the budget,
+//! when to ask again, and what it teaches.
 
 use chrono::TimeDelta;
 
 use super::Time;
+use super::audit::{AuditEvent, EventType, Subject};
 use super::budget::{self, Limit};
-use super::journal::{Claim, Failure, Journal, Outcome, Unauthorized};
+use super::journal::{ActiveToken, Claim, Failure, Journal, Outcome, Unauthorized};
 use super::schedule::{Bounds, Try, retry_at, runway, unadvised_block};
 use crate::api::Reason;
 
@@ -29,7 +31,7 @@ pub struct Refused {
 }
 
 /// What was asked, and by which connection.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Asked {
     /// Digest of the API key.
     pub key: String,
@@ -40,7 +42,7 @@ pub struct Asked {
 }
 
 /// What bounds the next try, the live token apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
     /// The longest window of the budget.
     pub window: TimeDelta,
@@ -50,8 +52,50 @@ pub struct Pace {
     pub renew_before: Option<TimeDelta>,
 }
 
-/// Ends `claim` of `uid` without a token, with all that follows for its scope. False where somebody else has ended it.
-pub fn fail(journal: &mut Journal, uid: &str, claim: &Claim, refused: &Refused, asked: &Asked, now: Time) -> bool {
+/// Why a token of this revision was published.
+#[must_use]
+pub const fn published(revision: u64) -> Reason {
+    if revision > 1 { Reason::Rotated } else { Reason::Issued }
+}
+
+/// Ends the claim that made `live`, with the audit event that tells of it; `None` where somebody else has ended it.
+/// `deliver` says whether it has a destination.
+pub fn succeed(
+    journal: &mut Journal,
+    subject: &Subject<'_>,
+    live: &ActiveToken,
+    deliver: bool,
+    now: Time,
+) -> Option<AuditEvent> {
+    if !journal.end(
+        subject.uid,
+        &live.claim,
+        Outcome::Published(Box::new(live.clone())),
+        now,
+    ) {
+        return None;
+    }
+    let reason = published(live.revision);
+    let kind = match reason {
+        Reason::Rotated => EventType::Rotated,
+        _ => EventType::Provisioned,
+    };
+    let event = AuditEvent::new(kind, reason, subject, now, deliver).token(live.ends_at, &live.token_ids);
+    Some(journal.record_event(subject.uid, event))
+}
+
+/// Ends `claim` without a token, with all that follows for its scope and the audit event that tells of it; `None` where
+/// somebody else has ended it.
+pub fn fail(
+    journal: &mut Journal,
+    subject: &Subject<'_>,
+    claim: &Claim,
+    refused: &Refused,
+    asked: &Asked,
+    deliver: bool,
+    now: Time,
+) -> Option<AuditEvent> {
+    let uid = subject.uid;
     if refused.reason == Reason::Unauthorized {
         journal.unauthorized = Some(Unauthorized {
             key: asked.key.clone(),
@@ -61,10 +105,17 @@ pub fn fail(journal: &mut Journal, uid: &str, claim: &Claim, refused: &Refused, 
     let failure = failure(journal, uid, claim, refused, asked.pace, now);
     let counted = refused.counted;
     if !journal.end(uid, &claim.id, Outcome::Failed { failure, counted }, now) {
-        return false;
+        return None;
     }
     throttle(journal, refused, asked, now);
-    true
+    let event = AuditEvent::new(
+        EventType::of_failure(refused.reason),
+        refused.reason,
+        subject,
+        now,
+        deliver,
+    );
+    Some(journal.record_event(uid, event))
 }
 
 /// What a record keeps of a failed try.
@@ -158,12 +209,46 @@ mod tests {
         }
     }
 
+    fn subject<'a>(uid: &'a str, claim: &'a Claim) -> Subject<'a> {
+        Subject {
+            uid,
+            namespace: &claim.namespace,
+            name: &claim.name,
+            request: &claim.request,
+            revision: claim.revision,
+        }
+    }
+
+    #[test]
+    fn a_token_is_told_of_once_and_not_where_somebody_else_has_ended_its_claim() {
+        let mut journal = Journal::new(scope());
+        let claim = claim("a", "n", MintReason::First, t(0), 1);
+        journal.claim("a", claim.clone(), s(3600));
+        let mut token = live(&claim.id, t(1), t(3600));
+        token.revision = 2;
+        let told = succeed(&mut journal, &subject("a", &claim), &token, true, t(1)).unwrap();
+        assert_eq!((told.event, told.reason), (EventType::Rotated, Reason::Rotated));
+        assert!(succeed(&mut journal, &subject("a", &claim), &token, true, t(2)).is_none());
+        assert_eq!(journal.events_of("a").count(), 1);
+    }
+
     /// One request of `uid` at `at`, refused a second later.
     fn refuse(journal: &mut Journal, uid: &str, at: i64, retry_after: Option<i64>) {
         let claim = claim(uid, "n", MintReason::Renewal, t(at), usize::try_from(at).unwrap());
         journal.compact(t(at));
         journal.claim(uid, claim.clone(), s(3600));
-        assert!(fail(journal, uid, &claim, &limited(retry_after), &asked(), t(at + 1)));
+        assert!(
+            fail(
+                journal,
+                &subject(uid, &claim),
+                &claim,
+                &limited(retry_after),
+                &asked(),
+                false,
+                t(at + 1)
+            )
+            .is_some()
+        );
     }
 
     #[test]
