@@ -294,6 +294,11 @@ impl Pass<'_> {
             }
             let why = match search.slot(candidate.uid(), candidate.namespace(), period, holds) {
                 Slot::At(at) if at <= nanos(self.now) => {
+                    // The projection takes what is under way to be answered: should it fail, each live token still has
+                    // its own try. That is known in a moment.
+                    if is_under_way(search, outcome) && !self.own_tries.afford(search.projection, 1) {
+                        return;
+                    }
                     self.admit(search, outcome, candidate.uid(), Rate::AsAsked);
                     outcome.newcomers += 1;
                     line.placed(&candidate, rate);

@@ -272,16 +272,33 @@ impl History {
         if r.how != How::Failed || self.is_own_try(r) {
             return false;
         }
-        let counts = |o: &&Request| o.sent <= r.sent && o.how != How::Refused;
-        let sent = self.requests.iter().filter(counts).map(|o| o.at).collect();
+        let until = r.sent + terms.counts_for;
         let lives = |t: &&Token| t.who != r.who && t.issued <= r.sent && t.until > r.sent;
         let owed = self
             .tokens
             .iter()
             .filter(lives)
             .filter(|t| t.own_half() > r.sent + CLOCKS);
-        let jobs = owed.map(|t| t.renewal(r.sent, true)).collect();
-        !fits(jobs, sent, (r.sent, r.sent + terms.counts_for), terms, |at| at)
+        // Nobody gains by going earlier: what is free before its half is left to those whose half comes first, whether
+        // they are due already or not.
+        let mut halves: Vec<i64> = owed
+            .flat_map(|t| {
+                // As if each were renewed at its latest safe time.
+                let period = (t.latest - t.issued).max(1);
+                let later = (1..)
+                    .map(move |n| n * period)
+                    .take_while(move |by| t.ends + by <= until);
+                std::iter::once(0).chain(later).map(|by| t.half() + by)
+            })
+            .collect();
+        halves.sort_unstable();
+        let counts = |o: &&Request| o.sent <= r.sent && o.how != How::Refused;
+        let sent: Vec<i64> = self.requests.iter().filter(counts).map(|o| o.at).collect();
+        let has_room = |(before, half): (usize, &i64)| {
+            let counting = sent.iter().filter(|at| **at + terms.counts_for > *half).count();
+            counting + before < terms.limit
+        };
+        !halves.iter().enumerate().all(has_room)
     }
 
     /// Whether `r` is the first that its token made from half of its runway on.

@@ -154,6 +154,27 @@ fn who_tries_again_with_what_another_is_to_have_for_its_own_try_wastes_it() {
 }
 
 #[test]
+fn a_slot_is_not_wasted_that_one_who_is_due_leaves_to_one_whose_half_comes_first() {
+    let before = [-355, 2000, 2400].map(|at| failed(9, at));
+    let mut history = with([before.as_slice(), &[failed(0, 3000), failed(0, 3050)]].concat());
+    // Due from 2700 s on, and to have a slot by 3300 s: one frees at 3250 s.
+    history.tokens.push(token(1, 300));
+    // Due from 3100 s on, and to have one by 3150 s.
+    history.tokens.push(Token {
+        ends: 3_200_000,
+        own_latest: 3_100_000,
+        latest: 3_100_000,
+        ..token(2, 0)
+    });
+    let is_waste = |limit| history.is_waste(&history.requests[4], Terms { limit, ..TERMS });
+    assert!(
+        !is_waste(6),
+        "the slot that is left is for the one, and that which frees for the other"
+    );
+    assert!(is_waste(5), "none is left");
+}
+
+#[test]
 fn slots_that_are_gone_or_kept_for_others_excuse() {
     let terms = Terms { limit: 2, ..TERMS };
     let spent = || with(vec![failed(0, 2500), failed(0, 3000)]);

@@ -68,6 +68,39 @@ fn after_a_429_one_tries_for_all_and_whoever_is_past_half_of_its_runway_by_itsel
     assert_eq!(names(&budget.select(t(3611), 48, &stops).admitted), ["b"], "past half");
 }
 
+/// Invariant 16.
+#[test]
+fn a_newcomer_leaves_a_slot_for_the_own_try_of_each_whose_renewal_is_under_way() {
+    let mut budget = budget(&[hourly(10)]);
+    budget.set_sent([(t(0), 5)]);
+    for uid in ["a", "b", "c"] {
+        budget.hold(&uid.into(), &held("n", t(0), t(3600)));
+        budget.enqueue(demand(uid, "n", MintReason::Renewal, t(2450)));
+    }
+    budget.enqueue(newcomer("new", "m", t(2450)));
+    // Should both fail, what is left is for the halves of all three at 3000 s: what was sent first frees later.
+    assert_eq!(names(&admitted(&mut budget, t(2450))), ["a", "b"]);
+    let told = budget.waiting(&"new".into());
+    assert!(told.is_none(), "a moment is nothing to tell of");
+    let open = Open {
+        namespace: "n".into(),
+        at: t(2450),
+        renew_before: None,
+        max_lifetime: None,
+    };
+    for uid in ["a", "b"] {
+        budget.dequeue(&uid.into());
+        budget.open(&uid.into(), &open);
+    }
+    budget.set_sent([(t(0), 5), (t(2450), 2)]);
+    assert!(admitted(&mut budget, t(2451)).is_empty());
+    for uid in ["a", "b"] {
+        budget.hold(&uid.into(), &held("n", t(2452), t(6052)));
+    }
+    let granted = admitted(&mut budget, t(2452));
+    assert_eq!(names(&granted), ["c", "new"], "once both are answered");
+}
+
 /// Invariant 3.
 #[test]
 fn a_due_renewal_takes_the_last_slot_before_any_newcomer() {
