@@ -24,6 +24,8 @@ use super::{FRONT, Stops};
 /// some to renewals.
 const MAX_OPEN: usize = 64;
 pub(super) const MAX_OPEN_NEWCOMERS: usize = 48;
+/// As many: what a pass admits of newcomers at most.
+const MOST_IN_A_PASS: i64 = 48;
 /// Periods that differ by less, in nanoseconds, are the same: ends are whole seconds.
 const ROUNDING: i64 = 2_000_000_000;
 /// Tokens that live shorter than planned by such a part at most are as planned.
@@ -263,6 +265,7 @@ impl Pass<'_> {
         let mut closed = self.stopped();
         let mut line = Line::new(self.queue, self.shares);
         let mut settled = HashSet::new();
+        let (all, mut plenty) = (MOST_IN_A_PASS, None);
         while let Some(candidate) = line.next() {
             let listed = outcome.front.len() < FRONT;
             if !listed && (closed.is_some() || search.is_spent()) {
@@ -296,8 +299,12 @@ impl Pass<'_> {
                 Slot::At(at) if at <= nanos(self.now) => {
                     // The projection takes what is under way to be answered: should it fail, each live token still has
                     // its own try. That is known in a moment.
-                    if is_under_way(search, outcome) && !self.own_tries.afford(search.projection, 1) {
-                        return;
+                    if is_under_way(search, outcome) {
+                        // Asked once for all that a pass may admit: that there is plenty is most often the answer.
+                        let plenty = *plenty.get_or_insert_with(|| self.own_tries.afford(search.projection, all));
+                        if !plenty && !self.own_tries.afford(search.projection, 1) {
+                            return;
+                        }
                     }
                     self.admit(search, outcome, candidate.uid(), Rate::AsAsked);
                     outcome.newcomers += 1;
