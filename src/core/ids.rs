@@ -79,11 +79,6 @@ text_id! {
     Uid
 }
 text_id! {
-    /// A claim: random, never used twice; also the default `run_id` and the idempotency key.
-    ClaimId
-}
-
-text_id! {
     /// A page of a journal: random, never used twice.
     PageId
 }

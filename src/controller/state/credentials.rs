@@ -224,7 +224,7 @@ impl Kept {
 }
 
 /// Drops what takes room and is never read.
-fn trim(metadata: &mut ObjectMeta) {
+pub(super) fn trim(metadata: &mut ObjectMeta) {
     metadata.managed_fields = None;
     if let Some(annotations) = &mut metadata.annotations {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");

@@ -26,6 +26,7 @@ use crate::controller::background::clock::Term;
 use crate::controller::state::caches::{Caches, Writers};
 use crate::controller::state::changes::{Changes, name_of};
 use crate::controller::state::context::Context;
+use crate::controller::state::credentials::trim;
 use crate::controller::state::secret_index::{Listed, OwnedBy};
 use crate::controller::state::{parts, poll};
 use crate::controller::supervisor::Supervisor;
@@ -193,14 +194,6 @@ async fn watch_credentials(feed: Feed) {
             }
         };
         feed.tell(|context| changed.iter().for_each(|name| context.trigger(name)));
-    }
-}
-
-/// Drops what takes room and is never read.
-fn trim(metadata: &mut ObjectMeta) {
-    metadata.managed_fields = None;
-    if let Some(annotations) = &mut metadata.annotations {
-        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
 }
 

@@ -47,27 +47,6 @@ pub struct Head {
     pub(super) slots: BTreeMap<Uid, Slot>,
 }
 
-impl Head {
-    /// The head of a journal that holds nothing yet.
-    #[must_use]
-    pub fn empty(scope: &Scope) -> Self {
-        Self {
-            version: super::VERSION,
-            scope: scope.clone(),
-            commit: 0,
-            window_seconds: 0,
-            attempts: Vec::new(),
-            claims: BTreeMap::new(),
-            throttle: Throttle::default(),
-            unauthorized: None,
-            typical_lifetime: None,
-            lost_at: None,
-            pages: BTreeMap::new(),
-            slots: BTreeMap::new(),
-        }
-    }
-}
-
 /// A page of a journal, as it is stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
