@@ -123,27 +123,27 @@ impl Follower {
         let uid = Uid::from(uid);
         let record = journal.credentials.get(uid.as_str());
         let live = record.and_then(|r| Some((r, r.live.as_ref()?)));
+        let held_here = live.map(|(record, live)| Held {
+            tried_at: tried_at(record),
+            ..Held::of(&record.namespace, live)
+        });
+        let held_elsewhere = self.foreign.get(uid.as_str()).filter(|h| h.ends_at > now).cloned();
         if let Some(claim) = journal.claims.get(uid.as_str()) {
-            if let Some((record, live)) = live {
-                // Its own try is not over while it may still fail.
-                let mut held = Held::of(&record.namespace, live);
-                held.tried_at = tried_at(record).max(Some(claim.at));
-                self.budget.hold(&uid, &held);
+            match held_here.or(held_elsewhere) {
+                Some(mut held) => {
+                    // Its own try is not over while it may still fail.
+                    held.tried_at = held.tried_at.max(Some(claim.at));
+                    self.budget.hold(&uid, &held);
+                }
+                None => self.budget.release(&uid),
             }
             self.budget.open(&uid, &open_of(claim, live.map(|(_, live)| live)));
             return;
         }
         // A token that waits for its Secrets takes over from the one in them.
-        let own = record.and_then(|r| Held::unpublished(r.unpublished.as_ref()?));
-        let own = own.or_else(|| {
-            live.map(|(record, live)| Held {
-                tried_at: tried_at(record),
-                ..Held::of(&record.namespace, live)
-            })
-        });
-        let own = own.filter(|held| held.ends_at > now);
-        let foreign = || self.foreign.get(uid.as_str()).filter(|h| h.ends_at > now).cloned();
-        match own.or_else(foreign) {
+        let unpublished = record.and_then(|r| Held::unpublished(r.unpublished.as_ref()?));
+        let held = unpublished.or(held_here).filter(|held| held.ends_at > now);
+        match held.or(held_elsewhere) {
             Some(held) => self.budget.hold(&uid, &held),
             None => self.budget.release(&uid),
         }
