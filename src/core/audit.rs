@@ -103,6 +103,9 @@ pub struct AuditEvent {
     /// Ids of the tokens; never their values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub token_ids: Vec<String>,
+    /// Whose run a mint was made for, where that is known: kind and name of what its Pod belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<String>,
     /// Whether the connection sends events anywhere; others are logged alone.
     #[serde(skip, default = "yes")]
     pub deliver: bool,
@@ -143,8 +146,16 @@ impl AuditEvent {
             reason,
             expires_at: None,
             token_ids: Vec::new(),
+            consumer: None,
             deliver,
         }
+    }
+
+    /// With whose run it was for.
+    #[must_use]
+    pub fn consumer(mut self, consumer: Option<&String>) -> Self {
+        self.consumer = consumer.cloned();
+        self
     }
 
     /// With what the token was.
@@ -171,7 +182,7 @@ impl AuditEvent {
             &r.purpose,
             &r.run_id,
         ];
-        let more = r.repo.iter().chain(&r.type_).chain(&self.token_ids);
+        let more = r.repo.iter().chain(&r.type_).chain(&self.token_ids).chain(&self.consumer);
         let more = more.map(String::as_str);
         REST + texts.into_iter().chain(more).map(|text| text.len() + 3).sum::<usize>()
     }
@@ -199,6 +210,9 @@ impl AuditEvent {
             }
             if let Some(type_) = &self.request.type_ {
                 fields.insert("type".to_owned(), json!(type_));
+            }
+            if let Some(consumer) = &self.consumer {
+                fields.insert("consumer".to_owned(), json!(consumer));
             }
             if let Some(at) = self.expires_at {
                 fields.insert("expiresAt".to_owned(), json!(at));

@@ -30,6 +30,8 @@ pub enum MintReason {
     Heal,
     /// The live token nears its end.
     Renewal,
+    /// It does so, and no renewal was kept for it: nobody read it by a volume for a while, and others took the room.
+    Resume,
 }
 
 impl MintReason {
@@ -129,6 +131,12 @@ pub struct Claim {
         skip_serializing_if = "Option::is_none"
     )]
     pub period_ms: Option<i64>,
+    /// What it brings is not renewed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub once: bool,
+    /// Whose run waits for it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<String>,
     /// Set once the answer is in and only its Secrets remain to be written: what was minted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minted: Option<Minted>,
@@ -274,6 +282,24 @@ pub struct Record {
     /// The last token ended before it could be renewed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expired: bool,
+    /// The last token that was let go because nobody needed it any longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub let_go: Option<LetGo>,
+}
+
+/// A token that was let go with life left in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LetGo {
+    /// When.
+    #[serde(serialize_with = "ts_milliseconds::serialize", deserialize_with = "bounds::moment")]
+    pub at: Time,
+    /// When it was issued.
+    #[serde(serialize_with = "ts_milliseconds::serialize", deserialize_with = "bounds::moment")]
+    pub issued_at: Time,
+    /// When it ends for who has read it.
+    #[serde(serialize_with = "ts_milliseconds::serialize", deserialize_with = "bounds::moment")]
+    pub ends_at: Time,
 }
 
 /// How long a failure is remembered that only delays, once its delay is over: longer than any delay, so that
@@ -313,6 +339,7 @@ impl Record {
             && self.orphans.is_empty()
             && !self.gone
             && !self.expired
+            && self.let_go.is_none()
     }
 }
 

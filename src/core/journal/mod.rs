@@ -26,7 +26,7 @@ use crate::core::ids::{SpecDigest, Uid};
 use crate::core::spec::digest;
 
 pub use entries::{
-    ActiveToken, Attempt, Claim, EndpointRef, Failure, MintReason, Minted, Record, RequestFacts, Revocation, Throttle,
+    ActiveToken, Attempt, Claim, EndpointRef, LetGo, Failure, MintReason, Minted, Record, RequestFacts, Revocation, Throttle,
     Unauthorized, Written, metadata_digest,
 };
 

@@ -29,6 +29,7 @@ fn demand(uid: &str, namespace: &str, reason: MintReason, since: Time) -> Demand
         renew_before: None,
         max_lifetime: None,
         pod_waits: false,
+        renews: true,
         most: None,
     }
 }
