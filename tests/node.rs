@@ -4,6 +4,8 @@
 #[path = "chart/support.rs"]
 #[allow(dead_code, reason = "shared with the chart's tests")]
 mod support;
+#[path = "node/on_demand.rs"]
+mod on_demand;
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};
@@ -395,6 +397,9 @@ fn ci_jobs_on_a_real_node_have_live_tokens_and_nothing_mints_more_than_it_must()
     a_job_uses_its_token(&world);
     a_rotation_reaches_a_running_pod(&world);
     a_pod_waits_for_its_secret(&world);
+    on_demand::jobs_are_served_as_they_are_scheduled(&world);
+    on_demand::a_long_pod_sees_the_rotated_file_and_after_it_nothing_is_renewed(&world);
+    on_demand::who_has_read_a_token_once_is_warned_before_it_ends(&world);
     an_upgrade_mints_nothing(&world);
     a_killed_leader_costs_nothing(&world);
     a_key_is_turned_under_running_pods(&world);

@@ -251,7 +251,8 @@ mod tests {
         };
         let at = chrono::Utc.timestamp_opt(1_700_000_000, 999_999_999).unwrap();
         let mut event = AuditEvent::new(EventType::OutcomeUnknown, Reason::OutcomeUnknown, &subject, at, true)
-            .token(at, &["0".repeat(32)]);
+            .token(at, &["0".repeat(32)])
+            .consumer(Some(&"c".repeat(80)));
         event.id = format!("{uid}-1234567-{}", at.timestamp_millis());
         let size = event.entry().to_string().len();
         assert!(size <= 1024, "{size}");

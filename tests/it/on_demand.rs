@@ -82,10 +82,9 @@ impl<'a> Pods<'a> {
             "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
             "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
         });
-        let body = serde_json::to_vec(&binding).unwrap();
         let _: Value = self
             .api
-            .create_subresource("binding", name, &PostParams::default(), body)
+            .create_subresource("binding", name, &PostParams::default(), &binding)
             .await
             .unwrap();
     }
@@ -317,7 +316,7 @@ async fn a_token_is_not_revoked_while_a_pod_has_what_it_read_of_it() {
     pods.run("p").await;
     until_secret(&case, "a", false).await;
     assert!(chrono::Utc::now() < end);
-    case.settle_with(json!({"type": "cloudflare_workers_deploy"})).await;
+    case.settle_as(json!({"type": "cloudflare_workers_deploy"})).await;
     assert!(case.broker.ledger().mints[0].revoked_at.is_none());
     wait_for("its end, and its revocation", || async {
         case.broker.ledger().mints[0].revoked_at.map(drop)
@@ -449,6 +448,25 @@ async fn who_has_read_a_token_once_is_warned_before_it_ends() {
     case.until_revision("a", 2).await;
     assert_eq!(pods.events("env", "Expired").await.len(), 1);
     assert!(pods.events("volume", "Expired").await.is_empty());
+}
+
+#[tokio::test]
+async fn of_a_token_that_was_replaced_meanwhile_it_is_warned_too_whoever_leads_by_then() {
+    let world = World::start("warned").await;
+    let case = Setup::within(world, generous().ttl(Duration::from_secs(30))).case().await;
+    let pods = Pods::of(&case).await;
+    let issued = case.issued("a", json!({"consumers": {"warnBefore": "6s"}})).await;
+    let end = issued.status.unwrap().expires_at.unwrap();
+    pods.bound("env", importing("a")).await;
+    pods.run("env").await;
+    case.until_revision("a", 2).await;
+    assert!(pods.events("env", "Expired").await.is_empty());
+    case.world.kill_controller();
+    case.world.start_controller();
+    let (_, note) = pods.until_event("env", "Expired").await;
+    assert!(note.contains(&format!("ends at {}", end.format("%H:%M:%SZ"))), "{note}");
+    let left = (end - chrono::Utc::now()).num_seconds();
+    assert!((1..=6).contains(&left), "{left} s were left");
 }
 
 #[tokio::test]

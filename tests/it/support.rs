@@ -589,11 +589,11 @@ impl Case {
 
     /// Waits until no reconcile could still be on its way: an unrelated credential is issued and gone.
     pub async fn settle(&self) {
-        self.settle_with(json!({})).await;
+        self.settle_as(json!({})).await;
     }
 
     /// The same, with what such a credential needs besides.
-    pub async fn settle_with(&self, over: Value) {
+    pub async fn settle_as(&self, over: Value) {
         // Two full rounds of the controller over this namespace: whatever was due has been done.
         let probe = format!("probe-{:08x}", rand::random::<u32>());
         let mut spec = json!({"service": "probe"});

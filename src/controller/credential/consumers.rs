@@ -12,7 +12,7 @@ use crate::cluster::secrets::rfc3339;
 use crate::controller::credential::observe::Snapshot;
 use crate::controller::state::context::Context;
 use crate::controller::state::pods::Unseen;
-use crate::core::consumers::{Pod, Span, Users, Uses, Ways, end_of_token_read_at};
+use crate::core::consumers::{Pod, Users, Uses, Ways, end_of_token_read_at};
 use crate::core::ids::ObjectName;
 use crate::core::plan::Verdict;
 use crate::core::spec::{self, digest};
@@ -176,13 +176,13 @@ async fn warn(context: &Arc<Context>, snapshot: &Snapshot, readers: &[Reader]) -
     if frozen.is_empty() {
         return None;
     }
-    let (tokens, now) = (tokens(context, snapshot).await, context.now());
+    let (record, now) = (snapshot.observed.record.as_ref()?, context.now());
     let (mut next, mut told): (Option<Time>, usize) = (None, 0);
     let mut restarted: Vec<&(Arc<str>, Arc<str>)> = Vec::new();
     for (pod, started) in frozen {
         // It is told in whole seconds.
         let read_at = started + TimeDelta::seconds(1);
-        let Some(end) = end_of_token_read_at(read_at, tokens.iter().copied()).filter(|end| *end > now) else {
+        let Some(end) = end_of_token_read_at(read_at, record.tokens()).filter(|end| *end > now) else {
             continue;
         };
         if end - before > now {
@@ -230,32 +230,6 @@ async fn restart(context: &Context, snapshot: &Snapshot, (kind, name): &(Arc<str
         tracing::warn!(%namespace, %kind, %name, error = %error.brief(), "failed to restart a workload that asks for it");
         false
     })
-}
-
-/// The tokens that a Pod may still have: the live one, the one that was let go, and those that wait for their end. Of these
-/// it is known when, and that they lived as long as the others.
-async fn tokens(context: &Arc<Context>, snapshot: &Snapshot) -> Vec<Span> {
-    let record = snapshot.observed.record.as_ref();
-    let live = record.and_then(|r| r.live.as_ref()).map(|live| Span {
-        issued_at: live.issued_at,
-        ends_at: live.ends_at,
-    });
-    let let_go = record.and_then(|r| r.let_go).map(|gone| Span {
-        issued_at: gone.issued_at,
-        ends_at: gone.ends_at,
-    });
-    let mut tokens: Vec<Span> = live.into_iter().chain(let_go).collect();
-    let lifetime = tokens.first().map(|t| t.ends_at - t.issued_at);
-    if let (Some(lifetime), Some(scope)) = (lifetime, &snapshot.live_scope)
-        && let Ok(journal) = context.scheduler(scope).journal.view().await
-    {
-        let owed = journal.owed_of(&snapshot.owner.uid).filter(|owed| owed.why == Reason::Rotated);
-        tokens.extend(owed.map(|owed| Span {
-            issued_at: owed.due - lifetime,
-            ends_at: owed.due,
-        }));
-    }
-    tokens
 }
 
 fn reference(pod: &Pod) -> ObjectReference {

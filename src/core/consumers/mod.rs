@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use chrono::TimeDelta;
 
-use super::journal::{LetGo, MintReason};
+use super::journal::{LetGo, MintReason, Span};
 use super::{Problem, Time};
 use crate::api::InUse;
 
@@ -145,15 +145,6 @@ impl Users {
             Self::Unknown(_) => false,
         }
     }
-}
-
-/// A token by the time in which it is good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// When it was issued.
-    pub issued_at: Time,
-    /// When it ends.
-    pub ends_at: Time,
 }
 
 /// When that of `tokens` ends which was the newest at `at`.

@@ -12,6 +12,7 @@ use crate::core::testing::{s, t};
 mod days;
 mod exact;
 mod follow;
+mod on_demand;
 mod outages;
 mod rules;
 mod same;
