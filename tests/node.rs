@@ -1,11 +1,11 @@
 //! The whole of it on a real node: image, `helm install`, CI jobs that mount Secrets, rotation, upgrade, a
 //! killed leader, uninstall. One story, because its parts take each other's ends as their beginnings.
 
+#[path = "node/on_demand.rs"]
+mod on_demand;
 #[path = "chart/support.rs"]
 #[allow(dead_code, reason = "shared with the chart's tests")]
 mod support;
-#[path = "node/on_demand.rs"]
-mod on_demand;
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};

@@ -9,10 +9,10 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use testbed::process::Process;
 
+use crate::NAMESPACES;
 use crate::bench::Bench;
 use crate::calls::{Calls, Usage, calls, of_controller};
 use crate::setup::{create_all, namespace_of};
-use crate::NAMESPACES;
 
 fn name_of(number: usize) -> String {
     format!("d{number:05}")
@@ -101,7 +101,9 @@ impl Bench<'_> {
     async fn finish_pod(&self, number: usize) -> kube::Result<()> {
         let (api, name, _) = self.pod(number);
         let done = Patch::Merge(json!({"status": {"phase": "Succeeded"}}));
-        api.patch_status(&name, &PatchParams::default(), &done).await.map(|_| ())
+        api.patch_status(&name, &PatchParams::default(), &done)
+            .await
+            .map(|_| ())
     }
 
     /// Pods need a node, or they are collected, and the service account of their namespace.

@@ -24,7 +24,9 @@ impl Cluster {
                 let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), namespace);
                 let set = bounded(api.get_metadata_opt(name)).await?;
                 let owners = set.map(|set| set.owner_references().to_vec()).unwrap_or_default();
-                let deployment = owners.iter().find(|o| o.controller == Some(true) && o.kind == "Deployment");
+                let deployment = owners
+                    .iter()
+                    .find(|o| o.controller == Some(true) && o.kind == "Deployment");
                 match deployment {
                     Some(owner) => self.restart::<Deployment>(namespace, &owner.name, end).await,
                     None => Ok(false),
@@ -43,7 +45,9 @@ impl Cluster {
         let found = bounded(api.get_metadata_opt(name)).await?;
         let asks = |meta: &ObjectMeta| {
             let annotations = meta.annotations.as_ref();
-            annotations.and_then(|a| a.get(RESTART_ANNOTATION)).is_some_and(|value| value == "true")
+            annotations
+                .and_then(|a| a.get(RESTART_ANNOTATION))
+                .is_some_and(|value| value == "true")
         };
         if !found.is_some_and(|workload| asks(&workload.metadata)) {
             return Ok(false);

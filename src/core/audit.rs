@@ -8,6 +8,9 @@ use super::Time;
 use super::journal::RequestFacts;
 use crate::api::Reason;
 
+/// How many bytes `ChittyChronicle` takes of one event.
+const LARGEST_ENTRY: usize = 1024;
+
 /// What happened, as `ChittyChronicle` knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -182,7 +185,12 @@ impl AuditEvent {
             &r.purpose,
             &r.run_id,
         ];
-        let more = r.repo.iter().chain(&r.type_).chain(&self.token_ids).chain(&self.consumer);
+        let more = r
+            .repo
+            .iter()
+            .chain(&r.type_)
+            .chain(&self.token_ids)
+            .chain(&self.consumer);
         let more = more.map(String::as_str);
         REST + texts.into_iter().chain(more).map(|text| text.len() + 3).sum::<usize>()
     }
@@ -211,9 +219,6 @@ impl AuditEvent {
             if let Some(type_) = &self.request.type_ {
                 fields.insert("type".to_owned(), json!(type_));
             }
-            if let Some(consumer) = &self.consumer {
-                fields.insert("consumer".to_owned(), json!(consumer));
-            }
             if let Some(at) = self.expires_at {
                 fields.insert("expiresAt".to_owned(), json!(at));
             }
@@ -221,7 +226,17 @@ impl AuditEvent {
                 fields.insert("tokenIds".to_owned(), json!(self.token_ids));
             }
         }
-        json!({"eventType": self.event.as_str(), "entityId": self.request.service, "data": data})
+        let mut entry = json!({"eventType": self.event.as_str(), "entityId": self.request.service, "data": data});
+        if let Some(consumer) = &self.consumer {
+            entry["data"]["consumer"] = json!(consumer);
+            // Names that long are nobody's: what the event is about comes first.
+            if entry.to_string().len() > LARGEST_ENTRY
+                && let Some(fields) = entry["data"].as_object_mut()
+            {
+                fields.remove("consumer");
+            }
+        }
+        entry
     }
 }
 
@@ -278,7 +293,10 @@ mod tests {
             revision: 2,
         };
         let at = chrono::Utc.timestamp_opt(1_700_000_000, 0).unwrap();
-        let entry = AuditEvent::new(EventType::Rotated, Reason::Rotated, &subject, at, true).entry();
+        let event = AuditEvent::new(EventType::Rotated, Reason::Rotated, &subject, at, true);
+        assert_eq!(event.entry()["data"].get("consumer"), None);
+        let entry = event.consumer(Some(&"Job/nightly".to_owned())).entry();
+        assert_eq!(entry["data"]["consumer"], "Job/nightly");
         assert_eq!(entry["eventType"], "credential.rotated");
         assert_eq!(entry["entityId"], "chittyid");
         assert_eq!(entry["data"]["reason"], "Rotated");

@@ -290,7 +290,8 @@ fn pods_are_watched_and_workloads_restarted_only_where_the_values_say_so() {
         let rendered = render(values);
         let roles = of_kind(&rendered, "ClusterRole");
         let ours = roles.iter().find(|r| r["metadata"]["name"] == "chittyconnect-operator");
-        let arguments = of_kind(&rendered, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["args"].clone();
+        let arguments =
+            of_kind(&rendered, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["args"].clone();
         let restarts = arguments.as_array().unwrap().contains(&"--restart-workloads".into());
         (rights(ours.unwrap()), restarts)
     };

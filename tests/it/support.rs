@@ -281,7 +281,9 @@ impl World {
         let labels = [format!("resource=\"{resource}\""), "verb=\"WATCH\"".to_owned()];
         let counts = metrics
             .lines()
-            .filter(|l| l.starts_with("apiserver_longrunning_requests{") && labels.iter().all(|label| l.contains(label)))
+            .filter(|l| {
+                l.starts_with("apiserver_longrunning_requests{") && labels.iter().all(|label| l.contains(label))
+            })
             .filter_map(|l| l.rsplit_once(' '));
         counts.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
     }

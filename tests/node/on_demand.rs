@@ -128,7 +128,10 @@ fn told(took: &[Duration]) -> String {
 
 pub fn jobs_are_served_as_they_are_scheduled(world: &World) {
     let volumes = measure(world, Way::Volume, "by-volume", JOBS);
-    world.tell(&format!("Jobs that mount a missing Secret ran {} s after they were scheduled", told(&volumes)));
+    world.tell(&format!(
+        "Jobs that mount a missing Secret ran {} s after they were scheduled",
+        told(&volumes)
+    ));
     assert!(volumes[JOBS / 2] <= Duration::from_secs(2), "{volumes:?}");
     assert!(volumes[JOBS - 1] <= Duration::from_secs(4), "{volumes:?}");
     let variables = measure(world, Way::Env, "by-env", 3);
@@ -148,11 +151,16 @@ pub fn jobs_are_served_as_they_are_scheduled(world: &World) {
 
 pub fn a_long_pod_sees_the_rotated_file_and_after_it_nothing_is_renewed(world: &World) {
     // Renewed every 40 s.
-    world.on_demand("lasting", &json!({"rotation": {"maxLifetime": "60s", "renewBefore": "20s"}}));
+    world.on_demand(
+        "lasting",
+        &json!({"rotation": {"maxLifetime": "60s", "renewBefore": "20s"}}),
+    );
     world.user(NAMESPACE, "lasting", "lasting");
     let first = wait_for("the Secret", || world.token(NAMESPACE, "lasting"));
     world.until_taken(&first);
-    let second = wait_for("its renewal", || world.token(NAMESPACE, "lasting").filter(|t| *t != first));
+    let second = wait_for("its renewal", || {
+        world.token(NAMESPACE, "lasting").filter(|t| *t != first)
+    });
     world.until_taken(&second);
     world.tell("a long Pod used the renewed token");
     world.kubectl(&["delete", "pod/lasting", "--namespace", NAMESPACE, "--timeout=60s"]);
@@ -187,7 +195,9 @@ pub fn who_has_read_a_token_once_is_warned_before_it_ends(world: &World) {
     let describe = || succeed(&mut world.cluster.kubectl(&["describe", what[0], what[1], what[2]]));
     let line = wait_for("the Warning", || {
         let described = describe();
-        let warning = described.lines().find(|line| line.contains("Warning") && line.contains("Expired"))?;
+        let warning = described
+            .lines()
+            .find(|line| line.contains("Warning") && line.contains("Expired"))?;
         Some(warning.trim().to_owned())
     });
     assert!(line.contains("ends at"), "{line}");

@@ -116,9 +116,14 @@ pub(crate) async fn act(
                 // What its credential had to do is done: no reason to worry anybody.
                 let note = match read {
                     true => "no Pod needs a token after this one, which lives to its end; its Secrets are removed",
-                    false => "no Pod uses the token any more: its Secrets are removed, and it is revoked where that can be",
+                    false => {
+                        "no Pod uses the token any more: its Secrets are removed, and it is revoked where that can be"
+                    }
                 };
-                context.events.publish(credential, false, *reason, "Release", note).await;
+                context
+                    .events
+                    .publish(credential, false, *reason, "Release", note)
+                    .await;
                 return Ok(true);
             }
             let note = match reason {

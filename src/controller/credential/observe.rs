@@ -139,7 +139,9 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
         suspended: credential.spec.suspend,
         desired,
         users,
-        kept: scope.as_ref().is_none_or(|scope| context.scheduler(scope).keeps(&owner.uid)),
+        kept: scope
+            .as_ref()
+            .is_none_or(|scope| context.scheduler(scope).keeps(&owner.uid)),
         permitted,
         connection,
         secrets: secrets

@@ -232,15 +232,13 @@ fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>
     let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
     let moved = live.filter(|l| snapshot.live_scope.as_ref() != Some(scope) && desired.is_served_by(&l.request));
     scheduler.reserve(uid, moved.map(|l| (name.clone(), Held::of(&name.namespace, l))));
-    let renews = match &snapshot.observed.users {
-        Users::Anybody => None,
-        users => users.renew().map(|renews| match renews {
-            true => Renews::Yes(snapshot.most),
-            false => Renews::No,
-        }),
-    };
-    if snapshot.observed.users.renew().is_some() {
-        scheduler.renew(uid, renews);
+    if let Some(renewed) = snapshot.observed.users.renew() {
+        let renews = if renewed {
+            Renews::Yes(snapshot.most)
+        } else {
+            Renews::No
+        };
+        scheduler.renew(uid, Some(renews));
     }
     let Some(reason) = demand else {
         scheduler.forget(uid);

@@ -145,7 +145,9 @@ impl MintQueue {
 
     /// Notes whether the tokens of `uid` are renewed, or forgets that. Says whether anything changed.
     pub(crate) fn renew(&mut self, uid: &str, renews: Option<Renews>) -> bool {
-        if self.renews.get(uid).copied() == renews {
+        let before = self.renews.get(uid).copied();
+        // All tokens are, unless something else was said.
+        if before == renews || before.is_none() && renews != Some(Renews::No) {
             return false;
         }
         let uid = Uid::from(uid);

@@ -172,7 +172,8 @@ impl Credentials {
         }
         let any = !all.is_empty();
         drop(all);
-        self.looks_after.send_if_modified(|now| std::mem::replace(now, any) != any);
+        self.looks_after
+            .send_if_modified(|now| std::mem::replace(now, any) != any);
     }
 
     /// To which credentials it matters who reads that Secret.

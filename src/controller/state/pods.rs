@@ -71,7 +71,10 @@ impl Pods {
     pub fn list(&self, part: &str) {
         let mut inner = self.0.lock();
         let all = inner.all.keys();
-        let stale = all.filter(|at| part.is_empty() || *at.namespace == *part).cloned().collect();
+        let stale = all
+            .filter(|at| part.is_empty() || *at.namespace == *part)
+            .cloned()
+            .collect();
         if let Some(part) = inner.parts.get_mut(part) {
             part.stale = stale;
         }

@@ -28,7 +28,8 @@ pub struct PodsTold {
 impl PodsTold {
     /// How long it is put off to write how many Pods read the Secrets of `uid`; where it is not, it is noted as written.
     pub fn put_off(&mut self, uid: &str, now: Instant) -> Option<Duration> {
-        self.in_use.retain(|_, at| now.saturating_duration_since(*at) < IN_USE_EVERY);
+        self.in_use
+            .retain(|_, at| now.saturating_duration_since(*at) < IN_USE_EVERY);
         if let Some(at) = self.in_use.get(uid) {
             return Some(IN_USE_EVERY.saturating_sub(now.saturating_duration_since(*at)));
         }
@@ -39,7 +40,8 @@ impl PodsTold {
     /// Whether a Pod is to be told that it waits, and why.
     pub fn waits(&mut self, pod: &Uid, reason: Reason, now: Instant) -> bool {
         if self.waits.len() >= self.full_at.max(LEAST) {
-            self.waits.retain(|_, (_, at)| now.saturating_duration_since(*at) < REMEMBERED);
+            self.waits
+                .retain(|_, (_, at)| now.saturating_duration_since(*at) < REMEMBERED);
             self.full_at = self.waits.len() * 2;
         }
         let told = self.waits.get(pod);

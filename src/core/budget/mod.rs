@@ -238,7 +238,8 @@ impl Budget {
         self.move_to(now);
         let series = Series::of_held(held);
         let share = self.shares.with(&held.namespace, self.shares.rate_of(series.period), 0);
-        most.is_none_or(|most| share <= u64::from(most) * 1000) && self.projection.fits_from(series.first, series.period)
+        most.is_none_or(|most| share <= u64::from(most) * 1000)
+            && self.projection.fits_from(series.first, series.period)
     }
 
     /// Notes a request of `uid` that is under way, in place of what was noted before.

@@ -109,7 +109,10 @@ impl Uses {
     /// last token was there.
     #[must_use]
     pub fn asks(&self, last: Option<&LetGo>) -> bool {
-        self.needs || self.bound.is_some_and(|at| last.is_none_or(|last| at + CHANCE > last.at))
+        self.needs
+            || self
+                .bound
+                .is_some_and(|at| last.is_none_or(|last| at + CHANCE > last.at))
     }
 }
 

@@ -45,7 +45,10 @@ impl Pod {
     /// How it reads that Secret.
     #[must_use]
     pub fn way_of(&self, secret: &str) -> Option<Ways> {
-        self.reads.iter().find(|(name, _)| **name == *secret).map(|(_, ways)| *ways)
+        self.reads
+            .iter()
+            .find(|(name, _)| **name == *secret)
+            .map(|(_, ways)| *ways)
     }
 }
 
@@ -59,7 +62,10 @@ impl Consumer {
     pub fn of(kind: &str, name: &str) -> Option<Self> {
         let text = format!("{kind}/{name}");
         TELLING.contains(&kind).then(|| {
-            let end = text.char_indices().nth(LONGEST_CONSUMER).map_or(text.len(), |(at, _)| at);
+            let end = text
+                .char_indices()
+                .nth(LONGEST_CONSUMER)
+                .map_or(text.len(), |(at, _)| at);
             Self(text[..end].into())
         })
     }
@@ -222,7 +228,10 @@ impl PodStatus {
     }
 
     fn bound(&self) -> Option<Time> {
-        let bound = self.conditions.iter().find(|c| c.r#type == "PodScheduled" && c.status == "True");
+        let bound = self
+            .conditions
+            .iter()
+            .find(|c| c.r#type == "PodScheduled" && c.status == "True");
         bound.and_then(|c| c.last_transition_time)
     }
 
@@ -255,7 +264,11 @@ pub fn reads(spec: &PodSpec, status: &PodStatus) -> Box<[(Arc<str>, Ways)]> {
     let starting = status.is_starting(spec.ephemeral_containers.len());
     let mut found: BTreeMap<&str, Ways> = BTreeMap::new();
     let mut add = |name, way, optional: Option<bool>| {
-        let optional = if optional == Some(true) { Ways::OPTIONAL } else { Ways::default() };
+        let optional = if optional == Some(true) {
+            Ways::OPTIONAL
+        } else {
+            Ways::default()
+        };
         *found.entry(name).or_default() |= way | optional;
     };
     for secret in &spec.image_pull_secrets {
@@ -264,7 +277,10 @@ pub fn reads(spec: &PodSpec, status: &PodStatus) -> Box<[(Arc<str>, Ways)]> {
     let sidecar = |c: &&Container| starting || c.restart_policy.as_deref() == Some("Always");
     let containers = spec.containers.iter().chain(&spec.ephemeral_containers);
     for container in containers.chain(spec.init_containers.iter().filter(sidecar)) {
-        let keys = container.env.iter().filter_map(|v| v.value_from.as_ref()?.secret_key_ref.as_ref());
+        let keys = container
+            .env
+            .iter()
+            .filter_map(|v| v.value_from.as_ref()?.secret_key_ref.as_ref());
         for secret in keys.chain(container.env_from.iter().filter_map(|s| s.secret_ref.as_ref())) {
             add(secret.name.as_str(), Ways::ENV, secret.optional);
         }

@@ -84,12 +84,20 @@ fn init_containers_use_a_secret_until_the_pod_has_started_sidecars_and_ephemeral
         "containers": [{"name": "c"}],
         "ephemeralContainers": [{"name": "e", "envFrom": env("debug")}],
     });
-    let names = |status| -> Vec<String> { reads_as(spec.clone(), status).into_iter().map(|(name, _)| name).collect() };
+    let names = |status| -> Vec<String> {
+        reads_as(spec.clone(), status)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect()
+    };
     assert_eq!(names(json!({"phase": "Pending"})), ["debug", "init", "sidecar"]);
     let mut started = running();
     started["ephemeralContainerStatuses"] = json!([{"state": {"running": {}}}]);
     assert_eq!(names(started), ["debug", "sidecar"]);
-    assert!(pod(spec, running()).unwrap().starting, "one was added that does not run yet");
+    assert!(
+        pod(spec, running()).unwrap().starting,
+        "one was added that does not run yet"
+    );
 }
 
 #[test]
@@ -108,7 +116,9 @@ fn a_pod_that_is_not_bound_or_has_finished_or_reads_nothing_is_not_kept() {
 /// Invariant 13.
 #[test]
 fn of_a_pod_that_names_thousands_of_secrets_a_bounded_number_is_kept() {
-    let env: Vec<Value> = (0..5000).map(|i| json!({"secretRef": {"name": format!("s{i}")}})).collect();
+    let env: Vec<Value> = (0..5000)
+        .map(|i| json!({"secretRef": {"name": format!("s{i}")}}))
+        .collect();
     let spec = json!({"containers": [{"name": "c", "envFrom": env}]});
     assert_eq!(reads_as(spec, running()).len(), 128);
 }
@@ -125,9 +135,14 @@ fn the_kubelet_tells_which_secret_a_container_lacks() {
     };
     let lacked = |status| -> Vec<String> {
         let all = reads_as(spec.clone(), status).into_iter();
-        all.filter(|(_, ways)| ways.has(Ways::LACKS)).map(|(name, _)| name).collect()
+        all.filter(|(_, ways)| ways.has(Ways::LACKS))
+            .map(|(name, _)| name)
+            .collect()
     };
-    assert_eq!(lacked(waiting("CreateContainerConfigError", "secret \"a\" not found")), ["a"]);
+    assert_eq!(
+        lacked(waiting("CreateContainerConfigError", "secret \"a\" not found")),
+        ["a"]
+    );
     let key = "couldn't find key k in Secret n/b";
     assert_eq!(lacked(waiting("CreateContainerConfigError", key)), ["b"]);
     assert!(lacked(waiting("CreateContainerConfigError", "configmap \"x\" not found")).is_empty());

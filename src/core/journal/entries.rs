@@ -284,7 +284,7 @@ pub struct Record {
     pub expired: bool,
     /// The last token that was let go because nobody needed it any longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub let_go: Option<LetGo>,
+    pub let_go: Option<Box<LetGo>>,
     /// Tokens that were replaced and have not ended: whoever has read one still has it.
     #[serde(default, rename = "o", skip_serializing_if = "Vec::is_empty")]
     pub older: Vec<Span>,
@@ -368,7 +368,7 @@ impl Record {
     /// The tokens that somebody may still have who has read one.
     pub fn tokens(&self) -> impl Iterator<Item = Span> {
         let live = self.live.as_ref().map(ActiveToken::span);
-        let let_go = self.let_go.map(|gone| Span {
+        let let_go = self.let_go.as_deref().map(|gone| Span {
             issued_at: gone.issued_at,
             ends_at: gone.ends_at,
         });

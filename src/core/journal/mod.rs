@@ -26,8 +26,8 @@ use crate::core::ids::{SpecDigest, Uid};
 use crate::core::spec::digest;
 
 pub use entries::{
-    ActiveToken, Attempt, Claim, EndpointRef, Failure, LetGo, MintReason, Minted, Record, RequestFacts, Revocation, Span, Throttle,
-    Unauthorized, Written, metadata_digest,
+    ActiveToken, Attempt, Claim, EndpointRef, Failure, LetGo, MintReason, Minted, Record, RequestFacts, Revocation,
+    Span, Throttle, Unauthorized, Written, metadata_digest,
 };
 
 /// What a request counts beyond its window at most.

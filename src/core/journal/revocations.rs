@@ -85,11 +85,11 @@ impl Journal {
             self.revoke_all(uid, now, Reason::Idle);
         }
         self.edit(uid, |record| {
-            record.let_go = Some(LetGo {
+            record.let_go = Some(Box::new(LetGo {
                 at: now,
                 issued_at,
                 ends_at,
-            });
+            }));
         });
     }
 

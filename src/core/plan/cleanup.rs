@@ -101,7 +101,7 @@ fn is_unneeded(o: &Observed, live: &ActiveToken, now: Time) -> bool {
     if latest_safe(live.issued_at, live.ends_at, renew_before) <= now {
         return true;
     }
-    let last = o.record.as_ref().and_then(|r| r.let_go.as_ref());
+    let last = o.record.as_ref().and_then(|r| r.let_go.as_deref());
     let stale = desired.is_some_and(|desired| desired.digest != live.digest);
     (stale || !is_intact(o, live)) && !uses.asks(last)
 }

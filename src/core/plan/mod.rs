@@ -138,15 +138,17 @@ impl<'a> CredentialState<'a> {
         let due = |l: &ActiveToken| renew_at(l.issued_at, l.ends_at, desired.renew_before, &o.uid) <= now;
         let need = match live {
             None => Some(MintReason::First),
-            Some(l) if desired.is_served_by(&l.request) && due(l) && o.users.renew() == Some(true) => {
-                Some(if o.kept { MintReason::Renewal } else { MintReason::Resume })
-            }
+            Some(l) if desired.is_served_by(&l.request) && due(l) && o.users.renew() == Some(true) => Some(if o.kept {
+                MintReason::Renewal
+            } else {
+                MintReason::Resume
+            }),
             Some(_) if !current => Some(MintReason::Change),
             Some(_) if !intact => Some(MintReason::Heal),
             Some(l) if l.digest.rotate != desired.digest.rotate => Some(MintReason::Rotate),
             Some(_) => None,
         };
-        let last = o.record.as_ref().and_then(|r| r.let_go.as_ref());
+        let last = o.record.as_ref().and_then(|r| r.let_go.as_deref());
         Self {
             live,
             intact,
@@ -311,8 +313,9 @@ fn verdict(
             issued: false,
             stalled: false,
             reason: Reason::Idle,
-            message: "on demand, and no Pod waits for it: there is a token as soon as a Pod that uses it is bound to a node"
-                .to_owned(),
+            message:
+                "on demand, and no Pod waits for it: there is a token as soon as a Pod that uses it is bound to a node"
+                    .to_owned(),
             next_attempt: None,
         }),
         None => rested.map(|live| good(o, live, now)),

@@ -2,7 +2,9 @@
 
 use super::super::Faults;
 use super::{Credential, Event, World};
-use crate::api::{Activation, BrokerApi, EphemeralCredential, EphemeralCredentialSpec, ROTATE_ANNOTATION, Reason, Rotation};
+use crate::api::{
+    Activation, BrokerApi, EphemeralCredential, EphemeralCredentialSpec, ROTATE_ANNOTATION, Reason, Rotation,
+};
 use crate::core::ids::ObjectName;
 use crate::core::layout::AnnotationPolicy;
 use crate::core::spec::desired;
