@@ -1,5 +1,6 @@
 //! The Pods that read a credential's Secrets: what they ask for, and what they are told.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::controller::credential::observe::Snapshot;
 use crate::controller::state::context::Context;
 use crate::controller::state::pods::Unseen;
 use crate::core::consumers::{Pod, Users, Uses, Ways, end_of_token_read_at};
-use crate::core::ids::ObjectName;
+use crate::core::ids::{ObjectName, Uid};
 use crate::core::plan::Verdict;
 use crate::core::spec::{self, digest};
 use crate::core::status::Told;
@@ -47,12 +48,16 @@ pub(crate) fn readers(context: &Context, credential: &EphemeralCredential) -> Re
     }
     let pods = &context.caches.pods;
     let mut all: Vec<Reader> = Vec::new();
+    let mut places: HashMap<Uid, usize> = HashMap::new();
     for secret in secrets(credential) {
         pods.seen(&secret.namespace).map_err(Some)?;
         for (pod, ways) in pods.readers(&secret) {
-            match all.iter_mut().find(|(other, _)| other.uid == pod.uid) {
-                Some((_, known)) => *known |= ways,
-                None => all.push((pod, ways)),
+            match places.get(&pod.uid) {
+                Some(place) => all[*place].1 |= ways,
+                None => {
+                    places.insert(pod.uid.clone(), all.len());
+                    all.push((pod, ways));
+                }
             }
         }
     }

@@ -369,6 +369,27 @@ mod tests {
         assert_eq!(all.retain(&HashSet::new()), [name]);
     }
 
+    #[test]
+    fn it_is_known_to_which_credentials_it_matters_who_reads_a_secret() {
+        let (all, secret) = (Credentials::default(), ObjectName::new("n", "a"));
+        let (name, matters) = (ObjectName::new("n", "a"), all.looks_after());
+        all.put(credential("5", 1, "deploy"));
+        assert!(all.looking_after(&secret).is_empty() && !*matters.borrow());
+        let mut on_demand = credential("6", 2, "deploy");
+        on_demand.spec.activation = crate::api::Activation::OnDemand;
+        all.put(on_demand.clone());
+        assert_eq!(all.looking_after(&secret), std::slice::from_ref(&name));
+        assert!(*matters.borrow());
+        // The Secret has another name now.
+        on_demand.spec.secrets[0].name = "b".to_owned();
+        on_demand.metadata.resource_version = Some("7".to_owned());
+        all.put(on_demand);
+        assert!(all.looking_after(&secret).is_empty());
+        assert_eq!(all.looking_after(&ObjectName::new("n", "b")), [name]);
+        all.retain(&HashSet::new());
+        assert!(!*matters.borrow());
+    }
+
     /// Invariant 13.
     #[test]
     fn a_long_spec_is_not_kept() {

@@ -157,3 +157,77 @@ impl Inner {
         touched
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(namespace: &str, name: &str, secrets: &[&str]) -> Pod {
+        Pod {
+            name: ObjectName::new(namespace, name),
+            uid: format!("{namespace}-{name}").as_str().into(),
+            bound: crate::core::testing::t(0),
+            started: None,
+            starting: true,
+            leaving: false,
+            consumer: None,
+            owner: None,
+            reads: secrets.iter().map(|s| ((*s).into(), Ways::VOLUME)).collect(),
+        }
+    }
+
+    fn put(pods: &Pods, part: &str, pod: Pod) -> Vec<String> {
+        let at = pod.name.clone();
+        let touched = pods.put(part, &at, Some(pod));
+        touched.iter().map(ToString::to_string).collect()
+    }
+
+    fn readers(pods: &Pods, namespace: &str, secret: &str) -> Vec<String> {
+        let readers = pods.readers(&ObjectName::new(namespace, secret));
+        readers.iter().map(|(pod, _)| pod.name.name.to_string()).collect()
+    }
+
+    #[test]
+    fn a_pod_is_news_for_the_secrets_it_reads_and_those_that_it_read_before() {
+        let pods = Pods::default();
+        pods.begin([String::new()]);
+        assert_eq!(put(&pods, "", pod("n", "p", &["a", "b"])), ["n/a", "n/b"]);
+        assert!(put(&pods, "", pod("n", "p", &["a", "b"])).is_empty(), "no news");
+        assert_eq!(put(&pods, "", pod("n", "p", &["b", "c"])), ["n/a", "n/b", "n/c"]);
+        put(&pods, "", pod("n", "q", &["b"]));
+        assert_eq!(readers(&pods, "n", "b"), ["p", "q"]);
+        assert!(readers(&pods, "n", "a").is_empty() && readers(&pods, "other", "b").is_empty());
+        pods.put("", &ObjectName::new("n", "p"), None);
+        assert_eq!(readers(&pods, "n", "b"), ["q"]);
+    }
+
+    #[test]
+    fn a_namespace_is_known_once_it_was_listed_and_not_while_it_may_not_be() {
+        let pods = Pods::default();
+        assert_eq!(pods.seen("a"), Err(Unseen::Unlisted));
+        pods.begin(["a".to_owned(), "b".to_owned()]);
+        assert!(pods.listed("a").1 && pods.refused("b"));
+        assert_eq!((pods.seen("a"), pods.seen("b")), (Ok(()), Err(Unseen::Refused)));
+        assert!(!pods.listed("a").1 && !pods.refused("b"), "no news");
+        assert!(pods.settled());
+        assert!(pods.listed("b").1);
+        assert_eq!(pods.seen("b"), Ok(()));
+        pods.clear();
+        assert_eq!(pods.seen("a"), Err(Unseen::Unlisted));
+    }
+
+    #[test]
+    fn what_a_new_list_lacks_is_gone_and_other_namespaces_are_left_alone() {
+        let pods = Pods::default();
+        pods.begin(["a".to_owned(), "b".to_owned()]);
+        for (part, name) in [("a", "stays"), ("a", "goes"), ("b", "other")] {
+            put(&pods, part, pod(part, name, &["s"]));
+        }
+        pods.list("a");
+        put(&pods, "a", pod("a", "stays", &["s"]));
+        let (touched, _) = pods.listed("a");
+        assert_eq!(touched, [ObjectName::new("a", "s")]);
+        assert_eq!(readers(&pods, "a", "s"), ["stays"]);
+        assert_eq!(readers(&pods, "b", "s"), ["other"]);
+    }
+}

@@ -35,6 +35,8 @@ use crate::core::ids::ObjectName;
 
 /// How long Pods are still watched that matter to nobody any more.
 const PODS_LINGER: Duration = Duration::from_secs(10);
+/// How long a start waits for them.
+const PODS_WITHIN: Duration = Duration::from_secs(10);
 /// How many objects one answer to a list has: while it is read, it takes ten times its length.
 const LISTED_AT_ONCE: u32 = 100;
 
@@ -162,9 +164,13 @@ pub async fn await_synced(caches: &Caches) {
     while !caches.secrets.lock().synced() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    while *caches.credentials.looks_after().borrow() && !caches.pods.settled() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let pods = async {
+        while *caches.credentials.looks_after().borrow() && !caches.pods.settled() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Whoever is on demand waits for them, and nobody else for long.
+    let _ = tokio::time::timeout(PODS_WITHIN, pods).await;
     let all = &caches.connection_store;
     caches.connections.refresh(&caches.cluster, &caches.seal, all).await;
 }
