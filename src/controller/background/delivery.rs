@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -30,8 +31,11 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 const DEAD_LETTERS: &str = "chittyconnect-audit-dead-letters";
 const MOST_DEAD_LETTERS: usize = 500;
 
-/// Delivers what the journal of a scope holds until the term is over.
+/// Delivers what the journal of a scope holds until nothing is left, or the term is over; where that is not under way.
 pub fn start(context: &Arc<Context>, scheduler: &Arc<BudgetScheduler>) {
+    if scheduler.delivering.swap(true, Ordering::AcqRel) {
+        return;
+    }
     let mut delivery = Delivery::new(Arc::clone(context), Arc::clone(scheduler));
     context.spawn("audit delivery", async move { delivery.run().await });
 }
@@ -88,12 +92,25 @@ impl Delivery {
             // Boxed: there is one of these for each scope, and it mostly waits.
             match Box::pin(self.round(&journal)).await {
                 Next::Rest(rest) => tokio::time::sleep(rest).await,
-                Next::News(None) => news.await,
+                Next::News(None) => {
+                    self.scheduler.delivering.store(false, Ordering::Release);
+                    // Whoever came meanwhile took it to be under way.
+                    if self.is_behind(&journal).await && !self.scheduler.delivering.swap(true, Ordering::AcqRel) {
+                        continue;
+                    }
+                    return;
+                }
                 Next::News(Some(longest)) => {
                     let _ = tokio::time::timeout(longest, news).await;
                 }
             }
         }
+    }
+
+    /// Whether there is something to deliver that `seen` did not show.
+    async fn is_behind(&self, seen: &Arc<Journal>) -> bool {
+        let now = self.scheduler.journal.view().await;
+        now.is_ok_and(|now| !Arc::ptr_eq(&now, seen) && !now.audit.is_empty())
     }
 
     /// Delivers what can be delivered now.

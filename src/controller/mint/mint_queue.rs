@@ -71,6 +71,11 @@ impl MintQueue {
         self.entries.get(uid).map(|e| &e.entry)
     }
 
+    /// Whether it is of no use to anybody.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.entries.is_empty() && self.reserved.is_empty() && self.changed.is_empty()
+    }
+
     /// Why somebody waits, as they were told last.
     pub(crate) fn told(&self, uid: &str) -> Option<Waiting> {
         let (waiting, _) = self.entries.get(uid)?.told.as_ref()?;
