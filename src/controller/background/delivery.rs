@@ -58,6 +58,25 @@ enum Destination {
     Unknown,
 }
 
+/// How it went with one event.
+enum Brought {
+    /// It is where it goes, or where a person finds it.
+    Done,
+    /// It is tried again, after this at the earliest.
+    NotYet(Option<Duration>),
+    /// No other one would be taken now either.
+    Unavailable {
+        message: String,
+        retry_after: Option<Duration>,
+    },
+}
+
+impl Brought {
+    const fn kept(kept: bool, again: Option<Duration>) -> Self {
+        if kept { Self::Done } else { Self::NotYet(again) }
+    }
+}
+
 struct Delivery {
     context: Arc<Context>,
     scheduler: Arc<BudgetScheduler>,
@@ -124,55 +143,17 @@ impl Delivery {
             if self.delivered.contains(&key(event)) || held.contains(event.uid.as_str()) {
                 continue;
             }
-            let chronicle = match self.destination(event) {
-                Destination::Chronicle(chronicle) => chronicle,
-                Destination::Nowhere => {
-                    // Waiting for nobody, it would fill the backlog until minting stops.
-                    if self
-                        .keep_as_dead_letter(event, "its connection has no spec.audit any more")
-                        .await
-                    {
-                        self.note(event);
-                    } else {
-                        held.insert(&event.uid);
-                    }
-                    continue;
-                }
-                Destination::Unknown => {
-                    // Its own later events wait too.
+            match self.bring(event).await {
+                Brought::Done => self.note(event),
+                // Its credential's later events wait too.
+                Brought::NotYet(again) => {
                     held.insert(&event.uid);
-                    continue;
+                    rest = again.or(rest);
                 }
-            };
-            match chronicle.deliver(event).await {
-                Ok(()) => {
-                    self.context.metrics.delivered();
-                    self.note(event);
-                    self.backoff = FIRST_BACKOFF;
-                }
-                Err(NotDelivered::Refused { status }) => {
-                    self.context.metrics.undelivered();
-                    let tries = self.refused.entry(event.id.clone()).or_default();
-                    *tries += 1;
-                    if *tries >= TRIES
-                        && self
-                            .keep_as_dead_letter(event, &format!("ChittyChronicle refuses it with {status}"))
-                            .await
-                    {
-                        self.note(event);
-                        continue;
-                    }
-                    held.insert(&event.uid);
-                    rest = Some(FIRST_BACKOFF);
-                }
-                Err(NotDelivered::Unavailable { message, retry_after }) => {
-                    self.context.metrics.undelivered();
-                    tracing::warn!(
-                        scope = self.scheduler.scope.title(),
-                        waiting = journal.audit.len(),
-                        "{message}"
-                    );
-                    rest = Some(retry_after.and_then(|d| d.to_std().ok()).unwrap_or(self.backoff));
+                Brought::Unavailable { message, retry_after } => {
+                    let (scope, waiting) = (self.scheduler.scope.title(), journal.audit.len());
+                    tracing::warn!(scope, waiting, "{message}");
+                    rest = Some(retry_after.unwrap_or(self.backoff));
                     self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
                     break;
                 }
@@ -190,6 +171,41 @@ impl Delivery {
             // Its connection may come back.
             None if !held.is_empty() => Next::News(Some(NOT_NOW)),
             None => Next::News(None),
+        }
+    }
+
+    /// Brings one event to where it goes.
+    async fn bring(&mut self, event: &AuditEvent) -> Brought {
+        let chronicle = match self.destination(event) {
+            Destination::Chronicle(chronicle) => chronicle,
+            // Waiting for nobody, it would fill the backlog until minting stops.
+            Destination::Nowhere => {
+                let why = "its connection has no spec.audit any more";
+                return Brought::kept(self.keep_as_dead_letter(event, why).await, None);
+            }
+            Destination::Unknown => return Brought::NotYet(None),
+        };
+        match chronicle.deliver(event).await {
+            Ok(()) => {
+                self.context.metrics.delivered();
+                self.backoff = FIRST_BACKOFF;
+                Brought::Done
+            }
+            Err(NotDelivered::Refused { status }) => {
+                self.context.metrics.undelivered();
+                let tries = self.refused.entry(event.id.clone()).or_default();
+                *tries += 1;
+                let given_up = *tries >= TRIES && {
+                    let why = format!("ChittyChronicle refuses it with {status}");
+                    self.keep_as_dead_letter(event, &why).await
+                };
+                Brought::kept(given_up, Some(FIRST_BACKOFF))
+            }
+            Err(NotDelivered::Unavailable { message, retry_after }) => {
+                self.context.metrics.undelivered();
+                let retry_after = retry_after.and_then(|d| d.to_std().ok());
+                Brought::Unavailable { message, retry_after }
+            }
         }
     }
 

@@ -237,7 +237,10 @@ impl Context {
         if idle {
             scopes.remove(&scheduler.scope);
             self.journals.forget(&scheduler.scope);
-            tracing::debug!(scope = scheduler.scope.title(), "a budget is let go of: nothing in it matters any more");
+            tracing::debug!(
+                scope = scheduler.scope.title(),
+                "a budget is let go of: nothing in it matters any more"
+            );
         }
         idle
     }
