@@ -224,7 +224,13 @@ impl BudgetScheduler {
         self.queue.lock().update(&mut follower, barred, now);
         let (decision, selection) = follower.decide(journal, terms, now);
         *self.usage.lock() = selection.usage;
-        let (news, soon) = self.queue.lock().tell(&follower.budget, selection.front, now);
+        let (news, soon) = {
+            let mut queue = self.queue.lock();
+            let told = queue.tell(&follower.budget, selection.front, now);
+            queue.shed();
+            told
+        };
+        follower.budget.shed();
         for name in news {
             context.trigger(&name);
         }

@@ -331,7 +331,11 @@ impl Context {
     pub fn tell(&self, owner: &Owner, verdict: &Verdict, before: Option<(Reason, Time)>) {
         let name = owner.object_name();
         if verdict.ready {
-            self.told.lock().remove(&name);
+            let mut told = self.told.lock();
+            told.remove(&name);
+            if told.is_empty() {
+                *told = HashMap::new();
+            }
             return;
         }
         let goes_on = before.filter(|(reason, _)| *reason == verdict.reason);
