@@ -218,7 +218,13 @@ impl PodStatus {
     fn is_starting(&self, ephemeral: usize) -> bool {
         let begun = |c: &&ContainerStatus| c.state.running.is_some() || c.state.terminated.is_some();
         let added = self.ephemeral_container_statuses.iter().filter(begun).count();
-        self.phase.as_deref() != Some("Running") || added < ephemeral
+        self.phase.as_deref() != Some("Running") || added < ephemeral || self.is_set_up_again()
+    }
+
+    /// It ran, and all of it is set up again, mounts and init containers included: its node was restarted.
+    fn is_set_up_again(&self) -> bool {
+        let waits = |w: &Waiting| matches!(w.reason.as_deref(), Some("ContainerCreating" | "PodInitializing"));
+        self.phase.as_deref() == Some("Running") && self.waits().any(waits)
     }
 
     /// Since when its containers run, the first of them.
@@ -252,7 +258,7 @@ impl PodStatus {
                 .as_deref()
                 .is_some_and(|said| said.contains(&format!("\"{secret}\"")) || said.contains(&format!("/{secret}"))),
             Some("ErrImagePull" | "ImagePullBackOff") => ways.has(Ways::IMAGE_PULL),
-            _ => false,
+            _ => self.is_set_up_again(),
         })
     }
 }

@@ -151,6 +151,23 @@ fn the_kubelet_tells_which_secret_a_container_lacks() {
 }
 
 #[test]
+fn a_pod_that_is_set_up_again_after_it_ran_needs_all_that_it_needed_to_start() {
+    let spec = json!({
+        "containers": [{"name": "c"}], "initContainers": [{"name": "i", "envFrom": [{"secretRef": {"name": "a"}}]}],
+    });
+    let again = |phase: &str| {
+        let waits = json!([{"state": {"waiting": {"reason": "PodInitializing"}}}]);
+        reads_as(spec.clone(), json!({"phase": phase, "containerStatuses": waits}))
+    };
+    assert_eq!(again("Running"), [("a".to_owned(), Ways::ENV | Ways::LACKS)]);
+    assert_eq!(
+        again("Pending"),
+        [("a".to_owned(), Ways::ENV)],
+        "it starts for the first time"
+    );
+}
+
+#[test]
 fn the_time_of_a_pod_is_that_of_its_binding_and_of_its_first_container() {
     let spec = json!({"containers": [{"name": "c", "envFrom": [{"secretRef": {"name": "a"}}]}]});
     let mut status = running();
