@@ -12,7 +12,7 @@ use super::support::{succeed, wait_for};
 use super::{BUSYBOX, World};
 
 const NAMESPACE: &str = "runners-1";
-/// How many Jobs are measured by each way of reading.
+/// For how many Secrets it is measured.
 const JOBS: usize = 7;
 
 /// How a Job reads its Secret.
@@ -100,25 +100,36 @@ async fn scheduled_until_running(client: Client, job: String) -> Duration {
     unreachable!("a watch does not end")
 }
 
-/// Jobs whose Secrets are not there, one after the other; sorted by how long each took to run.
-fn measure(world: &World, way: Way, prefix: &str, jobs: usize) -> Vec<Duration> {
+/// How long Jobs took to run, sorted: those whose Secrets were not there, and the next ones, whose were.
+struct Measured {
+    missing: Vec<Duration>,
+    there: Vec<Duration>,
+}
+
+/// Measures two Jobs of each Secret, one after the other.
+fn measure(world: &World, way: Way, prefix: &str, secrets: usize) -> Measured {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let client = runtime.block_on(world.cluster.plane.client()).unwrap();
-    let mut took = Vec::new();
-    for i in 0..jobs {
-        let name = format!("{prefix}-{i}");
-        world.on_demand(&name, &json!({}));
-        let watching = runtime.spawn(scheduled_until_running(client.clone(), name.clone()));
-        world.job(&name, &name, way);
+    let run = |job: String, secret: &str| {
+        let watching = runtime.spawn(scheduled_until_running(client.clone(), job.clone()));
+        world.job(&job, secret, way);
         let limit = Duration::from_secs(60);
         let ran = runtime.block_on(async { tokio::time::timeout(limit, watching).await });
-        took.push(ran.expect("it runs within a minute").unwrap());
-        world.until_complete(&name);
-        world.until_idle(&name);
-        assert_eq!(world.posts(&name), 1);
+        world.until_complete(&job);
+        ran.expect("it runs within a minute").unwrap()
+    };
+    let (mut missing, mut there) = (Vec::new(), Vec::new());
+    for i in 0..secrets {
+        let secret = format!("{prefix}-{i}");
+        world.on_demand(&secret, &json!({}));
+        missing.push(run(format!("{secret}-first"), &secret));
+        there.push(run(format!("{secret}-next"), &secret));
+        world.until_idle(&secret);
+        assert_eq!(world.posts(&secret), 1, "the next one has what is there");
     }
-    took.sort();
-    took
+    missing.sort();
+    there.sort();
+    Measured { missing, there }
 }
 
 fn told(took: &[Duration]) -> String {
@@ -127,26 +138,25 @@ fn told(took: &[Duration]) -> String {
 }
 
 pub fn jobs_are_served_as_they_are_scheduled(world: &World) {
-    let volumes = measure(world, Way::Volume, "by-volume", JOBS);
+    let Measured { missing, there } = measure(world, Way::Volume, "by-volume", JOBS);
     world.tell(&format!(
-        "Jobs that mount a missing Secret ran {} s after they were scheduled",
-        told(&volumes)
+        "Jobs that mount a missing Secret ran {} s after they were scheduled, and where it is there {} s",
+        told(&missing),
+        told(&there)
     ));
-    assert!(volumes[JOBS / 2] <= Duration::from_secs(2), "{volumes:?}");
-    assert!(volumes[JOBS - 1] <= Duration::from_secs(4), "{volumes:?}");
-    let variables = measure(world, Way::Env, "by-env", 3);
-    world.tell(&format!("those that import one, {} s", told(&variables)));
-    assert!(variables[2] <= Duration::from_secs(20), "{variables:?}");
-    // The next ones have what is there.
-    for (job, secret, way) in [
-        ("again", "by-volume-0", Way::Volume),
-        ("once-more", "by-volume-0", Way::Env),
-    ] {
-        world.job(job, secret, way);
-        world.until_complete(job);
-    }
-    assert_eq!(world.posts("by-volume-0"), 1);
-    world.tell("two more Jobs had the token of the first");
+    // A machine with much else to do takes its time to start any container: what counts is what the wait adds to that.
+    let (usual, slow) = (there[JOBS / 2], Duration::from_secs(1));
+    assert!(
+        missing[JOBS / 2] <= (usual + slow).max(Duration::from_secs(2)),
+        "{missing:?} {there:?}"
+    );
+    assert!(
+        missing[JOBS - 1] <= (there[JOBS - 1] + 2 * slow).max(Duration::from_secs(4)),
+        "{missing:?} {there:?}"
+    );
+    let Measured { missing, .. } = measure(world, Way::Env, "by-env", 3);
+    world.tell(&format!("those that import one, {} s", told(&missing)));
+    assert!(missing[2] <= Duration::from_secs(20), "{missing:?}");
 }
 
 pub fn a_long_pod_sees_the_rotated_file_and_after_it_nothing_is_renewed(world: &World) {
