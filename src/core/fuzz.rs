@@ -16,7 +16,7 @@ use super::journal::{Attempt, Journal, MintReason, Outcome, Throttle};
 use super::render::{self, MOST_RENDERED, Outputs};
 use super::seal::{Seal, SealKey};
 use super::spec;
-use super::testing::{s, t};
+use super::testing::{cases, s, t};
 use crate::api::{BrokerApi, EphemeralCredential, SecretType};
 
 /// What no text may repeat.
@@ -151,7 +151,7 @@ fn credential() -> Value {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(cases(256))]
 
     #[test]
     fn no_stored_journal_makes_a_decision_panic(head in changes(), page in changes(), which in 0..3_u8) {

@@ -8,6 +8,7 @@ use crate::core::clock::Suspension;
 use crate::core::ids::SpecDigest;
 use crate::core::journal::tests_support::{claim, live, scope};
 use crate::core::journal::{Failure, Journal, Outcome};
+use crate::core::testing::cases;
 
 fn terms() -> Terms {
     Terms {
@@ -149,7 +150,7 @@ fn follower() -> Follower {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(cases(96))]
 
     #[test]
     fn whoever_follows_a_journal_knows_what_one_knows_who_reads_it_at_once(events in events()) {
