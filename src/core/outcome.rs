@@ -294,4 +294,23 @@ mod tests {
         refuse(&mut journal, "a", 3000, None);
         assert!(retry_at(&journal) >= Some(t(3011)), "{:?}", retry_at(&journal));
     }
+
+    #[test]
+    fn half_of_a_runway_is_that_of_the_runway_asked_for_and_not_of_the_life() {
+        let mut journal = Journal::new(scope());
+        let first = claim("a", "n", MintReason::First, t(0), 0);
+        journal.claim("a", first.clone(), s(3600));
+        let token = Outcome::Published(Box::new(live("claim-0", t(0), t(3600))));
+        assert!(journal.end("a", "claim-0", token, t(0)));
+        let retry_at = |at, renew_before| {
+            let pace = Pace {
+                renew_before: Some(s(renew_before)),
+                ..asked().pace
+            };
+            failure(&journal, "a", &first, &limited(None), pace, t(at)).retry_at
+        };
+        assert_eq!(retry_at(3449, 300), Some(t(3449)));
+        assert!(retry_at(3450, 300) > Some(t(3450)));
+        assert!(retry_at(3001, 1200) > Some(t(3001)));
+    }
 }
