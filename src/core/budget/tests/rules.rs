@@ -101,6 +101,24 @@ fn a_newcomer_leaves_a_slot_for_the_own_try_of_each_whose_renewal_is_under_way()
     assert_eq!(names(&granted), ["c", "new"], "once both are answered");
 }
 
+/// Invariant 16.
+#[test]
+fn whoever_is_due_keeps_slots_as_if_renewed_now_and_no_sooner() {
+    let mut budget = budget(&[hourly(5)]);
+    budget.set_sent([(t(1895), 1), (t(1896), 1), (t(2450), 1)]);
+    // Due since 2400 s, with its own try at 3000 s. Renewed now, its next one has one at 5900 s: slots free before.
+    budget.hold(&"due".into(), &held("n", t(0), t(3600)));
+    let failed = Held {
+        tried_at: Some(t(2450)),
+        ..held("n", t(-600), t(3000))
+    };
+    budget.hold(&"a".into(), &failed);
+    budget.enqueue(demand("a", "n", MintReason::Renewal, t(2450)));
+    assert_eq!(names(&admitted(&mut budget.clone(), t(2900))), ["a"]);
+    budget.set_sent([(t(2300), 1), (t(2301), 1), (t(2450), 1)]);
+    assert!(admitted(&mut budget, t(2900)).is_empty(), "none frees by then");
+}
+
 /// Invariant 3.
 #[test]
 fn a_due_renewal_takes_the_last_slot_before_any_newcomer() {
