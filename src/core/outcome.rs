@@ -136,12 +136,18 @@ pub fn failure(journal: &Journal, uid: &str, claim: &Claim, refused: &Refused, p
         timeout: pace.timeout,
         live,
     };
-    let is_past_half = live.is_some_and(|(ends_at, runway)| ends_at - runway / 2 <= now);
+    let half = live.map(|(ends_at, runway)| ends_at - runway / 2);
+    let is_past_half = half.is_some_and(|half| half <= now);
+    // What a server asks for ends at half of the runway.
+    let asked = refused.retry_after.filter(|_| !is_past_half).map(|wait| {
+        let until = now + wait.min(LONGEST_ADVICE);
+        half.map_or(until, |half| until.min(half))
+    });
     let retry_at = match refused.reason {
         // The scope, or the connection, says when; the credential itself may ask as soon as they do.
         Reason::Unauthorized => Some(now),
         Reason::RateLimited if !is_past_half => Some(now),
-        _ => retry_at(failed, bounds, uid, now),
+        _ => retry_at(failed, bounds, uid, now).map(|paced| paced.max(asked.unwrap_or(paced))),
     };
     Failure {
         reason: refused.reason,
@@ -312,5 +318,29 @@ mod tests {
         assert_eq!(retry_at(3449, 300), Some(t(3449)));
         assert!(retry_at(3450, 300) > Some(t(3450)));
         assert!(retry_at(3001, 1200) > Some(t(3001)));
+    }
+
+    #[test]
+    fn what_an_overloaded_server_asks_for_is_gone_by_at_once_and_up_to_half_of_the_runway() {
+        let mut journal = Journal::new(scope());
+        let first = claim("a", "n", MintReason::First, t(0), 0);
+        let retry_at = |journal: &Journal, at, wait: i64| {
+            let refused = Refused {
+                reason: Reason::BrokerUnavailable,
+                ..limited(Some(wait))
+            };
+            failure(journal, "a", &first, &refused, asked().pace, t(at)).retry_at
+        };
+        assert_eq!(retry_at(&journal, 0, 600), Some(t(600)), "who has no token yet");
+        assert!(retry_at(&journal, 0, 1) >= Some(t(10)), "no sooner than without");
+        journal.claim("a", first.clone(), s(3600));
+        let token = Outcome::Published(Box::new(live("claim-0", t(0), t(3600))));
+        assert!(journal.end("a", "claim-0", token, t(0)));
+        assert_eq!(retry_at(&journal, 2500, 120), Some(t(2620)));
+        assert_eq!(retry_at(&journal, 2500, 1800), Some(t(3000)));
+        assert!(
+            retry_at(&journal, 3000, 1800) < Some(t(3100)),
+            "past half it paces itself"
+        );
     }
 }
