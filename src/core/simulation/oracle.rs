@@ -84,19 +84,24 @@ impl Token {
         }
     }
 
-    /// By when it and those that follow have to be asked for, those that end by `until`. As late as can be, which asks
-    /// for the fewest. Where others' slots are `kept`, and it has not come to half of its runway `from` then on, it has
-    /// its slot by that, and so have those that follow, as if each were renewed at its latest safe time.
-    fn deadlines(&self, (from, until): (i64, i64), kept: bool, usable: impl Fn(i64) -> i64) -> Vec<i64> {
+    /// By when it and those that follow have to be asked for, before `until`: as late as can be, which asks for the
+    /// fewest. Where its `own` try is kept it has its slot by half of its runway, and so have those that follow, as if
+    /// each were renewed at its latest safe time.
+    fn deadlines(&self, (from, until): (i64, i64), own: bool, usable: impl Fn(i64) -> i64) -> Vec<i64> {
         let (mut token, mut all) = (*self, Vec::new());
         loop {
-            let own = kept && token.half() >= from;
-            let by = if own { token.half() } else { usable(token.ends - ANSWER) };
-            all.push(by);
-            token = token.renewed(if own { token.latest.max(from) } else { by });
-            if token.ends > until || by < from {
+            let by = if own {
+                token.half().max(from)
+            } else {
+                usable(token.ends - ANSWER)
+            };
+            if by < until {
+                all.push(by);
+            }
+            if by < from || by >= until {
                 return all;
             }
+            token = token.renewed(if own { token.latest.max(from) } else { by });
         }
     }
 }
@@ -186,7 +191,11 @@ impl History {
             let ends = self.tokens.iter().map(|t| t.until);
             let ends = ends.filter(|until| (from..too_late).contains(until)).map(known);
             let moments: Vec<i64> = std::iter::once(from).chain(ends).filter(|at| *at < too_late).collect();
-            let fit = |kept| moments.iter().any(|at| self.fit_since(*at, answers, terms, kept));
+            let fit = |kept| {
+                moments
+                    .iter()
+                    .any(|at| self.fit_since(lost.who, (*at, answers), terms, kept))
+            };
             if fit(true) {
                 return Loss::Missed;
             }
@@ -288,16 +297,25 @@ impl History {
     }
 
     /// Whether all that is live at `from`, but for what is lost by now, can be kept from then on, with all that was
-    /// spent but for what newcomers took since the broker `answers`; `kept` where whoever has not come to half of its
-    /// runway has its slot by then, whether the broker answers it or not.
-    fn fit_since(&self, from: i64, answers: i64, terms: Terms, kept: bool) -> bool {
+    /// spent but for what newcomers took since the broker `answers`; `kept` where whoever has not made its own try, `who`
+    /// apart, has its slot by half of its runway, whether the broker answers it or not.
+    fn fit_since(&self, who: usize, (from, answers): (i64, i64), terms: Terms, kept: bool) -> bool {
         let counts = |r: &&Request| r.sent <= from && r.how != How::Refused && !(r.newcomer && r.sent >= answers);
         let lives = |t: &&Token| t.issued <= from && t.until > from && !t.lost && !(t.newcomer && t.issued >= answers);
         let time = (from, from + terms.counts_for);
         let live = self.tokens.iter().filter(lives);
-        let by = live.flat_map(|t| t.deadlines(time, kept, |at| at)).collect();
+        let own = |t: &Token| kept && t.who != who && !self.has_tried(t, from);
+        let by = live.flat_map(|t| t.deadlines(time, own(t), |at| at)).collect();
         let sent = self.requests.iter().filter(counts).map(|r| r.at);
         can_be_met(by, sent, from, terms)
+    }
+
+    /// Whether `token` has been asked for since half of its runway.
+    fn has_tried(&self, token: &Token, at: i64) -> bool {
+        let own = token.own_half() - CLOCKS..=at;
+        self.requests
+            .iter()
+            .any(|r| r.who == token.who && own.contains(&r.sent))
     }
 
     /// Whether the request `r`, which brought nothing, was nobody's own try and took a slot that another token is to have
