@@ -222,6 +222,47 @@ fn a_decision_holds_for_a_second_and_only_while_nothing_it_counts_on_has_changed
     );
 }
 
+/// Invariant 16.
+#[test]
+fn a_wait_of_the_journal_that_was_guessed_is_told_from_one_that_was_asked_for() {
+    let mut journal = Journal::new(scope());
+    journal.claim("a", claim("a", "n", MintReason::First, t(0), 0), s(3600));
+    let token = Outcome::Published(Box::new(live("claim-0", t(0), t(3600))));
+    assert!(journal.end("a", "claim-0", token, t(0)));
+    // Its own try, at half of its runway, was refused.
+    journal.claim("a", claim("a", "n", MintReason::Renewal, t(3005), 1), s(3600));
+    let failed = Outcome::Failed {
+        failure: failure(t(3005)),
+        counted: true,
+    };
+    assert!(journal.end("a", "claim-1", failed, t(3005)));
+    journal.throttle.count = 1;
+    journal.throttle.blocked_until = Some(t(3300));
+    for guessed in [true, false] {
+        journal.throttle.guessed = guessed;
+        let mut follower = Follower::new("svc");
+        let renewal = demand("a", "n", MintReason::Renewal, t(3006));
+        follower.budget.enqueue(renewal);
+        let (decision, _) = follower.decide(&Arc::new(journal.clone()), &terms(), t(3020));
+        assert_eq!(decision.admitted.len(), usize::from(guessed), "{decision:?}");
+    }
+}
+
+/// Invariant 16.
+#[test]
+fn a_request_under_way_is_the_own_try_where_it_was_made_since_half_of_the_runway() {
+    for (asked, owes) in [(2500, true), (3005, false)] {
+        let mut journal = Journal::new(scope());
+        journal.claim("a", claim("a", "n", MintReason::First, t(0), 0), s(3600));
+        let token = Outcome::Published(Box::new(live("claim-0", t(0), t(3600))));
+        assert!(journal.end("a", "claim-0", token, t(0)));
+        journal.claim("a", claim("a", "n", MintReason::Renewal, t(asked), 1), s(3600));
+        let mut follower = Follower::new("svc");
+        follower.follow(&Arc::new(journal), &terms().limits, t(asked + 1));
+        assert_eq!(follower.budget.owes_own_try(&"a".into()), owes, "{asked}");
+    }
+}
+
 #[test]
 fn what_another_leader_claimed_meanwhile_is_not_admitted_again() {
     let mut follower = follower();
