@@ -276,6 +276,57 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_that_is_over_is_forgotten_and_a_token_ends_the_doubling() {
+        let mut journal = Journal::new(scope());
+        refuse(&mut journal, "a", 0, None);
+        refuse(&mut journal, "a", 61, None);
+        journal.compact(t(182));
+        assert_eq!(
+            (journal.throttle.blocked_until, journal.throttle.guessed),
+            (None, false)
+        );
+        assert_eq!(journal.throttle.count, 2, "one still tries for all");
+        let claim = claim("b", "n", MintReason::First, t(182), 182);
+        journal.claim("b", claim.clone(), s(3600));
+        let token = live(&claim.id, t(183), t(3783));
+        assert!(succeed(&mut journal, &subject("b", &claim), &token, false, t(183)).is_some());
+        assert_eq!(journal.throttle.count, 0);
+        refuse(&mut journal, "a", 200, None);
+        assert_eq!(journal.throttle.blocked_until, Some(t(261)));
+    }
+
+    #[test]
+    fn a_refused_key_is_tried_again_after_a_quarter_of_an_hour_and_a_token_says_that_it_is_accepted() {
+        let mut journal = Journal::new(scope());
+        let claim = |at, n| claim("a", "n", MintReason::First, t(at), n);
+        let (first, second) = (claim(0, 1), claim(900, 2));
+        journal.claim("a", first.clone(), s(3600));
+        let refused = Refused {
+            reason: Reason::Unauthorized,
+            ..limited(None)
+        };
+        let asked = Asked {
+            key: "digest".to_owned(),
+            ..asked()
+        };
+        fail(
+            &mut journal,
+            &subject("a", &first),
+            &first,
+            &refused,
+            &asked,
+            false,
+            t(1),
+        );
+        let noted = journal.unauthorized.clone().unwrap();
+        assert_eq!((noted.key.as_str(), noted.probe_at), ("digest", t(901)));
+        journal.claim("a", second.clone(), s(3600));
+        let token = live(&second.id, t(901), t(4501));
+        assert!(succeed(&mut journal, &subject("a", &second), &token, false, t(901)).is_some());
+        assert!(journal.unauthorized.is_none());
+    }
+
+    #[test]
     fn what_the_server_asks_for_is_gone_by_and_told_apart_from_a_guess() {
         let mut journal = Journal::new(scope());
         refuse(&mut journal, "a", 0, None);
