@@ -58,6 +58,8 @@ pub struct Settings {
     pub credential_metrics: bool,
     /// What of the cluster it serves.
     pub reach: Reach,
+    /// When a budget is let go of in which nothing matters any more.
+    pub close_idle_after: Duration,
 }
 
 /// Runs the controller until `stop` fires.
@@ -121,6 +123,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
         let (triggers, triggered) = mpsc::unbounded_channel();
         let context = Arc::new(Context {
             journals: Journals::new(cluster.clone(), seal.clone())
+                .closing_after(settings.close_idle_after)
                 .spawning(Arc::clone(&writers))
                 .timing(Arc::clone(&commits)),
             events: events.clone(),

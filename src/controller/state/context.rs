@@ -18,7 +18,6 @@ use crate::cluster::lease::Leading;
 use crate::cluster::records::Events;
 use crate::cluster::secrets::{InspectedSecret, Owner};
 use crate::cluster::{Cluster, Error, bounded};
-use crate::controller::background::delivery;
 use crate::controller::mint::budget_scheduler::BudgetScheduler;
 use crate::controller::state::caches::Caches;
 use crate::controller::state::credential_index::CredentialIndex;
@@ -237,11 +236,24 @@ impl Context {
     /// The budget task of `scope`, started where there is none yet.
     pub fn scheduler(self: &Arc<Self>, scope: &Scope) -> Arc<BudgetScheduler> {
         let mut scopes = self.scopes.lock();
-        Arc::clone(scopes.entry(scope.clone()).or_insert_with(|| {
-            let scheduler = BudgetScheduler::start(self, scope.clone());
-            delivery::start(self, &scheduler);
-            scheduler
-        }))
+        let start = || BudgetScheduler::start(self, scope.clone());
+        Arc::clone(scopes.entry(scope.clone()).or_insert_with(start))
+    }
+
+    /// Lets go of a scope of which nothing matters any more. Says whether it did: then its task is to end.
+    pub fn close_idle(&self, scheduler: &Arc<BudgetScheduler>) -> bool {
+        let mut scopes = self.scopes.lock();
+        // One is held here and one by its task: whoever has another is about to use it.
+        let idle = Arc::strong_count(scheduler) <= 2 && scheduler.is_idle();
+        if idle {
+            scopes.remove(&scheduler.scope);
+            self.journals.forget(&scheduler.scope);
+            tracing::debug!(
+                scope = scheduler.scope.title(),
+                "a budget is let go of: nothing in it matters any more"
+            );
+        }
+        idle
     }
 
     /// Takes a credential out of the line it is in, and its renewals out of that budget, unless that is
@@ -330,7 +342,11 @@ impl Context {
     pub fn tell(&self, owner: &Owner, verdict: &Verdict, before: Option<(Reason, Time)>) {
         let name = owner.object_name();
         if verdict.ready {
-            self.told.lock().remove(&name);
+            let mut told = self.told.lock();
+            told.remove(&name);
+            if told.is_empty() {
+                *told = HashMap::new();
+            }
             return;
         }
         let goes_on = before.filter(|(reason, _)| *reason == verdict.reason);
