@@ -85,13 +85,13 @@ impl Token {
     }
 
     /// By when it and those that follow have to be asked for, before `until`: as late as can be, which asks for the
-    /// fewest. Where its `own` try is kept it has its slot by half of its runway, and so have those that follow, as if
-    /// each were renewed at its latest safe time.
+    /// fewest. Where its `own` try is kept it has its slot by half of its own runway, and so have those that follow, as
+    /// if each were renewed at its latest safe time.
     fn deadlines(&self, (from, until): (i64, i64), own: bool, usable: impl Fn(i64) -> i64) -> Vec<i64> {
         let (mut token, mut all) = (*self, Vec::new());
         loop {
             let by = if own {
-                token.half().max(from)
+                token.own_half().max(from)
             } else {
                 usable(token.ends - ANSWER)
             };
@@ -101,7 +101,7 @@ impl Token {
             if by < from || by >= until {
                 return all;
             }
-            token = token.renewed(if own { token.latest.max(from) } else { by });
+            token = token.renewed(if own { token.own_latest.max(from) } else { by });
         }
     }
 }
@@ -333,16 +333,7 @@ impl History {
             .filter(|t| t.own_half() > r.sent + CLOCKS);
         // Nobody gains by going earlier: what is free before its half is left to those whose half comes first, whether
         // they are due already or not.
-        let mut halves: Vec<i64> = owed
-            .flat_map(|t| {
-                // As if each were renewed at its latest safe time.
-                let period = (t.latest - t.issued).max(1);
-                let later = (1..)
-                    .map(move |n| n * period)
-                    .take_while(move |by| t.ends + by <= until);
-                std::iter::once(0).chain(later).map(|by| t.half() + by)
-            })
-            .collect();
+        let mut halves: Vec<i64> = owed.flat_map(|t| t.deadlines((r.sent, until), true, |at| at)).collect();
         halves.sort_unstable();
         let counts = |o: &&Request| o.sent <= r.sent && o.how != How::Refused;
         let sent: Vec<i64> = self.requests.iter().filter(counts).map(|o| o.at).collect();
