@@ -18,6 +18,9 @@ pub fn s(seconds: i64) -> TimeDelta {
 }
 
 /// A property's cases: so many, or as many times more as `PROPERTY_TIMES` says, for a long run.
+///
+/// # Panics
+/// Where that is no number.
 #[must_use]
 pub fn cases(n: u32) -> ProptestConfig {
     let times = std::env::var("PROPERTY_TIMES").map_or(1, |times| times.parse().expect("PROPERTY_TIMES is a number"));
