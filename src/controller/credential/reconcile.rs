@@ -11,13 +11,15 @@ use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::WriteError;
 use crate::controller::state::context::{Context, WATCH_BEHIND};
 use crate::controller::state::credentials::Seen;
-use crate::core::budget::{Demand, Held};
+use crate::core::budget::{Demand, Held, Renews};
+use crate::core::consumers::{Users, consumer};
 use crate::core::ids::ObjectName;
 use crate::core::journal::MintReason;
 use crate::core::plan::{self, Action};
 use crate::core::status;
 
 use crate::controller::credential::act::act;
+use crate::controller::credential::consumers::{self, Reader};
 use crate::controller::credential::observe::{Snapshot, observe};
 use crate::controller::mint::mint_queue::QueueEntry;
 
@@ -103,7 +105,7 @@ async fn pass(
         context.supersede(&snapshot.owner.uid, owning_scope).await;
     }
     let now = context.now();
-    let plan = plan::plan(&snapshot.observed, now);
+    let mut plan = plan::plan(&snapshot.observed, now);
     let mut again = false;
     for action in &plan.actions {
         again |= act(context, &snapshot, action, credential).await?;
@@ -117,24 +119,32 @@ async fn pass(
     if again {
         return Ok(Duration::ZERO);
     }
-    if let Some(verdict) = &plan.verdict {
+    let mut soon: Vec<Duration> = Vec::new();
+    if let Some(verdict) = &mut plan.verdict {
+        consumers::tell_unseen(&snapshot.readers, &snapshot.observed.users, verdict);
         context.tell(&snapshot.owner, verdict, snapshot.observed.told);
         let desired = snapshot.observed.desired.as_ref().ok();
-        let next = status::status(
+        let mut next = status::status(
             verdict,
             snapshot.observed.record.as_ref(),
+            snapshot.observed.users.renew() != Some(false),
             desired,
             &snapshot.owner.uid,
             credential.metadata.generation,
             &seen.told,
             now,
         );
-        if !seen.told.tells(&next) && !write_status(context, seen, verdict, &next).await? {
+        next.in_use = consumers::in_use(&snapshot.readers, &seen.told);
+        let put_off = consumers::put_off(context, &snapshot, &seen.told, &next);
+        if put_off.is_none() && !seen.told.tells(&next) && !write_status(context, seen, verdict, &next).await? {
             return Ok(BEHIND);
         }
+        soon.extend(put_off);
     }
+    soon.extend(consumers::look_after(context, &snapshot, plan.verdict.as_ref()).await);
     let now = context.now();
-    let mut wait = plan.wake.map_or(LONGEST, |at| (at - now).to_std().unwrap_or_default());
+    soon.extend(plan.wake.map(|at| (at - now).to_std().unwrap_or_default()));
+    let mut wait = soon.into_iter().min().unwrap_or(LONGEST);
     if plan.actions.iter().any(|a| matches!(a, Action::Restore { .. })) {
         // A restoration that was put off is due when the rest is over.
         wait = wait.min(Duration::from_secs(30));
@@ -222,12 +232,27 @@ fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>
     let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
     let moved = live.filter(|l| snapshot.live_scope.as_ref() != Some(scope) && desired.is_served_by(&l.request));
     scheduler.reserve(uid, moved.map(|l| (name.clone(), Held::of(&name.namespace, l))));
+    if let Some(renewed) = snapshot.observed.users.renew() {
+        let renews = if renewed {
+            Renews::Yes(snapshot.most)
+        } else {
+            Renews::No
+        };
+        scheduler.renew(uid, Some(renews));
+    }
     let Some(reason) = demand else {
         scheduler.forget(uid);
         return;
     };
+    let readers = snapshot.readers.as_ref().map_or(&[][..], Vec::as_slice);
+    let starts = |(pod, _): &Reader| pod.starting && !pod.leaving;
     // A credential that never had a token waits since it was created, restarts or not.
     let since = match reason {
+        // One on demand does so since its Pods do.
+        MintReason::First if snapshot.observed.users != Users::Anybody => {
+            let waiting = readers.iter().filter(|reader| starts(reader));
+            waiting.map(|(pod, _)| pod.bound).min().unwrap_or_else(|| context.now())
+        }
         MintReason::First => credential
             .creation_timestamp()
             .and_then(|t| chrono::DateTime::from_timestamp(t.0.as_second(), 0))
@@ -242,9 +267,11 @@ fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>
             since,
             renew_before: desired.renew_before,
             max_lifetime: desired.max_lifetime,
-            pod_waits: false,
+            pod_waits: readers.iter().any(starts),
+            renews: snapshot.observed.users.renew() != Some(false),
             most: snapshot.most,
         },
+        consumer: consumer(readers.iter().filter(|reader| starts(reader)).map(|(pod, _)| pod)).map(|c| c.to_string()),
         asks: desired.digest,
         seq: snapshot.seq,
         connection: desired.connection.clone(),

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde_json::json;
 use tokio::sync::watch;
 
 use crate::api::EphemeralCredential;
 use crate::controller::state::changes::name_of;
 use crate::core::ids::{ObjectName, Uid};
+use crate::core::spec;
 use crate::core::status::Told;
 use crate::core::text::pooled;
 
@@ -47,6 +48,8 @@ pub struct Facts {
     pub connection: Arc<str>,
     /// It is being deleted.
     pub leaving: bool,
+    /// The Secrets whose readers matter to it.
+    pub looks_after: Box<[Arc<str>]>,
     /// What its status told.
     pub told: Told,
 }
@@ -73,6 +76,10 @@ pub enum Look {
 /// All credentials.
 pub struct Credentials {
     all: RwLock<HashMap<ObjectName, Box<Kept>>>,
+    /// By Secret, the credentials to which its readers matter: nearly always one.
+    looked_after: Mutex<HashMap<ObjectName, Vec<Arc<str>>>>,
+    /// Whether there is any.
+    looks_after: watch::Sender<bool>,
     synced: watch::Sender<bool>,
 }
 
@@ -80,6 +87,8 @@ impl Default for Credentials {
     fn default() -> Self {
         Self {
             all: RwLock::default(),
+            looked_after: Mutex::default(),
+            looks_after: watch::Sender::new(false),
             synced: watch::Sender::new(false),
         }
     }
@@ -95,9 +104,10 @@ impl Credentials {
     /// Notes that all were listed, and forgets all others; returns those.
     pub fn retain(&self, listed: &HashSet<ObjectName>) -> Vec<ObjectName> {
         let mut gone = Vec::new();
-        self.all.write().retain(|name, _| {
+        self.all.write().retain(|name, kept| {
             let stays = listed.contains(name);
             if !stays {
+                self.look_after(name, &kept.facts.looks_after, &[]);
                 gone.push(name.clone());
             }
             stays
@@ -115,6 +125,7 @@ impl Credentials {
         match all.entry(name) {
             Entry::Vacant(place) => {
                 let name = place.key().clone();
+                self.look_after(&name, &[], &kept.facts.looks_after);
                 place.insert(kept);
                 Some(name)
             }
@@ -123,6 +134,7 @@ impl Credentials {
                     return None;
                 }
                 let before = place.insert(kept);
+                self.look_after(place.key(), &before.facts.looks_after, &place.get().facts.looks_after);
                 (before.digest != place.get().digest).then(|| place.key().clone())
             }
         }
@@ -132,8 +144,51 @@ impl Credentials {
     pub fn remove(&self, name: &ObjectName, uid: &str) {
         let mut all = self.all.write();
         if all.get(name).is_some_and(|kept| kept.facts.uid.as_str() == uid) {
-            all.remove(name);
+            if let Some(kept) = all.remove(name) {
+                self.look_after(name, &kept.facts.looks_after, &[]);
+            }
         }
+    }
+
+    /// Notes to which Secrets' readers it matters to a credential.
+    fn look_after(&self, name: &ObjectName, before: &[Arc<str>], after: &[Arc<str>]) {
+        if before == after {
+            return;
+        }
+        let mut all = self.looked_after.lock();
+        let at = |secret: &Arc<str>| ObjectName::new(Arc::clone(&name.namespace), Arc::clone(secret));
+        for secret in before {
+            if let Entry::Occupied(mut credentials) = all.entry(at(secret)) {
+                credentials.get_mut().retain(|other| *other != name.name);
+                if credentials.get().is_empty() {
+                    credentials.remove();
+                }
+            }
+        }
+        for secret in after {
+            let credentials = all.entry(at(secret)).or_default();
+            credentials.reserve_exact(1);
+            credentials.push(Arc::clone(&name.name));
+        }
+        let any = !all.is_empty();
+        drop(all);
+        self.looks_after
+            .send_if_modified(|now| std::mem::replace(now, any) != any);
+    }
+
+    /// To which credentials it matters who reads that Secret.
+    #[must_use]
+    pub fn looking_after(&self, secret: &ObjectName) -> Vec<ObjectName> {
+        let all = self.looked_after.lock();
+        let names = all.get(secret).into_iter().flatten();
+        let named = names.map(|name| ObjectName::new(Arc::clone(&secret.namespace), Arc::clone(name)));
+        named.collect()
+    }
+
+    /// Whether it matters to any credential who reads its Secrets.
+    #[must_use]
+    pub fn looks_after(&self) -> watch::Receiver<bool> {
+        self.looks_after.subscribe()
     }
 
     /// What there is under that name.
@@ -208,6 +263,7 @@ impl Kept {
                 uid: credential.uid().unwrap_or_default().into(),
                 connection: pooled(&credential.spec.connection),
                 leaving: meta.deletion_timestamp.is_some(),
+                looks_after: looked_after(&credential),
                 told,
             },
             version: credential.resource_version().unwrap_or_default().into(),
@@ -221,6 +277,17 @@ impl Kept {
         let version = |kept: &Self| kept.version.parse::<u64>().ok();
         version(self).zip(version(other)).is_some_and(|(a, b)| a < b)
     }
+}
+
+/// The Secrets whose readers matter to a credential.
+fn looked_after(credential: &EphemeralCredential) -> Box<[Arc<str>]> {
+    if !spec::looks_after_pods(&credential.spec) {
+        return Box::default();
+    }
+    let name = credential.name_any();
+    let mut secrets: Vec<Arc<str>> = spec::secret_names(&credential.spec, &name).map(pooled).collect();
+    secrets.dedup();
+    secrets.into()
 }
 
 /// Drops what takes room and is never read.
@@ -300,6 +367,27 @@ mod tests {
         all.put(credential("5", 1, "deploy"));
         assert!(all.retain(&[name.clone()].into()).is_empty());
         assert_eq!(all.retain(&HashSet::new()), [name]);
+    }
+
+    #[test]
+    fn it_is_known_to_which_credentials_it_matters_who_reads_a_secret() {
+        let (all, secret) = (Credentials::default(), ObjectName::new("n", "a"));
+        let (name, matters) = (ObjectName::new("n", "a"), all.looks_after());
+        all.put(credential("5", 1, "deploy"));
+        assert!(all.looking_after(&secret).is_empty() && !*matters.borrow());
+        let mut on_demand = credential("6", 2, "deploy");
+        on_demand.spec.activation = crate::api::Activation::OnDemand;
+        all.put(on_demand.clone());
+        assert_eq!(all.looking_after(&secret), std::slice::from_ref(&name));
+        assert!(*matters.borrow());
+        // The Secret has another name now.
+        on_demand.spec.secrets[0].name = "b".to_owned();
+        on_demand.metadata.resource_version = Some("7".to_owned());
+        all.put(on_demand);
+        assert!(all.looking_after(&secret).is_empty());
+        assert_eq!(all.looking_after(&ObjectName::new("n", "b")), [name]);
+        all.retain(&HashSet::new());
+        assert!(!*matters.borrow());
     }
 
     /// Invariant 13.
