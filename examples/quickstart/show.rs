@@ -245,6 +245,7 @@ fn settings() -> Settings {
         credential_metrics: false,
         restart_workloads: false,
         reach: Reach::default(),
+        close_idle_after: Duration::from_secs(300),
     }
 }
 

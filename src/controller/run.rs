@@ -13,7 +13,7 @@ use url::Url;
 
 use super::background::clock;
 use super::state::caches::Caches;
-use super::state::context::{Context, MINTS_AT_ONCE, RENDERED_AT_ONCE};
+use super::state::context::{Context, MINTS_AT_ONCE, Rendering};
 use super::state::{shared, watches};
 use super::supervisor::Supervisor;
 use super::term::serve;
@@ -24,7 +24,6 @@ use crate::cluster::lease::Election;
 use crate::cluster::reach::Reach;
 use crate::cluster::records::Events;
 use crate::core::layout::AnnotationPolicy;
-use crate::core::render::MOST_RENDERED;
 use crate::core::seal::SealKey;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -140,7 +139,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             working: Arc::clone(&working),
             unprepared: Mutex::default(),
             minting: Arc::new(Semaphore::new(MINTS_AT_ONCE)),
-            rendering: Semaphore::new(RENDERED_AT_ONCE * MOST_RENDERED),
+            rendering: Rendering::default(),
             told: Mutex::default(),
             pods_told: Mutex::default(),
             restart_workloads: settings.restart_workloads,
