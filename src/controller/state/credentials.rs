@@ -143,10 +143,10 @@ impl Credentials {
     /// Forgets the credential of that name, if it still is the one with this uid.
     pub fn remove(&self, name: &ObjectName, uid: &str) {
         let mut all = self.all.write();
-        if all.get(name).is_some_and(|kept| kept.facts.uid.as_str() == uid) {
-            if let Some(kept) = all.remove(name) {
-                self.look_after(name, &kept.facts.looks_after, &[]);
-            }
+        if all.get(name).is_some_and(|kept| kept.facts.uid.as_str() == uid)
+            && let Some(kept) = all.remove(name)
+        {
+            self.look_after(name, &kept.facts.looks_after, &[]);
         }
     }
 
@@ -181,8 +181,9 @@ impl Credentials {
     pub fn looking_after(&self, secret: &ObjectName) -> Vec<ObjectName> {
         let all = self.looked_after.lock();
         let names = all.get(secret).into_iter().flatten();
-        let named = names.map(|name| ObjectName::new(Arc::clone(&secret.namespace), Arc::clone(name)));
-        named.collect()
+        names
+            .map(|name| ObjectName::new(Arc::clone(&secret.namespace), Arc::clone(name)))
+            .collect()
     }
 
     /// Whether it matters to any credential who reads its Secrets.
