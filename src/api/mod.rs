@@ -14,7 +14,7 @@ pub use connection::{
 };
 pub use credential::{
     DockerOptions, EphemeralCredential, EphemeralCredentialSpec, EphemeralCredentialStatus, GitOptions, NpmOptions,
-    Preset, PresetOptions, Rotation, SecretTemplate, SecretType,
+    Preset, PresetOptions, Rotation, SecretTemplate, SecretType, SharedWith, Source,
 };
 pub use reason::Reason;
 

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Resource};
+use secrecy::SecretString;
 use zeroize::Zeroize;
 
 use super::{Cluster, Error, bounded};
@@ -19,8 +20,9 @@ use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, RequestFacts};
 use crate::core::layout::OwnMetadata;
 use crate::core::plan::{Content, SecretState};
-use crate::core::render::{Data, fingerprint};
+use crate::core::render::{Data, Outputs, fingerprint};
 use crate::core::seal::{Seal, SealKey};
+use crate::core::sharing;
 
 /// Whose Secrets they are.
 #[derive(Clone, Debug)]
@@ -196,6 +198,22 @@ impl Cluster {
             None => InspectedSecret::absent(),
             Some(secret) => seen(&secret.0, owner, live, own, seal),
         })
+    }
+
+    /// The outputs of `live`, from a Secret of its credential that holds them as they came. None where it is not there, or
+    /// not exactly what was written: as the journal says, and as its seal does.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub async fn read_outputs(
+        &self,
+        owner: &Owner,
+        name: &str,
+        live: &ActiveToken,
+        seal: &SealKey,
+    ) -> Result<Option<Outputs>, Error> {
+        let secret = bounded(self.secrets(&owner.namespace).get_opt(name)).await?.map(Wiped);
+        Ok(secret.and_then(|secret| outputs_in(&secret.0, owner, live, seal)))
     }
 
     /// Writes a Secret that is ours or absent, and tells how it is now: what a look would find, without one. Of one
@@ -417,6 +435,26 @@ fn inspect(
         metadata_matches,
     };
     (state, keys)
+}
+
+fn outputs_in(secret: &Secret, owner: &Owner, live: &ActiveToken, key: &SealKey) -> Option<Outputs> {
+    let seal = sealed(secret, owner, key).filter(|seal| seal.live.claim == live.claim)?;
+    let (state, keys) = inspect(secret, owner, Some(live), None, key);
+    let SecretState::Ours {
+        content: Content::Intact | Content::Extra,
+        ..
+    } = state
+    else {
+        return None;
+    };
+    let keys = seal.written().map_or(keys, |written| written.keys.clone());
+    let data = secret.data.as_ref()?;
+    let value = |name: &str| {
+        let ByteString(bytes) = data.get(name).filter(|_| keys.iter().any(|key| key == name))?;
+        std::str::from_utf8(bytes).ok().map(SecretString::from)
+    };
+    let outputs = sharing::outputs(live).map(|name| Some((name.to_owned(), value(name)?)));
+    outputs.collect()
 }
 
 fn metadata_matches(

@@ -22,6 +22,7 @@ mod scale;
 mod schema;
 mod scoped;
 mod secrets;
+mod sharing;
 mod soak;
 mod support;
 mod tenants;

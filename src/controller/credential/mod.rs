@@ -1,6 +1,7 @@
 //! One credential at a time: observed, planned, acted on, reported.
 
 pub mod act;
+pub mod follow;
 pub mod observe;
 pub mod reconcile;
 pub mod recovery;

@@ -14,17 +14,18 @@ use crate::controller::state::credentials::Seen;
 use crate::core::budget::{Demand, Held};
 use crate::core::ids::ObjectName;
 use crate::core::journal::MintReason;
-use crate::core::plan::{self, Action};
-use crate::core::status;
+use crate::core::plan::{self, Action, Plan};
+use crate::core::{Time, status};
 
 use crate::controller::credential::act::act;
+use crate::controller::credential::follow;
 use crate::controller::credential::observe::{Snapshot, observe};
 use crate::controller::mint::mint_queue::QueueEntry;
 
 /// Deadlines are looked at again at least this often: a requeue runs on another clock than the wall's.
-const LONGEST: Duration = Duration::from_secs(600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(600);
 /// How soon a credential is looked at again that has changed since it was read: the watch tells of that in a moment.
-const BEHIND: Duration = Duration::from_millis(100);
+pub(crate) const BEHIND: Duration = Duration::from_millis(100);
 
 /// Why a pass over one credential came to nothing; it is repeated.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,7 @@ pub async fn reconcile(
         Ok(Some(seen)) => pass(name, &seen, context, waited).await.map(Some),
         Ok(None) => {
             context.told.lock().remove(name);
+            follow::tell_followers(context, name, None);
             context.sweep_name(name).await;
             Ok(None)
         }
@@ -83,15 +85,18 @@ async fn pass(
         // The term may be over, or its renewal late.
         return Ok(Duration::from_secs(1));
     }
+    if credential.metadata.deletion_timestamp.is_some() {
+        // Somebody's finalizer keeps it; what it held goes all the same.
+        context.sweep_name(name).await;
+    }
+    if let Some(source) = &credential.spec.from {
+        return follow::pass(seen, source, context).await;
+    }
     let connection = &credential.spec.connection;
     let held = context.caches.connections.get(connection).map(|r| r.held);
     if !context.cluster.reach.serves(connection) || held.is_some_and(|held| held.is_err()) {
         // Another installation's: not even its status is ours. That it becomes ours is told.
         return Ok(LONGEST);
-    }
-    if credential.metadata.deletion_timestamp.is_some() {
-        // Somebody's finalizer keeps it; what it held goes all the same.
-        context.sweep_name(name).await;
     }
     let Some(snapshot) = observe(seen, context).await? else {
         return Ok(Duration::from_secs(1));
@@ -114,9 +119,28 @@ async fn pass(
         context.traces.forget(&snapshot.owner.uid);
     }
     queue(context, &snapshot, plan.demand, credential);
+    follow::tell_followers(context, name, Some((credential, &snapshot)));
     if again {
         return Ok(Duration::ZERO);
     }
+    if !tell(context, seen, &snapshot, &plan, now).await? {
+        return Ok(BEHIND);
+    }
+    let mut wait = wait_after(context, &plan);
+    if snapshot.unconfirmed {
+        wait = wait.min(WATCH_BEHIND);
+    }
+    Ok(wait)
+}
+
+/// Writes the status that a plan comes to, where that is news; false where the object is not what it was.
+pub(crate) async fn tell(
+    context: &Context,
+    seen: &Seen,
+    snapshot: &Snapshot,
+    plan: &Plan,
+    now: Time,
+) -> Result<bool, ReconcileError> {
     if let Some(verdict) = &plan.verdict {
         context.tell(&snapshot.owner, verdict, snapshot.observed.told);
         let desired = snapshot.observed.desired.as_ref().ok();
@@ -124,23 +148,25 @@ async fn pass(
             verdict,
             snapshot.observed.record.as_ref(),
             desired,
-            &snapshot.owner.uid,
-            credential.metadata.generation,
+            snapshot.renewed_by(),
+            seen.credential.metadata.generation,
             &seen.told,
             now,
         );
-        if !seen.told.tells(&next) && !write_status(context, seen, verdict, &next).await? {
-            return Ok(BEHIND);
+        if !seen.told.tells(&next) {
+            return write_status(context, seen, verdict, &next).await;
         }
     }
+    Ok(true)
+}
+
+/// How soon to look again after a plan was carried out.
+pub(crate) fn wait_after(context: &Context, plan: &Plan) -> Duration {
     let now = context.now();
     let mut wait = plan.wake.map_or(LONGEST, |at| (at - now).to_std().unwrap_or_default());
     if plan.actions.iter().any(|a| matches!(a, Action::Restore { .. })) {
         // A restoration that was put off is due when the rest is over.
         wait = wait.min(Duration::from_secs(30));
-    }
-    if snapshot.unconfirmed {
-        wait = wait.min(WATCH_BEHIND);
     }
     // Due already, and yet nothing was done: not again at once.
     let least = if wait.is_zero() {
@@ -148,7 +174,7 @@ async fn pass(
     } else {
         Duration::from_millis(20)
     };
-    Ok(wait.clamp(least, LONGEST))
+    wait.clamp(least, LONGEST)
 }
 
 /// Writes a status that is news; false where it is not about the object that is there by now.
@@ -177,8 +203,8 @@ async fn write_status(
 /// An Event for each new objection; outcomes of mints have Events of their own.
 async fn tell_of_change(context: &Context, seen: &Seen, verdict: &plan::Verdict) {
     use Reason::{
-        AuditBacklog, ConnectionNotFound, ConnectionNotReady, InvalidSpec, InvalidTemplate, NotPermitted, RateLimited,
-        SecretConflict, SecretRefused, Suspended, Tampered,
+        AuditBacklog, ConnectionNotFound, ConnectionNotReady, InvalidSpec, InvalidTemplate, NotPermitted, NotShared,
+        RateLimited, SecretConflict, SecretRefused, SourceNotFound, Suspended, Tampered,
     };
     let told = matches!(
         verdict.reason,
@@ -188,9 +214,11 @@ async fn tell_of_change(context: &Context, seen: &Seen, verdict: &plan::Verdict)
             | InvalidSpec
             | InvalidTemplate
             | NotPermitted
+            | NotShared
             | RateLimited
             | SecretConflict
             | SecretRefused
+            | SourceNotFound
             | Suspended
             | Tampered
     );

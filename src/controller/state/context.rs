@@ -73,6 +73,10 @@ pub struct Context {
     pub fresh_namespaces: Shared<Option<ObjectMeta>>,
     /// Whether this installation serves a connection, as last read.
     pub fresh_holds: Shared<bool>,
+    /// Credentials that others follow, as last read.
+    pub fresh_sources: Shared<Option<Arc<EphemeralCredential>>>,
+    /// What those who follow a credential go by, by its name.
+    pub offers: Mutex<HashMap<ObjectName, u64>>,
     /// When each Secret of a credential was last restored, and how often in a row.
     pub restored: Mutex<HashMap<ObjectName, (Instant, u32)>>,
     /// When a key that was refused may be tried again, by its digest.

@@ -1,7 +1,6 @@
 //! The credentials as the watch tells of them. There may be tens of thousands, and each is looked at now and then: what
 //! a look needs is kept as text, and read again when it comes to that.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use tokio::sync::watch;
 use crate::api::EphemeralCredential;
 use crate::controller::state::changes::name_of;
 use crate::core::ids::{ObjectName, Uid};
+use crate::core::sharing::name_of as name_of_source;
 use crate::core::status::Told;
 use crate::core::text::pooled;
 
@@ -49,6 +49,17 @@ pub struct Facts {
     pub leaving: bool,
     /// What its status told.
     pub told: Told,
+    /// What it follows, if it does that.
+    pub follows: Option<Arc<Follows>>,
+}
+
+/// What a credential follows, and where it has that written.
+#[derive(Debug)]
+pub struct Follows {
+    /// The credential whose tokens it is given.
+    pub source: ObjectName,
+    /// Names of its own Secrets.
+    pub secrets: Box<[Arc<str>]>,
 }
 
 struct Kept {
@@ -72,8 +83,28 @@ pub enum Look {
 
 /// All credentials.
 pub struct Credentials {
-    all: RwLock<HashMap<ObjectName, Box<Kept>>>,
+    all: RwLock<All>,
     synced: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct All {
+    by_name: HashMap<ObjectName, Box<Kept>>,
+    /// Who follows whom.
+    followers: HashMap<ObjectName, HashSet<ObjectName>>,
+}
+
+impl All {
+    /// Notes that `name` does not follow any more what it did.
+    fn unfollow(&mut self, name: &ObjectName, before: &Kept) {
+        let Some(follows) = &before.facts.follows else { return };
+        if let Some(all) = self.followers.get_mut(&follows.source) {
+            all.remove(name);
+            if all.is_empty() {
+                self.followers.remove(&follows.source);
+            }
+        }
+    }
 }
 
 impl Default for Credentials {
@@ -94,14 +125,15 @@ impl Credentials {
 
     /// Notes that all were listed, and forgets all others; returns those.
     pub fn retain(&self, listed: &HashSet<ObjectName>) -> Vec<ObjectName> {
-        let mut gone = Vec::new();
-        self.all.write().retain(|name, _| {
-            let stays = listed.contains(name);
-            if !stays {
-                gone.push(name.clone());
+        let mut all = self.all.write();
+        let mut gone: Vec<ObjectName> = all.by_name.keys().cloned().collect();
+        gone.retain(|name| !listed.contains(name));
+        for name in &gone {
+            if let Some(kept) = all.by_name.remove(name) {
+                all.unfollow(name, &kept);
             }
-            stays
-        });
+        }
+        drop(all);
         self.synced.send_replace(true);
         gone
     }
@@ -112,27 +144,45 @@ impl Credentials {
         let name = name_of(&credential);
         let kept = Box::new(Kept::new(credential));
         let mut all = self.all.write();
-        match all.entry(name) {
-            Entry::Vacant(place) => {
-                let name = place.key().clone();
-                place.insert(kept);
-                Some(name)
-            }
-            Entry::Occupied(mut place) => {
-                if kept.facts.uid == place.get().facts.uid && kept.is_before(place.get()) {
-                    return None;
-                }
-                let before = place.insert(kept);
-                (before.digest != place.get().digest).then(|| place.key().clone())
-            }
+        let known = all.by_name.get(&name);
+        if known.is_some_and(|known| kept.facts.uid == known.facts.uid && kept.is_before(known)) {
+            return None;
         }
+        let digest = kept.digest;
+        let follows = kept.facts.follows.clone();
+        let before = all.by_name.insert(name.clone(), kept);
+        if let Some(before) = &before {
+            all.unfollow(&name, before);
+        }
+        if let Some(follows) = follows {
+            let followers = all.followers.entry(follows.source.clone()).or_default();
+            followers.insert(name.clone());
+        }
+        before.is_none_or(|before| before.digest != digest).then_some(name)
+    }
+
+    /// Whether anybody follows the credential of that name.
+    #[must_use]
+    pub fn is_followed(&self, name: &ObjectName) -> bool {
+        self.all.read().followers.contains_key(name)
+    }
+
+    /// Who says to follow the credential of that name, and what: whether they may is another matter.
+    #[must_use]
+    pub fn followers(&self, name: &ObjectName) -> Vec<(ObjectName, Arc<Follows>)> {
+        let all = self.all.read();
+        let named = all.followers.get(name).into_iter().flatten();
+        let named = named.filter_map(|name| Some((name.clone(), all.by_name.get(name)?.facts.follows.clone()?)));
+        named.collect()
     }
 
     /// Forgets the credential of that name, if it still is the one with this uid.
     pub fn remove(&self, name: &ObjectName, uid: &str) {
         let mut all = self.all.write();
-        if all.get(name).is_some_and(|kept| kept.facts.uid.as_str() == uid) {
-            all.remove(name);
+        if all.by_name.get(name).is_some_and(|kept| kept.facts.uid.as_str() == uid)
+            && let Some(kept) = all.by_name.remove(name)
+        {
+            all.unfollow(name, &kept);
         }
     }
 
@@ -140,7 +190,9 @@ impl Credentials {
     #[must_use]
     pub fn look(&self, name: &ObjectName) -> Look {
         let all = self.all.read();
-        let Some(kept) = all.get(name) else { return Look::Gone };
+        let Some(kept) = all.by_name.get(name) else {
+            return Look::Gone;
+        };
         let text = kept.text.as_deref();
         // It was written from an object, and reads as one.
         match text.and_then(|text| serde_json::from_slice(text).ok()) {
@@ -155,14 +207,14 @@ impl Credentials {
     /// What is known of the credential of that name.
     #[must_use]
     pub fn facts(&self, name: &ObjectName) -> Option<Facts> {
-        self.all.read().get(name).map(|kept| kept.facts.clone())
+        self.all.read().by_name.get(name).map(|kept| kept.facts.clone())
     }
 
     /// The names of those that `which` picks.
     #[must_use]
     pub fn names_where(&self, which: impl Fn(&ObjectName, &Facts) -> bool) -> Vec<ObjectName> {
         let all = self.all.read();
-        let picked = all.iter().filter(|(name, kept)| which(name, &kept.facts));
+        let picked = all.by_name.iter().filter(|(name, kept)| which(name, &kept.facts));
         picked.map(|(name, _)| name.clone()).collect()
     }
 
@@ -170,7 +222,7 @@ impl Credentials {
     #[must_use]
     pub fn stubs(&self, namespace: &str) -> Vec<EphemeralCredential> {
         let all = self.all.read();
-        let here = all.iter().filter(|(name, _)| &*name.namespace == namespace);
+        let here = all.by_name.iter().filter(|(name, _)| &*name.namespace == namespace);
         let stubs = here.filter_map(|(name, kept)| {
             let spec = serde_json::from_value(json!({"service": "", "purpose": ""})).ok()?;
             let mut stub = EphemeralCredential::new(&name.name, spec);
@@ -183,7 +235,7 @@ impl Credentials {
 
     /// Looks at what is known of each.
     pub fn for_each(&self, mut look: impl FnMut(&ObjectName, &Facts)) {
-        for (name, kept) in self.all.read().iter() {
+        for (name, kept) in &self.all.read().by_name {
             look(name, &kept.facts);
         }
     }
@@ -203,8 +255,20 @@ impl Kept {
             .hash(&mut hasher);
         // Serialising plain text, numbers and maps cannot fail.
         let text = serde_json::to_vec(&credential).unwrap_or_default();
+        let follows = credential.spec.from.as_ref().map(|source| {
+            let named = credential.spec.secrets.iter().map(|secret| pooled(&secret.name));
+            let mut secrets: Box<[Arc<str>]> = named.collect();
+            if secrets.is_empty() {
+                secrets = [pooled(&credential.name_any())].into();
+            }
+            Arc::new(Follows {
+                source: name_of_source(source),
+                secrets,
+            })
+        });
         Self {
             facts: Facts {
+                follows,
                 uid: credential.uid().unwrap_or_default().into(),
                 connection: pooled(&credential.spec.connection),
                 leaving: meta.deletion_timestamp.is_some(),

@@ -1,5 +1,6 @@
 //! Tests of the plan: what each observation leads to.
 
+mod follow;
 mod world;
 
 use std::collections::BTreeMap;

@@ -29,6 +29,8 @@ impl World {
                 rotation: self.rotation(),
                 secrets: Vec::new(),
                 suspend: false,
+                shared_with: None,
+                from: None,
             },
         );
         object.metadata.namespace = Some(format!("ns{namespace}"));
