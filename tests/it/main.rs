@@ -18,6 +18,7 @@ mod outages;
 mod prometheus;
 mod provision;
 mod records;
+mod runs;
 mod scale;
 mod schema;
 mod scoped;

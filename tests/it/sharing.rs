@@ -733,7 +733,7 @@ mod attacks {
         siege.assert_held().await;
         // What is in its own namespace it may know of.
         let own = siege.enemy.name.as_str();
-        siege.follow("own", own, "absent", json!({})).await;
+        siege.follow("own", own, "nothing", json!({})).await;
         siege
             .enemy
             .until_ready_is(&siege.case, "own", "False", "SourceNotFound")
