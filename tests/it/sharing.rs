@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chittyconnect_operator::api::EphemeralCredential;
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PropagationPolicy};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
@@ -227,11 +228,7 @@ async fn whoever_leaves_takes_the_followers_secret_along_at_once_and_nothing_is_
     a.until_gone("f").await;
     a.follow(&case, "orphan", "deploy", json!({})).await;
     a.until_revision(&case, "orphan", 1).await;
-    let orphan = DeleteParams {
-        propagation_policy: Some(PropagationPolicy::Orphan),
-        ..DeleteParams::default()
-    };
-    a.credentials.delete("orphan", &orphan).await.unwrap();
+    a.credentials.delete("orphan", &orphaning()).await.unwrap();
     a.until_gone("orphan").await;
 
     let (ledger, now) = (case.broker.ledger(), case.broker.now());
@@ -401,6 +398,64 @@ async fn a_restart_reads_and_writes_nothing_of_those_who_follow() {
     a.credentials.delete("f-after", &DeleteParams::default()).await.unwrap();
     a.until_gone("f-after").await;
     assert_eq!(versions().await, before);
+    assert_eq!(case.posts_for("chittyid"), 1);
+}
+
+fn orphaning() -> DeleteParams {
+    DeleteParams {
+        propagation_policy: Some(PropagationPolicy::Orphan),
+        ..DeleteParams::default()
+    }
+}
+
+#[tokio::test]
+async fn what_was_decided_while_nobody_looked_is_done_at_the_start() {
+    let world = World::start("sharing-down").await;
+    let case = case_within(world.clone(), generous()).await;
+    let (a, b) = (
+        Beside::new(&case, "a", json!({})).await,
+        Beside::new(&case, "b", json!({})).await,
+    );
+    case.issued("deploy", shared_with(&[&a, &b])).await;
+    a.follow(&case, "orphan", "deploy", json!({})).await;
+    a.follow(&case, "stays", "deploy", json!({})).await;
+    b.follow(&case, "refused", "deploy", json!({})).await;
+    a.until_revision(&case, "orphan", 1).await;
+    a.until_revision(&case, "stays", 1).await;
+    b.until_revision(&case, "refused", 1).await;
+    world.kill_controller();
+    a.credentials.delete("orphan", &orphaning()).await.unwrap();
+    case.patch("deploy", json!({"spec": shared_with(&[&a])})).await;
+    world.start_controller();
+    a.until_gone("orphan").await;
+    b.until_gone("refused").await;
+    b.until_ready_is(&case, "refused", "False", "NotShared").await;
+    let token = case.value("deploy", "npm_token").await;
+    assert_eq!(a.value("stays", "npm_token").await, token);
+
+    // The journal is lost, and with it who follows: what they have stays, and is known again.
+    world.kill_controller();
+    let maps: Api<ConfigMap> = Api::namespaced(case.client.clone(), SYSTEM);
+    let journals = ListParams::default().labels("connect.chitty.cc/journal");
+    maps.delete_collection(&DeleteParams::default(), &journals)
+        .await
+        .unwrap();
+    let before = a.secrets.get("stays").await.unwrap();
+    world.start_controller();
+    let uid = a.credentials.get("stays").await.unwrap().uid().unwrap();
+    wait_for("the follower to be known again", || async {
+        let parts = case.journal_parts("chittyid").await;
+        let known = |map: &ConfigMap| {
+            let text = map.data.as_ref().map(|d| d["journal.json"].clone()).unwrap_or_default();
+            text.contains(&uid) && text.contains("\"followed\"")
+        };
+        parts.iter().any(known).then_some(())
+    })
+    .await;
+    let after = a.secrets.get("stays").await.unwrap();
+    assert_eq!((after.uid(), &after.data), (before.uid(), &before.data));
+    a.credentials.delete("stays", &orphaning()).await.unwrap();
+    a.until_gone("stays").await;
     assert_eq!(case.posts_for("chittyid"), 1);
 }
 
@@ -610,6 +665,63 @@ async fn what_contradicts_itself_is_refused_by_the_api_server() {
         .await
         .unwrap_err();
     assert!(refused.to_string().contains("delete it, and make another"), "{refused}");
+}
+
+/// A thousand who follow one credential: how long a rotation takes to reach all of them, and what it costs.
+#[tokio::test]
+#[ignore = "takes minutes; prints its figures"]
+async fn soak_a_thousand_followers_of_one_credential() {
+    const FOLLOWERS: usize = 1000;
+    let world = World::start("thousand").await;
+    let case = case_within(world.clone(), generous()).await;
+    let mut all = Vec::new();
+    for n in 0..NAMESPACES {
+        all.push(Beside::new(&case, &n.to_string(), json!({})).await);
+    }
+    let chosen: Vec<&Beside> = all.iter().collect();
+    case.issued("deploy", shared_with(&chosen)).await;
+    let (case, all) = (&case, &all);
+    futures::stream::iter(0..FOLLOWERS)
+        .for_each_concurrent(16, |n| async move {
+            let beside = &all[n % NAMESPACES];
+            beside.follow(case, &format!("f{n}"), "deploy", json!({})).await;
+        })
+        .await;
+    let reached = async |revision: u64| {
+        wait_for("all followers", || async {
+            let mut ready = 0;
+            for beside in all {
+                let there = beside.credentials.list(&ListParams::default()).await.ok()?;
+                let at = |c: &EphemeralCredential| c.status.as_ref().and_then(|s| s.revision) == Some(revision);
+                ready += there.items.iter().filter(|c| at(c)).count();
+            }
+            (ready == FOLLOWERS).then_some(())
+        })
+        .await;
+    };
+    reached(1).await;
+    let writes = async || {
+        world
+            .requests(|l| {
+                ["POST", "PUT", "PATCH"]
+                    .iter()
+                    .any(|v| l.contains(&format!("verb=\"{v}\"")))
+            })
+            .await
+    };
+    let reads = async || world.requests(|l| l.contains("verb=\"GET\"")).await;
+    let (wrote, read) = (writes().await, reads().await);
+    case.rotate("deploy", "1").await;
+    case.until_revision("deploy", 2).await;
+    let began = std::time::Instant::now();
+    reached(2).await;
+    let took = began.elapsed();
+    let (wrote, read) = (writes().await - wrote, reads().await - read);
+    let memory = world.controller_memory();
+    println!(
+        "{FOLLOWERS} followers: {took:?} from the rotation to the last; {wrote} writes, {read} reads; {memory} KiB resident"
+    );
+    assert_eq!(case.posts_for("chittyid"), 2);
 }
 
 /// What somebody with `edit` in a namespace of its own may try, to read the tokens of another.

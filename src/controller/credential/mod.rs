@@ -2,6 +2,7 @@
 
 pub mod act;
 pub mod follow;
+pub mod followers;
 pub mod observe;
 pub mod reconcile;
 pub mod recovery;

@@ -124,17 +124,7 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
     }
     let (secrets, unconfirmed) = look(context, &owner, desired.as_ref().ok(), record.as_ref(), claim.as_ref()).await?;
     let waiting = scope.as_ref().and_then(|s| context.scheduler(s).verdict(&owner.uid));
-    let unprepared = {
-        let mut all = context.unprepared.lock();
-        // A changed spec deserves another try at once.
-        if all
-            .get(&owner.uid)
-            .is_some_and(|(_, _, g)| g.is_some() && *g != credential.metadata.generation)
-        {
-            all.remove(&owner.uid);
-        }
-        all.get(&owner.uid).map(|(problem, until, _)| (problem.clone(), *until))
-    };
+    let unprepared = context.unprepared_of(&owner.uid, credential.metadata.generation);
     let most = permitted.as_ref().ok().copied().flatten();
     let permitted = permitted.map(|_| ());
     let observed = Observed {

@@ -19,6 +19,7 @@ use crate::core::{Time, status};
 
 use crate::controller::credential::act::act;
 use crate::controller::credential::follow;
+use crate::controller::credential::followers::tell_followers;
 use crate::controller::credential::observe::{Snapshot, observe};
 use crate::controller::mint::mint_queue::QueueEntry;
 
@@ -60,7 +61,7 @@ pub async fn reconcile(
         Ok(Some(seen)) => pass(name, &seen, context, waited).await.map(Some),
         Ok(None) => {
             context.told.lock().remove(name);
-            follow::tell_followers(context, name, None);
+            tell_followers(context, name, None);
             context.sweep_name(name).await;
             Ok(None)
         }
@@ -90,7 +91,7 @@ async fn pass(
         context.sweep_name(name).await;
     }
     if let Some(source) = &credential.spec.from {
-        return follow::pass(seen, source, context).await;
+        return Box::pin(follow::pass(seen, source, context)).await;
     }
     let connection = &credential.spec.connection;
     let held = context.caches.connections.get(connection).map(|r| r.held);
@@ -119,7 +120,7 @@ async fn pass(
         context.traces.forget(&snapshot.owner.uid);
     }
     queue(context, &snapshot, plan.demand, credential);
-    follow::tell_followers(context, name, Some((credential, &snapshot)));
+    tell_followers(context, name, Some((credential, &snapshot)));
     if again {
         return Ok(Duration::ZERO);
     }

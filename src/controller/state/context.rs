@@ -306,6 +306,18 @@ impl Context {
         true
     }
 
+    /// Why the last try to prepare a mint came to nothing, and until when that holds: no longer than for this generation,
+    /// for a changed spec deserves another try at once.
+    pub fn unprepared_of(&self, uid: &str, generation: Option<i64>) -> Option<(Problem, Time)> {
+        let mut all = self.unprepared.lock();
+        let (problem, until, of) = all.get(uid)?;
+        if of.is_some() && *of != generation {
+            all.remove(uid);
+            return None;
+        }
+        Some((problem.clone(), *until))
+    }
+
     /// What a credential waits for, and since when.
     pub fn told_of(&self, owner: &Owner, told: &Told) -> Option<(Reason, Time)> {
         let name = owner.object_name();
