@@ -84,6 +84,9 @@ struct RunArguments {
     /// How many credentials are looked at at once.
     #[arg(long, env = "CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: u16,
+    /// Seconds after which a budget is let go of in which nothing matters any more.
+    #[arg(long, env = "CLOSE_IDLE_AFTER", default_value_t = 300, hide = true, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    close_idle_after: u64,
 }
 
 /// An address to listen on; `:8080` is every interface, IPv4 and IPv6, as usual in Kubernetes.
@@ -150,6 +153,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         log_format,
         log,
         concurrency,
+        close_idle_after,
     } = arguments;
     let identity = identity.unwrap_or_else(host_name);
     let log = telemetry::init(log_format, &log, &identity)?;
@@ -169,6 +173,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         log: Some(log),
         otlp_endpoint,
         reach: Reach::new(watch_namespaces, connections),
+        close_idle_after: Duration::from_secs(close_idle_after),
     };
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

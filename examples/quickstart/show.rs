@@ -244,6 +244,7 @@ fn settings() -> Settings {
         otlp_endpoint: None,
         credential_metrics: false,
         reach: Reach::default(),
+        close_idle_after: Duration::from_secs(300),
     }
 }
 

@@ -13,7 +13,7 @@ use url::Url;
 
 use super::background::clock;
 use super::state::caches::Caches;
-use super::state::context::{Context, MINTS_AT_ONCE, RENDERED_AT_ONCE};
+use super::state::context::{Context, MINTS_AT_ONCE, Rendering};
 use super::state::{shared, watches};
 use super::supervisor::Supervisor;
 use super::term::serve;
@@ -24,7 +24,6 @@ use crate::cluster::lease::Election;
 use crate::cluster::reach::Reach;
 use crate::cluster::records::Events;
 use crate::core::layout::AnnotationPolicy;
-use crate::core::render::MOST_RENDERED;
 use crate::core::seal::SealKey;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -59,6 +58,8 @@ pub struct Settings {
     pub credential_metrics: bool,
     /// What of the cluster it serves.
     pub reach: Reach,
+    /// When a budget is let go of in which nothing matters any more.
+    pub close_idle_after: Duration,
 }
 
 /// Runs the controller until `stop` fires.
@@ -122,6 +123,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
         let (triggers, triggered) = mpsc::unbounded_channel();
         let context = Arc::new(Context {
             journals: Journals::new(cluster.clone(), seal.clone())
+                .closing_after(settings.close_idle_after)
                 .spawning(Arc::clone(&writers))
                 .timing(Arc::clone(&commits)),
             events: events.clone(),
@@ -135,7 +137,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             working: Arc::clone(&working),
             unprepared: Mutex::default(),
             minting: Arc::new(Semaphore::new(MINTS_AT_ONCE)),
-            rendering: Semaphore::new(RENDERED_AT_ONCE * MOST_RENDERED),
+            rendering: Rendering::default(),
             told: Mutex::default(),
             fresh_namespaces: shared::Shared::default(),
             fresh_holds: shared::Shared::default(),

@@ -831,8 +831,15 @@ pub fn merge(base: &mut Value, over: Value) {
 /// A ChittyChronicle, and the connection field that sends events to it.
 pub async fn chronicle(case: &Case) -> (Chronicle, Value) {
     let chronicle = Chronicle::start().unwrap();
+    let field = events_to(case, &chronicle).await;
+    (chronicle, field)
+}
+
+/// The connection field that sends events to `chronicle`, with a token in a Secret that is bound to it.
+pub async fn events_to(case: &Case, chronicle: &Chronicle) -> Value {
     let name = format!("{}-chronicle", case.connection);
-    let host = chronicle.url().trim_start_matches("http://").to_owned();
+    let url = chronicle.url();
+    let (_, host) = url.split_once("://").unwrap();
     apply(
         &case.keys(),
         &json!({
@@ -842,7 +849,5 @@ pub async fn chronicle(case: &Case) -> (Chronicle, Value) {
         }),
     )
     .await;
-    let field =
-        json!({"audit": {"chronicle": {"url": chronicle.url(), "tokenSecretRef": {"name": name, "key": "token"}}}});
-    (chronicle, field)
+    json!({"audit": {"chronicle": {"url": url, "tokenSecretRef": {"name": name, "key": "token"}}}})
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -58,6 +58,8 @@ pub struct BudgetScheduler {
     budget: Mutex<Follower>,
     usage: Mutex<Usage>,
     notify: Notify,
+    /// Whether a task brings its audit events to where they go.
+    pub delivering: AtomicBool,
 }
 
 /// A claim that lacks only its commit.
@@ -81,11 +83,18 @@ impl BudgetScheduler {
             scope,
             usage: Mutex::default(),
             notify: Notify::new(),
+            delivering: AtomicBool::new(false),
         });
         let (task, context) = (Arc::clone(&scheduler), Arc::clone(context));
         let supervisor = Arc::clone(&context);
         supervisor.spawn("budget", async move { task.run(&context).await });
         scheduler
+    }
+
+    /// Whether nobody waits for anything of it, and nothing of it matters any more.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.journal.is_closed() && self.queue.lock().is_idle()
     }
 
     /// Looks at the line anew.
@@ -145,7 +154,11 @@ impl BudgetScheduler {
                 Some(at) => (at - context.now()).to_std().unwrap_or_default(),
                 None => LONGEST,
             };
-            let wait = wait.clamp(Duration::from_millis(10), LONGEST);
+            if context.close_idle(self) {
+                return;
+            }
+            let longest = LONGEST.min(context.journals.close_after());
+            let wait = wait.clamp(Duration::from_millis(10), longest);
             tokio::select! {
                 () = self.notify.notified() => {}
                 () = tokio::time::sleep(wait) => {}
@@ -211,7 +224,13 @@ impl BudgetScheduler {
         self.queue.lock().update(&mut follower, barred, now);
         let (decision, selection) = follower.decide(journal, terms, now);
         *self.usage.lock() = selection.usage;
-        let (news, soon) = self.queue.lock().tell(&follower.budget, selection.front, now);
+        let (news, soon) = {
+            let mut queue = self.queue.lock();
+            let told = queue.tell(&follower.budget, selection.front, now);
+            queue.shed();
+            told
+        };
+        follower.budget.shed();
         for name in news {
             context.trigger(&name);
         }

@@ -71,6 +71,11 @@ impl MintQueue {
         self.entries.get(uid).map(|e| &e.entry)
     }
 
+    /// Whether it is of no use to anybody.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.entries.is_empty() && self.reserved.is_empty() && self.changed.is_empty()
+    }
+
     /// Why somebody waits, as they were told last.
     pub(crate) fn told(&self, uid: &str) -> Option<Waiting> {
         let (waiting, _) = self.entries.get(uid)?.told.as_ref()?;
@@ -111,6 +116,17 @@ impl MintQueue {
             if line.uids.is_empty() {
                 self.lines.remove(connection);
             }
+        }
+    }
+
+    /// Lets go of the room that the line took, once nobody is in it.
+    pub(crate) fn shed(&mut self) {
+        if self.entries.is_empty() && self.changed.is_empty() {
+            *self = Self {
+                reserved: std::mem::take(&mut self.reserved),
+                behind: std::mem::take(&mut self.behind),
+                ..Self::default()
+            };
         }
     }
 
@@ -305,6 +321,41 @@ mod tests {
         assert!(queue.remove("a") && !queue.remove("a"));
         queue.update(&mut follower, |_| None, t(5));
         assert_eq!(decide(&mut follower, 10, t(5)).0, ["b", "c"]);
+    }
+
+    #[test]
+    fn a_line_that_everybody_left_takes_no_room_and_keeps_what_is_reserved() {
+        let (mut queue, mut follower) = (MintQueue::default(), Follower::new("svc"));
+        for uid in 0..100 {
+            queue.put(entry(&uid.to_string(), "c"));
+        }
+        let held = Held {
+            namespace: "n".into(),
+            issued_at: t(0),
+            ends_at: t(3600),
+            renew_before: None,
+            tried_at: None,
+            admitted: None,
+        };
+        queue.reserve("other", Some((ObjectName::new("n", "other"), held)));
+        queue.update(&mut follower, |_| None, t(0));
+        decide(&mut follower, 10, t(0));
+        for uid in 0..100 {
+            queue.remove(&uid.to_string());
+        }
+        queue.shed();
+        assert_eq!(queue.changed.len(), 100, "the budget is still to be told");
+        queue.update(&mut follower, |_| None, t(1));
+        queue.shed();
+        assert_eq!(
+            (
+                queue.entries.capacity(),
+                queue.changed.capacity(),
+                queue.lines.capacity()
+            ),
+            (0, 0, 0)
+        );
+        assert!(!queue.is_idle());
     }
 
     #[test]

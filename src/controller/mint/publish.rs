@@ -211,7 +211,7 @@ async fn write_all(
                 absent: context.caches.is_absent(&at),
             };
             let write = async {
-                let _room = context.room_for(secret.size).await;
+                let _room = context.rendering.room_for(secret.size).await;
                 let data = secret.render(answer, live.ends_at).map_err(Published::No)?;
                 let cluster = &context.cluster;
                 Ok(cluster

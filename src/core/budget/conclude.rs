@@ -2,7 +2,7 @@
 
 use crate::core::Time;
 
-use super::nanos::instant;
+use super::nanos::{instant, nanos};
 use super::projection::Projection;
 use super::select::Outcome;
 use super::series::expected_period;
@@ -65,7 +65,10 @@ impl Budget {
             blocked_until: stops.blocked_until.filter(|at| *at > now),
         };
         let next_end = self.projection.next_end().filter(|_| !front.is_empty());
-        let later = [next_end, self.queue.next_due(), self.queue.next_rested()];
+        // Whoever comes to half of its runway then does not wait for a server any longer.
+        let blocked = usage.blocked_until.is_some();
+        let next_half = self.own_tries.first_after(nanos(now)).filter(|_| blocked);
+        let later = [next_end, next_half, self.queue.next_due(), self.queue.next_rested()];
         wakes.extend(later.into_iter().flatten().map(instant));
         wakes.extend(outcome.again);
         self.last = last;

@@ -351,6 +351,17 @@ impl Budget {
         self.conclude(outcome, spending, now, stops)
     }
 
+    /// Lets go of the room that whoever was in line took, once nobody is: there may be thousands of budgets, and in most
+    /// of them nobody waits most of the time.
+    pub fn shed(&mut self) {
+        if self.queue.len() == 0 {
+            self.queue = Queue::default();
+            self.memo = Memo::default();
+            self.last = Last::default();
+            self.projection.shed();
+        }
+    }
+
     /// Brings everything to `now`.
     fn move_to(&mut self, now: Time) {
         let now = nanos(now);

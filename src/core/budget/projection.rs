@@ -86,6 +86,13 @@ impl Projection {
         self.series.get(uid)
     }
 
+    /// Lets go of the room of claims that are not open any more.
+    pub(super) fn shed(&mut self) {
+        if self.opens.is_empty() {
+            self.opens = HashMap::new();
+        }
+    }
+
     /// How many claims are open.
     pub(super) fn open_claims(&self) -> usize {
         self.opens.len()

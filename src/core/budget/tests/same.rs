@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::testing::cases;
 
 /// What can be told a budget, or asked of it.
 #[derive(Clone, Debug)]
@@ -160,7 +161,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(cases(128))]
 
     #[test]
     fn after_any_facts_the_budget_is_what_one_from_scratch_is(facts in facts()) {

@@ -168,6 +168,7 @@ impl World {
             latest: 0,
             until: i64::MAX,
             newcomer: claim.kind.is_newcomer(),
+            lost: false,
         });
         self.asked_anew(i);
         if let Some(process) = &mut self.process

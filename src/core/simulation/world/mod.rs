@@ -39,7 +39,7 @@ const KEY: &str = "key";
 /// How often the process compares clocks.
 const EVERY: i64 = 30_000;
 /// How long the process looks at its budget at least once in.
-const LOOK: i64 = 120_000;
+const LOOK: i64 = 300_000;
 /// How late a renewal may be where nothing fails.
 const LATE: i64 = 60_000;
 /// How many mints begin in one pass.
