@@ -68,6 +68,10 @@ struct RunArguments {
     /// left alone.
     #[arg(long, env = "CONNECTIONS", value_delimiter = ',')]
     connections: Vec<String>,
+    /// Restart Deployments, StatefulSets and DaemonSets with the annotation connect.chitty.cc/restart: "true" before a
+    /// token ends that their Pods have read once.
+    #[arg(long, env = "RESTART_WORKLOADS")]
+    restart_workloads: bool,
     /// Give each credential series of its own, named by its namespace and name.
     #[arg(long, env = "CREDENTIAL_METRICS")]
     credential_metrics: bool,
@@ -148,6 +152,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         annotation_prefixes,
         watch_namespaces,
         connections,
+        restart_workloads,
         credential_metrics,
         otlp_endpoint,
         log_format,
@@ -170,6 +175,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         lease_duration,
         annotations: annotation_prefixes,
         credential_metrics,
+        restart_workloads,
         log: Some(log),
         otlp_endpoint,
         reach: Reach::new(watch_namespaces, connections),

@@ -17,6 +17,7 @@
 //! - **takeover**: a second replica stands by; the first is killed, and one credential is asked to rotate.
 //! - **rotate** (`--rotate --ttl 1000`): after **bulk** and instead of all else: until every token was renewed once, and
 //!   how late.
+//! - **onDemand** (`--on-demand 1000 --pods 5000`): so many more credentials, on demand, and Pods that come and end at once.
 //! - **outage** (`--outage SECONDS`): the broker refuses connections while every credential is asked to rotate.
 //!
 //! Calls are counted by the API server itself; the bench's own are made outside of what is measured, but for
@@ -25,6 +26,7 @@
 
 mod bench;
 mod calls;
+mod on_demand;
 mod setup;
 
 use std::collections::BTreeMap;
@@ -80,6 +82,12 @@ struct Arguments {
     /// With `--rotate`: all come due as far apart as they were issued, and a twentieth of their life more.
     #[arg(long)]
     one_age: bool,
+    /// Credentials on demand, besides those,
+    #[arg(long, default_value_t = 0)]
+    on_demand: usize,
+    /// and the Pods that use them.
+    #[arg(long, default_value_t = 0)]
+    pods: usize,
     /// For how long the broker refuses connections at the end, in seconds.
     #[arg(long, default_value_t = 0)]
     outage: u64,
@@ -153,6 +161,9 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         report.note("restart", restart);
         let (controller, takeover) = bench.takeover(controller).await?;
         report.note("takeover", takeover);
+        if arguments.on_demand > 0 {
+            report.note("onDemand", bench.on_demand(&controller).await?);
+        }
         if arguments.outage > 0 {
             report.note("outage", bench.outage(&controller).await?);
         }

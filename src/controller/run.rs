@@ -56,6 +56,8 @@ pub struct Settings {
     pub otlp_endpoint: Option<Url>,
     /// Whether each credential has series of its own.
     pub credential_metrics: bool,
+    /// Whether workloads are restarted that ask for it, before a token ends that their Pods have read once.
+    pub restart_workloads: bool,
     /// What of the cluster it serves.
     pub reach: Reach,
     /// When a budget is let go of in which nothing matters any more.
@@ -139,6 +141,8 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             minting: Arc::new(Semaphore::new(MINTS_AT_ONCE)),
             rendering: Rendering::default(),
             told: Mutex::default(),
+            pods_told: Mutex::default(),
+            restart_workloads: settings.restart_workloads,
             fresh_namespaces: shared::Shared::default(),
             fresh_holds: shared::Shared::default(),
             fresh_sources: shared::Shared::default(),

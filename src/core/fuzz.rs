@@ -204,6 +204,7 @@ proptest! {
                 renew_before: None,
                 max_lifetime: None,
                 pod_waits: false,
+                renews: true,
                 most: None,
             });
         }
@@ -249,6 +250,7 @@ proptest! {
             renew_before: desired.renew_before,
             max_lifetime: desired.max_lifetime,
             pod_waits: false,
+            renews: true,
             most: Some(1),
         });
         let terms = Terms { limits: vec![Limit { limit: 10, window: s(3600) }], newcomers: true };

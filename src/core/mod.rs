@@ -6,6 +6,7 @@ pub mod access;
 pub mod audit;
 pub mod budget;
 pub mod clock;
+pub mod consumers;
 #[cfg(test)]
 mod fuzz;
 pub mod hold;

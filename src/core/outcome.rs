@@ -67,6 +67,8 @@ pub fn succeed(
     deliver: bool,
     now: Time,
 ) -> Option<AuditEvent> {
+    let claim = journal.pending(subject.uid).filter(|claim| claim.id == live.claim);
+    let consumer = claim.and_then(|claim| claim.consumer.clone());
     if !journal.end(
         subject.uid,
         &live.claim,
@@ -81,6 +83,7 @@ pub fn succeed(
         _ => EventType::Provisioned,
     };
     let event = AuditEvent::new(kind, reason, subject, now, deliver).token(live.ends_at, &live.token_ids);
+    let event = event.consumer(consumer.as_ref());
     Some(journal.record_event(subject.uid, event))
 }
 
@@ -115,6 +118,7 @@ pub fn fail(
         now,
         deliver,
     );
+    let event = event.consumer(claim.consumer.as_ref());
     Some(journal.record_event(uid, event))
 }
 

@@ -116,6 +116,7 @@ pub fn in_place_of(follower: &EphemeralCredential, source: &EphemeralCredential)
     asks.spec.shared_with = None;
     asks.spec.secrets.clone_from(&follower.spec.secrets);
     asks.spec.suspend = follower.spec.suspend;
+    asks.spec.consumers.clone_from(&follower.spec.consumers);
     asks
 }
 

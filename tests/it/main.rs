@@ -14,6 +14,7 @@ mod journal;
 mod layouts;
 mod lifecycle;
 mod network;
+mod on_demand;
 mod outages;
 mod prometheus;
 mod provision;

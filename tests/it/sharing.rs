@@ -610,6 +610,7 @@ async fn what_contradicts_itself_is_refused_by_the_api_server() {
         json!({"context": {"a": "b"}}),
         json!({"rotation": {"renewBefore": "5m"}}),
         json!({"rotation": {"maxLifetime": "5m"}}),
+        json!({"activation": "OnDemand"}),
         json!({"sharedWith": {"namespaces": ["a"]}}),
     ] {
         let refused = attempt(with(over.clone())).await.expect_err(&over.to_string());
@@ -665,6 +666,77 @@ async fn what_contradicts_itself_is_refused_by_the_api_server() {
         .await
         .unwrap_err();
     assert!(refused.to_string().contains("delete it, and make another"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_pod_that_uses_a_followers_secret_asks_for_the_token_of_a_source_on_demand() {
+    let case = case().await;
+    let a = Beside::new(&case, "a", json!({})).await;
+    let mut over = shared_with(&[&a]);
+    merge(&mut over, json!({"activation": "OnDemand"}));
+    case.apply("deploy", over).await;
+    case.until_ready_is("deploy", "True", "Idle").await;
+    a.follow(&case, "f", "deploy", json!({})).await;
+    a.until_ready_is(&case, "f", "True", "Idle").await;
+    assert_eq!(case.posts_for("chittyid"), 0);
+
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(case.client.clone());
+    apply(
+        &nodes,
+        &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "by-hand"}}),
+    )
+    .await;
+    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(case.client.clone(), &a.name);
+    wait_for("the service account of Pods", || async {
+        accounts.get_opt("default").await.unwrap()
+    })
+    .await;
+    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(case.client.clone(), &a.name);
+    apply(
+        &pods,
+        &json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+            "spec": {
+                "automountServiceAccountToken": false, "nodeName": "by-hand",
+                "containers": [{"name": "c", "image": "none", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+                "volumes": [{"name": "v", "secret": {"secretName": "f"}}],
+            },
+        }),
+    )
+    .await;
+    a.until_revision(&case, "f", 1).await;
+    assert_eq!(a.value("f", "npm_token").await, case.value("deploy", "npm_token").await);
+    assert_eq!(case.posts_for("chittyid"), 1);
+    // Whoever may not follow asks for nothing.
+    let b = Beside::new(&case, "b", json!({})).await;
+    case.apply(
+        "other",
+        json!({"activation": "OnDemand", "sharedWith": {"namespaces": [a.name]}}),
+    )
+    .await;
+    b.follow(&case, "g", "other", json!({})).await;
+    b.until_ready_is(&case, "g", "False", "NotShared").await;
+    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(case.client.clone(), &b.name);
+    wait_for("the service account of Pods", || async {
+        accounts.get_opt("default").await.unwrap()
+    })
+    .await;
+    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(case.client.clone(), &b.name);
+    apply(
+        &pods,
+        &json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+            "spec": {
+                "automountServiceAccountToken": false, "nodeName": "by-hand",
+                "containers": [{"name": "c", "image": "none", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+                "volumes": [{"name": "v", "secret": {"secretName": "g"}}],
+            },
+        }),
+    )
+    .await;
+    case.settle().await;
+    case.until_ready_is("other", "True", "Idle").await;
+    assert_eq!(case.posts_for("chittyid"), 1);
 }
 
 /// A thousand who follow one credential: how long a rotation takes to reach all of them, and what it costs.

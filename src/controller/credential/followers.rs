@@ -67,7 +67,6 @@ pub(crate) fn tell_followers(context: &Context, name: &ObjectName, now: Option<(
     }
 }
 
-#[expect(dead_code, reason = "what an OnDemand source counts demand by")]
 impl Context {
     /// Where the tokens of `source` go besides its own namespace: of each that may follow it, the namespace and the names of
     /// its Secrets. Whoever only says to follow it is not among them.

@@ -1,6 +1,7 @@
 //! One credential at a time: observed, planned, acted on, reported.
 
 pub mod act;
+mod consumers;
 pub mod follow;
 pub mod followers;
 pub mod observe;

@@ -21,6 +21,7 @@ use crate::core::plan::{Connection, Observed, SecretState};
 use crate::core::spec::{self, Desired};
 use crate::core::{Problem, Time, access, clock};
 
+use crate::controller::credential::consumers::{self, Readers};
 use crate::controller::credential::reconcile::ReconcileError;
 
 /// A request whose outcome is not told by then is told of itself.
@@ -46,6 +47,8 @@ pub(crate) struct Snapshot {
     pub(crate) most: Option<u32>,
     pub(crate) timeout: TimeDelta,
     pub(crate) deliver: bool,
+    /// Who reads its Secrets.
+    pub(crate) readers: Readers,
     /// Uid of the credential that this one follows.
     pub(crate) source: Option<String>,
 }
@@ -125,6 +128,8 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
     let (secrets, unconfirmed) = look(context, &owner, desired.as_ref().ok(), record.as_ref(), claim.as_ref()).await?;
     let waiting = scope.as_ref().and_then(|s| context.scheduler(s).verdict(&owner.uid));
     let unprepared = context.unprepared_of(&owner.uid, credential.metadata.generation);
+    let readers = consumers::readers(context, credential);
+    let users = consumers::users(credential, &readers);
     let most = permitted.as_ref().ok().copied().flatten();
     let permitted = permitted.map(|_| ());
     let observed = Observed {
@@ -132,6 +137,10 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
         terminating: leaving,
         suspended: credential.spec.suspend,
         desired,
+        users,
+        kept: scope
+            .as_ref()
+            .is_none_or(|scope| context.scheduler(scope).keeps(&owner.uid)),
         permitted,
         connection,
         secrets: secrets
@@ -163,6 +172,7 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
         timeout: usable.map_or(TimeDelta::seconds(10), |u| u.timeout),
         deliver: usable.is_some_and(|u| u.chronicle.is_some()),
         source: None,
+        readers,
     }))
 }
 

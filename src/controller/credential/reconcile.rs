@@ -11,13 +11,15 @@ use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::WriteError;
 use crate::controller::state::context::{Context, WATCH_BEHIND};
 use crate::controller::state::credentials::Seen;
-use crate::core::budget::{Demand, Held};
+use crate::core::budget::{Demand, Held, Renews};
+use crate::core::consumers::{Users, consumer};
 use crate::core::ids::ObjectName;
 use crate::core::journal::MintReason;
 use crate::core::plan::{self, Action, Plan};
 use crate::core::{Time, status};
 
 use crate::controller::credential::act::act;
+use crate::controller::credential::consumers::{self, Reader};
 use crate::controller::credential::follow;
 use crate::controller::credential::followers::tell_followers;
 use crate::controller::credential::observe::{Snapshot, observe};
@@ -26,7 +28,7 @@ use crate::controller::mint::mint_queue::QueueEntry;
 /// Deadlines are looked at again at least this often: a requeue runs on another clock than the wall's.
 pub(crate) const LONGEST: Duration = Duration::from_secs(600);
 /// How soon a credential is looked at again that has changed since it was read: the watch tells of that in a moment.
-pub(crate) const BEHIND: Duration = Duration::from_millis(100);
+const BEHIND: Duration = Duration::from_millis(100);
 
 /// Why a pass over one credential came to nothing; it is repeated.
 #[derive(Debug, thiserror::Error)]
@@ -124,50 +126,50 @@ async fn pass(
     if again {
         return Ok(Duration::ZERO);
     }
-    if !tell(context, seen, &snapshot, &plan, now).await? {
-        return Ok(BEHIND);
-    }
-    let mut wait = wait_after(context, &plan);
-    if snapshot.unconfirmed {
-        wait = wait.min(WATCH_BEHIND);
-    }
-    Ok(wait)
+    report(context, seen, &snapshot, plan, now).await
 }
 
-/// Writes the status that a plan comes to, where that is news; false where the object is not what it was.
-pub(crate) async fn tell(
-    context: &Context,
+/// Writes the status that a plan comes to, where that is news, and tells Pods what they are to know; returns how soon to look
+/// again.
+pub(crate) async fn report(
+    context: &Arc<Context>,
     seen: &Seen,
     snapshot: &Snapshot,
-    plan: &Plan,
+    mut plan: Plan,
     now: Time,
-) -> Result<bool, ReconcileError> {
-    if let Some(verdict) = &plan.verdict {
+) -> Result<Duration, ReconcileError> {
+    let mut soon: Vec<Duration> = Vec::new();
+    if let Some(verdict) = &mut plan.verdict {
+        consumers::tell_unseen(&snapshot.readers, &snapshot.observed.users, verdict);
         context.tell(&snapshot.owner, verdict, snapshot.observed.told);
         let desired = snapshot.observed.desired.as_ref().ok();
-        let next = status::status(
+        let mut next = status::status(
             verdict,
             snapshot.observed.record.as_ref(),
+            snapshot.observed.users.renew() != Some(false),
             desired,
             snapshot.renewed_by(),
             seen.credential.metadata.generation,
             &seen.told,
             now,
         );
-        if !seen.told.tells(&next) {
-            return write_status(context, seen, verdict, &next).await;
+        next.in_use = consumers::in_use(&snapshot.readers, &seen.told);
+        let put_off = consumers::put_off(context, snapshot, &seen.told, &next);
+        if put_off.is_none() && !seen.told.tells(&next) && !write_status(context, seen, verdict, &next).await? {
+            return Ok(BEHIND);
         }
+        soon.extend(put_off);
     }
-    Ok(true)
-}
-
-/// How soon to look again after a plan was carried out.
-pub(crate) fn wait_after(context: &Context, plan: &Plan) -> Duration {
+    soon.extend(consumers::look_after(context, snapshot, plan.verdict.as_ref()).await);
     let now = context.now();
-    let mut wait = plan.wake.map_or(LONGEST, |at| (at - now).to_std().unwrap_or_default());
+    soon.extend(plan.wake.map(|at| (at - now).to_std().unwrap_or_default()));
+    let mut wait = soon.into_iter().min().unwrap_or(LONGEST);
     if plan.actions.iter().any(|a| matches!(a, Action::Restore { .. })) {
         // A restoration that was put off is due when the rest is over.
         wait = wait.min(Duration::from_secs(30));
+    }
+    if snapshot.unconfirmed {
+        wait = wait.min(WATCH_BEHIND);
     }
     // Due already, and yet nothing was done: not again at once.
     let least = if wait.is_zero() {
@@ -175,7 +177,7 @@ pub(crate) fn wait_after(context: &Context, plan: &Plan) -> Duration {
     } else {
         Duration::from_millis(20)
     };
-    wait.clamp(least, LONGEST)
+    Ok(wait.clamp(least, LONGEST))
 }
 
 /// Writes a status that is news; false where it is not about the object that is there by now.
@@ -251,12 +253,27 @@ fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>
     let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
     let moved = live.filter(|l| snapshot.live_scope.as_ref() != Some(scope) && desired.is_served_by(&l.request));
     scheduler.reserve(uid, moved.map(|l| (name.clone(), Held::of(&name.namespace, l))));
+    if let Some(renewed) = snapshot.observed.users.renew() {
+        let renews = if renewed {
+            Renews::Yes(snapshot.most)
+        } else {
+            Renews::No
+        };
+        scheduler.renew(uid, Some(renews));
+    }
     let Some(reason) = demand else {
         scheduler.forget(uid);
         return;
     };
+    let readers = snapshot.readers.as_ref().map_or(&[][..], Vec::as_slice);
+    let starts = |(pod, _): &Reader| pod.starting && !pod.leaving;
     // A credential that never had a token waits since it was created, restarts or not.
     let since = match reason {
+        // One on demand does so since its Pods do.
+        MintReason::First if snapshot.observed.users != Users::Anybody => {
+            let waiting = readers.iter().filter(|reader| starts(reader));
+            waiting.map(|(pod, _)| pod.bound).min().unwrap_or_else(|| context.now())
+        }
         MintReason::First => credential
             .creation_timestamp()
             .and_then(|t| chrono::DateTime::from_timestamp(t.0.as_second(), 0))
@@ -271,9 +288,11 @@ fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>
             since,
             renew_before: desired.renew_before,
             max_lifetime: desired.max_lifetime,
-            pod_waits: false,
+            pod_waits: readers.iter().any(starts),
+            renews: snapshot.observed.users.renew() != Some(false),
             most: snapshot.most,
         },
+        consumer: consumer(readers.iter().filter(|reader| starts(reader)).map(|(pod, _)| pod)).map(|c| c.to_string()),
         asks: desired.digest,
         seq: snapshot.seq,
         connection: desired.connection.clone(),

@@ -21,7 +21,7 @@ use crate::controller::state::connections::Usable;
 use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::budget::{
-    Admitted, Decision, Demand, Follower, Held, Limit, Rate, Terms, Usage, Waiting, is_untouched,
+    Admitted, Decision, Demand, Follower, Held, Limit, Rate, Renews, Terms, Usage, Waiting, is_untouched,
 };
 use crate::core::ids::{ObjectName, SpecDigest, Uid};
 use crate::core::journal::{Claim, Journal, Scope};
@@ -112,6 +112,19 @@ impl BudgetScheduler {
     /// Notes that the token of `uid`, which another scope holds, is renewed here; or that none is.
     pub fn reserve(&self, uid: &str, held: Option<(ObjectName, Held)>) {
         self.queue.lock().reserve(uid, held);
+    }
+
+    /// Notes whether the tokens of `uid` are renewed, or forgets that.
+    pub fn renew(&self, uid: &str, renews: Option<Renews>) {
+        if self.queue.lock().renew(uid, renews) {
+            self.notify.notify_one();
+        }
+    }
+
+    /// Whether the budget keeps the renewals of the token of `uid`, where it has one.
+    #[must_use]
+    pub fn keeps(&self, uid: &str) -> bool {
+        self.budget.lock().keeps(uid)
     }
 
     /// Takes a credential out of the line.
@@ -446,7 +459,11 @@ fn draft(entry: &QueueEntry, p: &Prepared, journal: &Journal, identity: &str) ->
         seq: entry.seq,
         asks: entry.asks,
         gone: journal.credentials.get(uid.as_str()).is_some_and(|r| r.gone),
-        claim: new_claim(p, identity),
+        claim: Claim {
+            once: !entry.demand.renews,
+            consumer: entry.consumer.clone(),
+            ..new_claim(p, identity)
+        },
         window: p.window,
         uid,
     }

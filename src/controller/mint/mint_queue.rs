@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::core::Time;
-use crate::core::budget::{Budget, Demand, Follower, Held, Waiting};
+use crate::core::budget::{Budget, Demand, Follower, Held, Renews, Waiting};
 use crate::core::ids::{ObjectName, SpecDigest, Uid};
 use crate::core::outage::Bar;
 
@@ -25,6 +25,8 @@ pub struct QueueEntry {
     pub seq: u64,
     /// Name of the connection.
     pub connection: String,
+    /// Whose run waits for it, where that is known.
+    pub consumer: Option<String>,
 }
 
 #[derive(Debug)]
@@ -49,6 +51,10 @@ pub(crate) struct MintQueue {
     lines: HashMap<String, Line>,
     /// Tokens of other scopes' journals that are renewed here.
     reserved: HashMap<Uid, (ObjectName, Held)>,
+    /// Whether tokens are renewed, of those on demand,
+    renews: HashMap<Uid, Renews>,
+    /// and for whom that is news.
+    renewed: HashSet<Uid>,
     /// Whose wishes or reservations have changed; and whether they left the line in between.
     changed: HashMap<Uid, bool>,
     front: Vec<Uid>,
@@ -153,6 +159,21 @@ impl MintQueue {
         };
     }
 
+    /// Notes whether the tokens of `uid` are renewed, or forgets that. Says whether anything changed.
+    pub(crate) fn renew(&mut self, uid: &str, renews: Option<Renews>) -> bool {
+        let before = self.renews.get(uid).copied();
+        // All tokens are, unless something else was said.
+        if before == renews || before.is_none() && renews != Some(Renews::No) {
+            return false;
+        }
+        let uid = Uid::from(uid);
+        match renews {
+            Some(renews) => self.renews.insert(uid.clone(), renews),
+            None => self.renews.remove(&uid),
+        };
+        self.renewed.insert(uid)
+    }
+
     /// Everybody who asks by `connection`.
     pub(crate) fn line(&self, connection: &str) -> Vec<ObjectName> {
         let line = self.lines.get(connection).into_iter().flat_map(|line| &line.uids);
@@ -171,6 +192,12 @@ impl MintQueue {
             }
         }
         self.reserved.retain(|_, (_, held)| held.ends_at > now);
+        for uid in std::mem::take(&mut self.renewed) {
+            match self.renews.get(&uid) {
+                Some(renews) => follower.renew(&uid, *renews, now),
+                None => follower.forget(&uid, now),
+            }
+        }
         for (uid, left) in std::mem::take(&mut self.changed) {
             follower.reserve(&uid, self.reserved.get(&uid).map(|(_, held)| held.clone()), now);
             if left {
@@ -267,11 +294,13 @@ mod tests {
                 renew_before: None,
                 max_lifetime: None,
                 pod_waits: false,
+                renews: true,
                 most: None,
             },
             asks: SpecDigest::default(),
             seq: 0,
             connection: connection.to_owned(),
+            consumer: None,
         }
     }
 

@@ -22,6 +22,7 @@ use crate::controller::mint::budget_scheduler::BudgetScheduler;
 use crate::controller::state::caches::Caches;
 use crate::controller::state::credential_index::CredentialIndex;
 use crate::controller::state::credentials::{Facts, Look, Seen};
+use crate::controller::state::pods_told::PodsTold;
 use crate::controller::state::shared::Shared;
 use crate::controller::supervisor::Supervisor;
 use crate::core::audit::AuditEvent;
@@ -68,6 +69,10 @@ pub struct Context {
     pub unprepared: Mutex<HashMap<String, Unprepared>>,
     /// What each credential that is not ready waits for, and since when; with its uid, by name.
     pub told: Mutex<HashMap<ObjectName, (String, Reason, Time)>>,
+    /// What Pods were told, and what was told of them.
+    pub pods_told: Mutex<PodsTold>,
+    /// Whether workloads are restarted that ask for it.
+    pub restart_workloads: bool,
     /// Namespaces as last read.
     pub fresh_namespaces: Shared<Option<ObjectMeta>>,
     /// Whether this installation serves a connection, as last read.
@@ -268,6 +273,7 @@ impl Context {
         if let Some(scheduler) = left.and_then(|left| self.scopes.lock().get(&left).cloned()) {
             scheduler.forget(uid);
             scheduler.reserve(uid, None);
+            scheduler.renew(uid, None);
         }
     }
 

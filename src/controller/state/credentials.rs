@@ -1,13 +1,14 @@
 //! The credentials as the watch tells of them. There may be tens of thousands, and each is looked at now and then: what
 //! a look needs is kept as text, and read again when it comes to that.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -15,6 +16,7 @@ use crate::api::EphemeralCredential;
 use crate::controller::state::changes::name_of;
 use crate::core::ids::{ObjectName, Uid};
 use crate::core::sharing::name_of as name_of_source;
+use crate::core::spec;
 use crate::core::status::Told;
 use crate::core::text::pooled;
 
@@ -47,6 +49,8 @@ pub struct Facts {
     pub connection: Arc<str>,
     /// It is being deleted.
     pub leaving: bool,
+    /// The Secrets whose readers matter to it.
+    pub looks_after: Box<[Arc<str>]>,
     /// What its status told.
     pub told: Told,
     /// What it follows, if it does that.
@@ -84,6 +88,10 @@ pub enum Look {
 /// All credentials.
 pub struct Credentials {
     all: RwLock<All>,
+    /// By Secret, the credentials to which its readers matter: nearly always one.
+    looked_after: Mutex<HashMap<ObjectName, Vec<Arc<str>>>>,
+    /// Whether there is any.
+    looks_after: watch::Sender<bool>,
     synced: watch::Sender<bool>,
 }
 
@@ -92,9 +100,23 @@ struct All {
     by_name: HashMap<ObjectName, Box<Kept>>,
     /// Who follows whom.
     followers: HashMap<ObjectName, HashSet<ObjectName>>,
+    /// By Secret, what it is given the tokens of: nearly always one.
+    sources: HashMap<ObjectName, Vec<ObjectName>>,
 }
 
 impl All {
+    /// Notes what `name` follows.
+    fn follow(&mut self, name: &ObjectName, follows: &Follows) {
+        let followers = self.followers.entry(follows.source.clone()).or_default();
+        followers.insert(name.clone());
+        for secret in &follows.secrets {
+            let at = ObjectName::new(&name.namespace, secret);
+            let sources = self.sources.entry(at).or_default();
+            sources.reserve_exact(1);
+            sources.push(follows.source.clone());
+        }
+    }
+
     /// Notes that `name` does not follow any more what it did.
     fn unfollow(&mut self, name: &ObjectName, before: &Kept) {
         let Some(follows) = &before.facts.follows else { return };
@@ -104,6 +126,16 @@ impl All {
                 self.followers.remove(&follows.source);
             }
         }
+        for secret in &follows.secrets {
+            let at = ObjectName::new(&name.namespace, secret);
+            if let Some(sources) = self.sources.get_mut(&at) {
+                let place = sources.iter().position(|source| *source == follows.source);
+                place.map(|place| sources.swap_remove(place));
+                if sources.is_empty() {
+                    self.sources.remove(&at);
+                }
+            }
+        }
     }
 }
 
@@ -111,6 +143,8 @@ impl Default for Credentials {
     fn default() -> Self {
         Self {
             all: RwLock::default(),
+            looked_after: Mutex::default(),
+            looks_after: watch::Sender::new(false),
             synced: watch::Sender::new(false),
         }
     }
@@ -130,6 +164,7 @@ impl Credentials {
         gone.retain(|name| !listed.contains(name));
         for name in &gone {
             if let Some(kept) = all.by_name.remove(name) {
+                self.look_after(name, &kept.facts.looks_after, &[]);
                 all.unfollow(name, &kept);
             }
         }
@@ -149,14 +184,15 @@ impl Credentials {
             return None;
         }
         let digest = kept.digest;
+        let read = known.map(|known| &*known.facts.looks_after).unwrap_or_default();
+        self.look_after(&name, read, &kept.facts.looks_after);
         let follows = kept.facts.follows.clone();
         let before = all.by_name.insert(name.clone(), kept);
         if let Some(before) = &before {
             all.unfollow(&name, before);
         }
         if let Some(follows) = follows {
-            let followers = all.followers.entry(follows.source.clone()).or_default();
-            followers.insert(name.clone());
+            all.follow(&name, &follows);
         }
         before.is_none_or(|before| before.digest != digest).then_some(name)
     }
@@ -165,6 +201,12 @@ impl Credentials {
     #[must_use]
     pub fn is_followed(&self, name: &ObjectName) -> bool {
         self.all.read().followers.contains_key(name)
+    }
+
+    /// What a Secret of that name is given the tokens of, as whoever follows says.
+    #[must_use]
+    pub fn sources_of(&self, secret: &ObjectName) -> Vec<ObjectName> {
+        self.all.read().sources.get(secret).cloned().unwrap_or_default()
     }
 
     /// Who says to follow the credential of that name, and what: whether they may is another matter.
@@ -182,8 +224,50 @@ impl Credentials {
         if all.by_name.get(name).is_some_and(|kept| kept.facts.uid.as_str() == uid)
             && let Some(kept) = all.by_name.remove(name)
         {
+            self.look_after(name, &kept.facts.looks_after, &[]);
             all.unfollow(name, &kept);
         }
+    }
+
+    /// Notes to which Secrets' readers it matters to a credential.
+    fn look_after(&self, name: &ObjectName, before: &[Arc<str>], after: &[Arc<str>]) {
+        if before == after {
+            return;
+        }
+        let mut all = self.looked_after.lock();
+        let at = |secret: &Arc<str>| ObjectName::new(Arc::clone(&name.namespace), Arc::clone(secret));
+        for secret in before {
+            if let Entry::Occupied(mut credentials) = all.entry(at(secret)) {
+                credentials.get_mut().retain(|other| *other != name.name);
+                if credentials.get().is_empty() {
+                    credentials.remove();
+                }
+            }
+        }
+        for secret in after {
+            let credentials = all.entry(at(secret)).or_default();
+            credentials.reserve_exact(1);
+            credentials.push(Arc::clone(&name.name));
+        }
+        let any = !all.is_empty();
+        drop(all);
+        self.looks_after
+            .send_if_modified(|now| std::mem::replace(now, any) != any);
+    }
+
+    /// To which credentials it matters who reads that Secret.
+    #[must_use]
+    pub fn looking_after(&self, secret: &ObjectName) -> Vec<ObjectName> {
+        let all = self.looked_after.lock();
+        let names = all.get(secret).into_iter().flatten();
+        let named = names.map(|name| ObjectName::new(Arc::clone(&secret.namespace), Arc::clone(name)));
+        named.collect()
+    }
+
+    /// Whether it matters to any credential who reads its Secrets.
+    #[must_use]
+    pub fn looks_after(&self) -> watch::Receiver<bool> {
+        self.looks_after.subscribe()
     }
 
     /// What there is under that name.
@@ -256,14 +340,10 @@ impl Kept {
         // Serialising plain text, numbers and maps cannot fail.
         let text = serde_json::to_vec(&credential).unwrap_or_default();
         let follows = credential.spec.from.as_ref().map(|source| {
-            let named = credential.spec.secrets.iter().map(|secret| pooled(&secret.name));
-            let mut secrets: Box<[Arc<str>]> = named.collect();
-            if secrets.is_empty() {
-                secrets = [pooled(&credential.name_any())].into();
-            }
+            let name = credential.name_any();
             Arc::new(Follows {
                 source: name_of_source(source),
-                secrets,
+                secrets: spec::secret_names(&credential.spec, &name).map(pooled).collect(),
             })
         });
         Self {
@@ -272,6 +352,7 @@ impl Kept {
                 uid: credential.uid().unwrap_or_default().into(),
                 connection: pooled(&credential.spec.connection),
                 leaving: meta.deletion_timestamp.is_some(),
+                looks_after: looked_after(&credential),
                 told,
             },
             version: credential.resource_version().unwrap_or_default().into(),
@@ -285,6 +366,17 @@ impl Kept {
         let version = |kept: &Self| kept.version.parse::<u64>().ok();
         version(self).zip(version(other)).is_some_and(|(a, b)| a < b)
     }
+}
+
+/// The Secrets whose readers matter to a credential.
+fn looked_after(credential: &EphemeralCredential) -> Box<[Arc<str>]> {
+    if !spec::looks_after_pods(&credential.spec) {
+        return Box::default();
+    }
+    let name = credential.name_any();
+    let mut secrets: Vec<Arc<str>> = spec::secret_names(&credential.spec, &name).map(pooled).collect();
+    secrets.dedup();
+    secrets.into()
 }
 
 /// Drops what takes room and is never read.
@@ -364,6 +456,27 @@ mod tests {
         all.put(credential("5", 1, "deploy"));
         assert!(all.retain(&[name.clone()].into()).is_empty());
         assert_eq!(all.retain(&HashSet::new()), [name]);
+    }
+
+    #[test]
+    fn it_is_known_to_which_credentials_it_matters_who_reads_a_secret() {
+        let (all, secret) = (Credentials::default(), ObjectName::new("n", "a"));
+        let (name, matters) = (ObjectName::new("n", "a"), all.looks_after());
+        all.put(credential("5", 1, "deploy"));
+        assert!(all.looking_after(&secret).is_empty() && !*matters.borrow());
+        let mut on_demand = credential("6", 2, "deploy");
+        on_demand.spec.activation = crate::api::Activation::OnDemand;
+        all.put(on_demand.clone());
+        assert_eq!(all.looking_after(&secret), std::slice::from_ref(&name));
+        assert!(*matters.borrow());
+        // The Secret has another name now.
+        on_demand.spec.secrets[0].name = "b".to_owned();
+        on_demand.metadata.resource_version = Some("7".to_owned());
+        all.put(on_demand);
+        assert!(all.looking_after(&secret).is_empty());
+        assert_eq!(all.looking_after(&ObjectName::new("n", "b")), [name]);
+        all.retain(&HashSet::new());
+        assert!(!*matters.borrow());
     }
 
     /// Invariant 13.

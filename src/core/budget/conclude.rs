@@ -5,7 +5,6 @@ use crate::core::Time;
 use super::nanos::{instant, nanos};
 use super::projection::Projection;
 use super::select::Outcome;
-use super::series::expected_period;
 use super::text::Figures;
 use super::timeline::Timeline;
 use super::{Budget, Last, Selection, Stops, Usage};
@@ -85,7 +84,7 @@ impl Budget {
         let tightest = tightest(&self.projection)?;
         let (mut credentials, mut needed) = (self.projection.len(), tightest.load.plain);
         for (group, count) in self.queue.groups.iter().filter(|(g, _)| !g.holds) {
-            let period = expected_period(self.projection.typical(), group.renew_before, group.max_lifetime);
+            let period = group.period(self.projection.typical());
             credentials += count;
             needed += tightest.load_of(period).plain * i64::try_from(*count).unwrap_or(0);
         }

@@ -52,7 +52,7 @@ use shares::Shares;
 use spare::OwnTries;
 
 pub use demand::Demand;
-pub use follow::{Decision, Follower, Terms, is_untouched};
+pub use follow::{Decision, Follower, Renews, Terms, is_untouched};
 pub use limits::{Limit, effective, learn};
 pub use select::{Admitted, Rate};
 pub use series::{Held, Open};
@@ -230,6 +230,16 @@ impl Budget {
             let before = self.projection.hold(uid, series);
             self.planned(uid, before);
         }
+    }
+
+    /// Whether the renewals of that token can be planned too, in a namespace that may take `most` mints a window: what is
+    /// planned for others, and what newcomers leave over, stays theirs.
+    pub fn has_room_for(&mut self, held: &Held, most: Option<u32>, now: Time) -> bool {
+        self.move_to(now);
+        let series = Series::of_held(held);
+        let share = self.shares.with(&held.namespace, self.shares.rate_of(series.period), 0);
+        most.is_none_or(|most| share <= u64::from(most) * 1000)
+            && self.projection.fits_from(series.first, series.period)
     }
 
     /// Notes a request of `uid` that is under way, in place of what was noted before.

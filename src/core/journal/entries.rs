@@ -30,6 +30,8 @@ pub enum MintReason {
     Heal,
     /// The live token nears its end.
     Renewal,
+    /// It does so, and no renewal was kept for it: nobody read it by a volume for a while, and others took the room.
+    Resume,
 }
 
 impl MintReason {
@@ -129,6 +131,12 @@ pub struct Claim {
         skip_serializing_if = "Option::is_none"
     )]
     pub period_ms: Option<i64>,
+    /// What it brings is not renewed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub once: bool,
+    /// Whose run waits for it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<String>,
     /// Set once the answer is in and only its Secrets remain to be written: what was minted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minted: Option<Minted>,
@@ -281,6 +289,56 @@ pub struct Record {
     /// The credential that was followed last, as namespace/name: whoever was given its tokens may know of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Text>,
+    /// The last token that was let go because nobody needed it any longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub let_go: Option<Box<LetGo>>,
+    /// Tokens that were replaced and have not ended: whoever has read one still has it.
+    #[serde(default, rename = "o", skip_serializing_if = "Vec::is_empty")]
+    pub older: Vec<Span>,
+}
+
+/// So many that were replaced are remembered: no token has more successors in its life.
+const MOST_OLDER: usize = 3;
+
+/// A token by the time in which it is good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(i64, i64)", into = "(i64, i64)")]
+pub struct Span {
+    /// When it was issued.
+    pub issued_at: Time,
+    /// When it ends.
+    pub ends_at: Time,
+}
+
+impl From<(i64, i64)> for Span {
+    fn from((issued_at, ends_at): (i64, i64)) -> Self {
+        let at = |ms| Time::from_timestamp_millis(ms).unwrap_or_default();
+        Self {
+            issued_at: at(issued_at),
+            ends_at: at(ends_at),
+        }
+    }
+}
+
+impl From<Span> for (i64, i64) {
+    fn from(span: Span) -> Self {
+        (span.issued_at.timestamp_millis(), span.ends_at.timestamp_millis())
+    }
+}
+
+/// A token that was let go with life left in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LetGo {
+    /// When.
+    #[serde(serialize_with = "ts_milliseconds::serialize", deserialize_with = "bounds::moment")]
+    pub at: Time,
+    /// When it was issued.
+    #[serde(serialize_with = "ts_milliseconds::serialize", deserialize_with = "bounds::moment")]
+    pub issued_at: Time,
+    /// When it ends for who has read it.
+    #[serde(serialize_with = "ts_milliseconds::serialize", deserialize_with = "bounds::moment")]
+    pub ends_at: Time,
 }
 
 /// How long a failure is remembered that only delays, once its delay is over: longer than any delay, so that
@@ -305,6 +363,25 @@ impl EndpointRef {
 }
 
 impl Record {
+    /// Remembers the token that was replaced at `now`.
+    pub(super) fn remember(&mut self, old: &ActiveToken, now: Time) {
+        self.older.retain(|token| token.ends_at > now);
+        if self.older.len() >= MOST_OLDER {
+            self.older.remove(0);
+        }
+        self.older.push(old.span());
+    }
+
+    /// The tokens that somebody may still have who has read one.
+    pub fn tokens(&self) -> impl Iterator<Item = Span> {
+        let live = self.live.as_ref().map(ActiveToken::span);
+        let let_go = self.let_go.as_deref().map(|gone| Span {
+            issued_at: gone.issued_at,
+            ends_at: gone.ends_at,
+        });
+        self.older.iter().copied().chain(let_go).chain(live)
+    }
+
     /// Nothing in it decides anything any more: it never held a token, and the delay after its failure is long over.
     /// One that did is kept as long as its credential: revisions are counted on.
     #[must_use]
@@ -321,6 +398,7 @@ impl Record {
             && !self.gone
             && !self.expired
             && self.followed.is_none()
+            && self.let_go.is_none()
     }
 }
 
@@ -379,6 +457,13 @@ pub struct ActiveToken {
 }
 
 impl ActiveToken {
+    fn span(&self) -> Span {
+        Span {
+            issued_at: self.issued_at,
+            ends_at: self.ends_at,
+        }
+    }
+
     pub(super) fn pending_revocation<'a>(&'a self, uid: &'a str) -> PendingRevocation<'a> {
         PendingRevocation {
             uid,

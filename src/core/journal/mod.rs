@@ -26,8 +26,8 @@ use crate::core::ids::{SpecDigest, Uid};
 use crate::core::spec::digest;
 
 pub use entries::{
-    ActiveToken, Attempt, Claim, EndpointRef, Failure, MintReason, Minted, Record, RequestFacts, Revocation, Throttle,
-    Unauthorized, Written, metadata_digest,
+    ActiveToken, Attempt, Claim, EndpointRef, Failure, LetGo, MintReason, Minted, Record, RequestFacts, Revocation,
+    Span, Throttle, Unauthorized, Written, metadata_digest,
 };
 
 /// What a request counts beyond its window at most.
@@ -310,6 +310,9 @@ impl Journal {
                 let used_for = ((live.ends_at - live.issued_at).num_milliseconds() + 999).div_euclid(1000);
                 let lifetime = live.full_lifetime.unwrap_or(used_for).max(1);
                 let old = record.live.replace(live.for_record());
+                if let Some(old) = &old {
+                    record.remember(old, now);
+                }
                 self.typical_lifetime = Some(lifetime);
                 self.throttle.count = 0;
                 self.unauthorized = None;

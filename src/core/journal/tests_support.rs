@@ -51,6 +51,8 @@ pub fn claim(uid: &str, namespace: &str, kind: MintReason, at: Time, n: usize) -
         counts_from: None,
         max_lifetime_ms: None,
         period_ms: None,
+        once: false,
+        consumer: None,
         minted: None,
     }
 }

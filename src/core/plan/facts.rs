@@ -6,6 +6,7 @@ use chrono::TimeDelta;
 
 use crate::api::Reason;
 use crate::core::budget::Waiting;
+use crate::core::consumers::Users;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Claim, MintReason, Record};
 use crate::core::seal::Seal;
@@ -24,6 +25,10 @@ pub struct Observed {
     pub suspended: bool,
     /// What the spec asks for.
     pub desired: Result<Desired, Problem>,
+    /// Who uses its tokens.
+    pub users: Users,
+    /// The budget keeps the renewals of its live token.
+    pub kept: bool,
     /// What its connection allows.
     pub permitted: Result<(), Problem>,
     /// How its connection is.
@@ -91,6 +96,8 @@ pub struct Source {
     pub legible: bool,
     /// Runway asked for.
     pub renew_before: Option<TimeDelta>,
+    /// It has a token only while Pods use it, those of whoever follows among them.
+    pub on_demand: bool,
 }
 
 /// A Secret as it is.
@@ -158,7 +165,7 @@ pub enum Action {
     },
     /// The live token is no more: forget it, owe its revocation.
     Release {
-        /// `Expired` or `NotPermitted`.
+        /// `Expired`, `NotPermitted`, or `Idle`: nobody needs it any longer.
         reason: Reason,
     },
     /// The claim's Secrets were all written: record that.

@@ -57,7 +57,8 @@ pub fn follow(o: &Observed, source: Option<&Source>, now: Time) -> Plan {
             Some(good(live, source, now))
         }
         (Some(x), ..) => Some(Verdict {
-            ready: state.ready(),
+            // Whoever is idle has all that it is to have.
+            ready: state.ready() || x.problem.reason == Reason::Idle,
             issued: state.intact,
             stalled: stalls.is_some_and(|at| at <= now),
             reason: lapsed(o, &state, x.problem.reason),
@@ -100,7 +101,8 @@ fn held<'a>(o: &'a Observed, source: Option<&Source>, now: Time, plan: &mut Plan
     };
     let followed = source.is_some_and(|s| live.source.as_ref().is_some_and(|name| **name == *s.name.to_string()));
     if live.ends_at <= now || followed && is_over(source) {
-        let_go(Reason::Expired);
+        let idle = live.ends_at > now && source.is_some_and(|source| source.on_demand);
+        let_go(if idle { Reason::Idle } else { Reason::Expired });
         return None;
     }
     for (name, state) in &o.secrets {
@@ -191,6 +193,16 @@ fn nothing_to_follow(
 ) -> Option<Blocked> {
     let source = source?;
     let waits = |message| Some(Blocked::new(Problem::new(Reason::Issuing, message)));
+    if token.is_none() && source.on_demand {
+        return Some(Blocked::new(Problem::new(
+            Reason::Idle,
+            format!(
+                "EphemeralCredential {} has no token while nobody uses it; it asks for one as soon as a Pod uses a Secret of it, \
+                 or of this one",
+                source.name
+            ),
+        )));
+    }
     if token.is_none() {
         return waits(format!(
             "EphemeralCredential {} has no token now; this one is given the next",

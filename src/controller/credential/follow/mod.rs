@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::{EphemeralCredential, Reason, Source};
-use crate::controller::state::context::{Context, WATCH_BEHIND};
+use crate::controller::state::context::Context;
 use crate::controller::state::credentials::Seen;
 use crate::core::ids::ObjectName;
 use crate::core::plan::{self, Action};
 
 use crate::controller::credential::act::{remove, restore};
 use crate::controller::credential::observe::Snapshot;
-use crate::controller::credential::reconcile::{BEHIND, ReconcileError, tell, wait_after};
+use crate::controller::credential::reconcile::{ReconcileError, report};
 
 use copy::{Stopped, copy};
 use observe::{Following, observe};
@@ -59,15 +59,7 @@ pub(crate) async fn pass(seen: &Seen, source: &Source, context: &Arc<Context>) -
     if again {
         return Ok(Duration::ZERO);
     }
-    if !tell(context, seen, snapshot, &plan, now).await? {
-        return Ok(BEHIND);
-    }
-    let wait = wait_after(context, &plan);
-    Ok(if snapshot.unconfirmed {
-        wait.min(WATCH_BEHIND)
-    } else {
-        wait
-    })
+    report(context, seen, snapshot, plan, now).await
 }
 
 /// Does one thing; true where the credential should be looked at anew at once.
@@ -105,9 +97,15 @@ async fn act(
                     Reason::Expired => {
                         "the token that was followed is no more; it is removed from this credential's Secrets"
                     }
+                    Reason::Idle => {
+                        "nobody uses the token that was followed, and it was let go of; it is removed from this credential's Secrets"
+                    }
                     _ => "this credential does not follow any more; its Secrets are removed",
                 };
-                context.events.publish(credential, true, *reason, "Release", note).await;
+                context
+                    .events
+                    .publish(credential, *reason != Reason::Idle, *reason, "Release", note)
+                    .await;
             }
             Ok(held)
         }

@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 
-use crate::api::{EphemeralCredential, Reason, Source};
+use crate::api::{Activation, EphemeralCredential, Reason, Source};
 use crate::cluster::journal::JournalError;
 use crate::cluster::reach::labels;
 use crate::cluster::secrets::Owner;
@@ -16,12 +16,14 @@ use crate::controller::state::connections::Resolved;
 use crate::controller::state::context::Context;
 use crate::controller::state::credentials::Seen;
 use crate::core::Problem;
+use crate::core::consumers::Users;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{Record, Scope};
 use crate::core::plan::{self, Connection, Observed};
 use crate::core::sharing::{self, Place};
 use crate::core::spec::{self, Desired};
 
+use crate::controller::credential::consumers;
 use crate::controller::credential::followers::place;
 use crate::controller::credential::observe::{Snapshot, known, look};
 use crate::controller::credential::reconcile::{LONGEST, ReconcileError};
@@ -110,6 +112,7 @@ pub(super) async fn observe(
         connection = Connection::Unusable(Problem::new(Reason::ConnectionNotReady, error.to_string()));
     }
     let (secrets, unconfirmed) = look(context, &owner, desired.as_ref().ok(), record.as_ref(), None).await?;
+    let readers = consumers::readers(context, credential);
     let observed = Observed {
         uid: owner.uid.clone(),
         terminating: credential.metadata.deletion_timestamp.is_some()
@@ -123,6 +126,8 @@ pub(super) async fn observe(
             .map(|(name, s)| (name.clone(), s.state.clone()))
             .collect(),
         record,
+        users: Users::Anybody,
+        kept: true,
         claim: None,
         held_up: None,
         working: false,
@@ -145,6 +150,7 @@ pub(super) async fn observe(
         most: None,
         timeout: TimeDelta::seconds(10),
         deliver: false,
+        readers,
         source: found.source.as_ref().and_then(ResourceExt::uid),
     };
     Ok(Ok(Following {
@@ -286,6 +292,7 @@ async fn known_of(
         known: known.record.is_some(),
         legible: !legible.is_empty(),
         renew_before: desired.as_ref().and_then(|desired| desired.renew_before),
+        on_demand: source.spec.activation == Activation::OnDemand,
         live,
     };
     let scope = known.live_scope.or(scope);

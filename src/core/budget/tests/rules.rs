@@ -24,6 +24,7 @@ fn the_first_answer_of_a_scope_is_awaited_before_a_second_newcomer_is_admitted()
         at: t(0),
         renew_before: None,
         max_lifetime: None,
+        once: false,
     };
     budget.open(&"a".into(), &open);
     assert!(budget.select(t(1), 48, &stops).admitted.is_empty());
@@ -53,6 +54,7 @@ fn after_a_429_one_tries_for_all_and_whoever_is_past_half_of_its_runway_by_itsel
         at: t(3030),
         renew_before: None,
         max_lifetime: None,
+        once: false,
     };
     budget.open(&"a".into(), &open);
     let selection = budget.select(t(3031), 48, &stops);
@@ -155,6 +157,7 @@ fn a_newcomer_leaves_a_slot_for_the_own_try_of_each_whose_renewal_is_under_way()
         at: t(2450),
         renew_before: None,
         max_lifetime: None,
+        once: false,
     };
     for uid in ["a", "b"] {
         budget.dequeue(&uid.into());
@@ -337,6 +340,7 @@ fn of_three_thousand_newcomers_no_more_are_admitted_at_once_than_a_journal_can_c
             at: t(0),
             renew_before: None,
             max_lifetime: None,
+            once: false,
         };
         budget.open(uid, &open);
     }
@@ -421,6 +425,7 @@ fn waiting_pods_go_first() {
     budget.enqueue(newcomer("a", "poor", t(1)));
     budget.enqueue(Demand {
         pod_waits: true,
+        renews: true,
         ..newcomer("b", "rich", t(2))
     });
     assert_eq!(names(&admitted(&mut budget, t(3))), ["b", "a"]);
@@ -503,6 +508,7 @@ fn many_without_hope_whatever_they_ask_delay_nobody_behind_them() {
         budget.enqueue(Demand {
             max_lifetime: Some(s(5_000 + i * 28)),
             pod_waits: true,
+            renews: true,
             ..newcomer(&format!("u{i:03}"), &namespace(usize::try_from(i).unwrap(), 60), t(0))
         });
     }

@@ -91,6 +91,7 @@ impl Model {
                     at: now,
                     renew_before: None,
                     max_lifetime: Some(s(1800)),
+                    once: false,
                 };
                 budget.open(&uid(*i), &open);
                 // What it holds keeps its own try: the request may fail.
@@ -125,6 +126,7 @@ impl Model {
         let mut wish = Demand {
             max_lifetime: Some(s(*life)).filter(|_| life % 3 == 0),
             pod_waits: life % 4 == 0,
+            renews: true,
             ..demand(&format!("u{i:02}"), &namespace(*i, 4), reason, now)
         };
         budget.enqueue(wish.clone());

@@ -15,6 +15,7 @@ fn source(live: Option<ActiveToken>) -> Source {
         known: true,
         legible: true,
         renew_before: None,
+        on_demand: false,
     }
 }
 
@@ -137,6 +138,19 @@ fn what_has_ended_or_was_let_go_of_by_its_source_is_removed() {
         ..source(None)
     };
     assert!(follow(&holding(), Some(&before), t(10)).actions.is_empty());
+}
+
+#[test]
+fn what_is_issued_on_demand_and_let_go_leaves_an_idle_follower() {
+    let idle = Source {
+        on_demand: true,
+        ..source(None)
+    };
+    let plan = follow(&holding(), Some(&idle), t(10));
+    assert!(deletes(&plan) && plan.actions.contains(&Action::Release { reason: Reason::Idle }));
+    let plan = follow(&fresh(), Some(&idle), t(10));
+    assert_eq!((ready(&plan), plan.demand), ((true, Reason::Idle), None));
+    assert!(!plan.verdict.unwrap().issued);
 }
 
 #[test]

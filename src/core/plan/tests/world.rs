@@ -179,6 +179,8 @@ impl World {
             }
         });
         Observed {
+            users: Users::Anybody,
+            kept: true,
             desired: Ok(self.desired.clone()),
             secrets: [("a".to_owned(), state)].into(),
             claim,
@@ -254,6 +256,7 @@ impl World {
                 renew_before: None,
                 max_lifetime: None,
                 pod_waits: false,
+                renews: true,
                 most: None,
             },
             asks: self.desired.digest,

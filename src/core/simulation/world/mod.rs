@@ -17,6 +17,7 @@ use crate::api::{EphemeralCredential, RateScope, Reason};
 use crate::core::Time;
 use crate::core::budget::{Demand, Follower};
 use crate::core::clock::{Reading, SteadyClock};
+use crate::core::consumers::Users;
 use crate::core::ids::SpecDigest;
 use crate::core::ids::{ObjectName, PageId, Uid};
 use crate::core::journal::pages::{Layout, Page};
@@ -356,6 +357,8 @@ impl World {
             _ => Connection::Ready { window },
         };
         Observed {
+            users: Users::Anybody,
+            kept: true,
             uid: credential.uid.to_string(),
             terminating: false,
             suspended: false,
@@ -453,6 +456,7 @@ impl World {
             renew_before: credential.desired.renew_before,
             max_lifetime: credential.desired.max_lifetime,
             pod_waits: credential.pod_waits && credential.secret.is_none(),
+            renews: true,
             most: None,
         };
         let asks = credential.desired.digest;
