@@ -129,8 +129,9 @@ impl All {
         for secret in &follows.secrets {
             let at = ObjectName::new(&name.namespace, secret);
             if let Some(sources) = self.sources.get_mut(&at) {
-                let place = sources.iter().position(|source| *source == follows.source);
-                place.map(|place| sources.swap_remove(place));
+                if let Some(place) = sources.iter().position(|source| *source == follows.source) {
+                    sources.swap_remove(place);
+                }
                 if sources.is_empty() {
                     self.sources.remove(&at);
                 }
@@ -456,6 +457,38 @@ mod tests {
         all.put(credential("5", 1, "deploy"));
         assert!(all.retain(&[name.clone()].into()).is_empty());
         assert_eq!(all.retain(&HashSet::new()), [name]);
+    }
+
+    #[test]
+    fn it_is_known_who_follows_whom_and_what_a_followers_secret_is_given_the_tokens_of() {
+        let (all, name) = (Credentials::default(), ObjectName::new("n", "a"));
+        let follower = |version: &str, source: &str| {
+            let mut follower = credential(version, version.parse().unwrap(), "");
+            follower.spec.from = Some(crate::api::Source {
+                namespace: "m".to_owned(),
+                name: source.to_owned(),
+            });
+            follower
+        };
+        let (x, y, secret) = (
+            ObjectName::new("m", "x"),
+            ObjectName::new("m", "y"),
+            ObjectName::new("n", "a"),
+        );
+        all.put(follower("5", "x"));
+        assert_eq!(all.followers(&x)[0].0, name);
+        assert_eq!(&all.followers(&x)[0].1.secrets[..], ["a".into()]);
+        assert_eq!(all.sources_of(&secret), std::slice::from_ref(&x));
+        all.put(follower("6", "y"));
+        assert!(!all.is_followed(&x) && all.is_followed(&y));
+        assert_eq!(all.sources_of(&secret), std::slice::from_ref(&y));
+        all.put(follower("5", "x"));
+        assert!(all.is_followed(&y), "that is older");
+        all.remove(&name, "u");
+        assert!(!all.is_followed(&y) && all.sources_of(&secret).is_empty());
+        all.put(follower("7", "y"));
+        all.retain(&HashSet::new());
+        assert!(!all.is_followed(&y) && all.sources_of(&secret).is_empty());
     }
 
     #[test]
