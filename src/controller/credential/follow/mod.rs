@@ -28,7 +28,7 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// Looks at a credential that follows `source`, and does what is due; returns how soon to look again.
 pub(crate) async fn pass(seen: &Seen, source: &Source, context: &Arc<Context>) -> Result<Duration, ReconcileError> {
-    let following = match observe(seen, source, context).await? {
+    let following = match Box::pin(observe(seen, source, context)).await? {
         Ok(following) => following,
         Err(wait) => return Ok(wait),
     };
