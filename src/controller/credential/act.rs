@@ -114,11 +114,10 @@ pub(crate) async fn act(
             }
             if *reason == Reason::Idle {
                 // What its credential had to do is done: no reason to worry anybody.
-                let note = match read {
-                    true => "no Pod needs a token after this one, which lives to its end; its Secrets are removed",
-                    false => {
-                        "no Pod uses the token any more: its Secrets are removed, and it is revoked where that can be"
-                    }
+                let note = if read {
+                    "no Pod needs a token after this one, which lives to its end; its Secrets are removed"
+                } else {
+                    "no Pod uses the token any more: its Secrets are removed, and it is revoked where that can be"
                 };
                 context
                     .events

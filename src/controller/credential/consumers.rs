@@ -64,12 +64,11 @@ pub(crate) fn readers(context: &Context, credential: &EphemeralCredential) -> Re
         }
         seen.map_err(Some)?;
         for (pod, ways) in pods.readers(&secret) {
-            match places.get(&pod.uid) {
-                Some(place) => all[*place].1 |= ways,
-                None => {
-                    places.insert(pod.uid.clone(), all.len());
-                    all.push((pod, ways));
-                }
+            if let Some(place) = places.get(&pod.uid) {
+                all[*place].1 |= ways;
+            } else {
+                places.insert(pod.uid.clone(), all.len());
+                all.push((pod, ways));
             }
         }
     }

@@ -142,13 +142,12 @@ pub(crate) async fn report(
     if let Some(verdict) = &mut plan.verdict {
         consumers::tell_unseen(&snapshot.readers, &snapshot.observed.users, verdict);
         context.tell(&snapshot.owner, verdict, snapshot.observed.told);
-        let desired = snapshot.observed.desired.as_ref().ok();
+        let (observed, record) = (&snapshot.observed, snapshot.observed.record.as_ref());
+        let renewal = status::renewal(record, observed.desired.as_ref().ok(), snapshot.renewed_by());
         let mut next = status::status(
             verdict,
-            snapshot.observed.record.as_ref(),
-            snapshot.observed.users.renew() != Some(false),
-            desired,
-            snapshot.renewed_by(),
+            record,
+            renewal.filter(|_| observed.users.renew() != Some(false)),
             seen.credential.metadata.generation,
             &seen.told,
             now,

@@ -260,9 +260,11 @@ impl Credentials {
     #[must_use]
     pub fn looking_after(&self, secret: &ObjectName) -> Vec<ObjectName> {
         let all = self.looked_after.lock();
-        let names = all.get(secret).into_iter().flatten();
-        let named = names.map(|name| ObjectName::new(Arc::clone(&secret.namespace), Arc::clone(name)));
-        named.collect()
+        all.get(secret)
+            .into_iter()
+            .flatten()
+            .map(|name| ObjectName::new(Arc::clone(&secret.namespace), Arc::clone(name)))
+            .collect()
     }
 
     /// Whether it matters to any credential who reads its Secrets.

@@ -70,8 +70,6 @@ pub struct Uses {
     pub counts: InUse,
     /// How many they are.
     pub pods: usize,
-    /// How many have yet to start.
-    pub starting: usize,
     /// Something lacks the Secret now, or would: it reads by a volume, or the kubelet says so.
     needs: bool,
     /// When the last was bound of those that have yet to start.
@@ -92,7 +90,6 @@ impl Uses {
             // It goes on with what it has, and starts nothing.
             return;
         }
-        self.starting += usize::from(pod.starting);
         self.needs |= ways.has(Ways::VOLUME) || ways.has(Ways::LACKS);
         if pod.starting {
             self.bound = self.bound.max(Some(pod.bound));

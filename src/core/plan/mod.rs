@@ -167,9 +167,10 @@ impl<'a> CredentialState<'a> {
     /// When the live token is due to be renewed, or to be let go.
     fn renews(&self, o: &Observed) -> Option<Time> {
         let (live, desired) = (self.live?, o.desired.as_ref().ok()?);
-        Some(match o.users.renew()? {
-            true => renew_at(live.issued_at, live.ends_at, desired.renew_before, &o.uid),
-            false => latest_safe(live.issued_at, live.ends_at, desired.renew_before),
+        Some(if o.users.renew()? {
+            renew_at(live.issued_at, live.ends_at, desired.renew_before, &o.uid)
+        } else {
+            latest_safe(live.issued_at, live.ends_at, desired.renew_before)
         })
     }
 
@@ -343,9 +344,10 @@ fn lapsed(o: &Observed, credential_state: &CredentialState<'_>, reason: Reason) 
 fn unrenewed(o: &Observed, live: &ActiveToken, used: bool, now: Time) -> Verdict {
     let renew_before = o.desired.as_ref().ok().and_then(|w| w.renew_before);
     let until = clock(latest_safe(live.issued_at, live.ends_at, renew_before), now);
-    let why = match used {
-        true => "it is not renewed, for no Pod reads it by a volume",
-        false => "no Pod uses it",
+    let why = if used {
+        "it is not renewed, for no Pod reads it by a volume"
+    } else {
+        "no Pod uses it"
     };
     Verdict {
         ready: true,
