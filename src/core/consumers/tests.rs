@@ -9,7 +9,8 @@ use crate::core::testing::t;
 /// A Pod that is bound to a node at 100 s, as it would be kept.
 fn pod(spec: Value, status: Value) -> Option<Pod> {
     let mut whole = json!({"nodeName": "node"});
-    whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    let Value::Object(spec) = spec else { return None };
+    whole.as_object_mut().unwrap().extend(spec);
     let about = About {
         name: ObjectName::new("n", "p"),
         uid: "u",
@@ -26,7 +27,7 @@ fn reads_as(spec: Value, status: Value) -> Vec<(String, Ways)> {
     reads.iter().map(|(name, ways)| (name.to_string(), *ways)).collect()
 }
 
-fn mounts(mounts: Value) -> Value {
+fn mounts(mounts: &Value) -> Value {
     json!({"name": "c", "volumeMounts": mounts})
 }
 
@@ -46,7 +47,7 @@ fn a_volume_is_read_whole_or_by_a_sub_path_and_not_at_all_where_nobody_mounts_it
         {"name": "v", "mountPath": "/v"}, {"name": "other", "mountPath": "/o"},
         {"name": "p", "mountPath": "/p", "subPath": "key"}, {"name": "p", "mountPath": "/q", "subPathExpr": "$(X)"},
     ]);
-    let spec = json!({"containers": [self::mounts(mounts)], "volumes": volumes});
+    let spec = json!({"containers": [self::mounts(&mounts)], "volumes": volumes});
     let expected = [
         ("a".to_owned(), Ways::VOLUME | Ways::OPTIONAL),
         ("b".to_owned(), Ways::SUB_PATH),
