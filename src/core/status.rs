@@ -111,7 +111,6 @@ pub fn renewal(record: Option<&Record>, desired: Option<&Desired>, uid: &str) ->
 /// Times are whole seconds: the API server keeps no more, and a status that differs from what is
 /// stored would be written for ever.
 #[must_use]
-#[expect(clippy::too_many_arguments, reason = "all of them are facts about one credential")]
 pub fn status(
     verdict: &Verdict,
     record: Option<&Record>,

@@ -1,5 +1,3 @@
-#![expect(clippy::needless_pass_by_value, reason = "JSON that is written in place")]
-
 use serde_json::{Value, json};
 
 use super::*;
