@@ -14,7 +14,7 @@ pub use connection::{
 };
 pub use credential::{
     Activation, Consumers, DockerOptions, EphemeralCredential, EphemeralCredentialSpec, EphemeralCredentialStatus,
-    GitOptions, InUse, NpmOptions, Preset, PresetOptions, Rotation, SecretTemplate, SecretType,
+    GitOptions, InUse, NpmOptions, Preset, PresetOptions, Rotation, SecretTemplate, SecretType, SharedWith, Source,
 };
 pub use reason::Reason;
 

@@ -145,6 +145,8 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             restart_workloads: settings.restart_workloads,
             fresh_namespaces: shared::Shared::default(),
             fresh_holds: shared::Shared::default(),
+            fresh_sources: shared::Shared::default(),
+            offers: Mutex::default(),
             restored: Mutex::default(),
             unauthorized: Mutex::default(),
             triggers,

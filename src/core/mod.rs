@@ -19,6 +19,7 @@ pub mod plan;
 pub mod render;
 pub mod schedule;
 pub mod seal;
+pub mod sharing;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

@@ -194,6 +194,10 @@ const NEEDS: [(&str, &[&str]); 5] = [
 /// What neither schema nor CEL can see: whether the fields fit the connection's API and the type.
 fn fits(spec: &EphemeralCredentialSpec, api: Option<BrokerApi>) -> Result<(), Problem> {
     let invalid = |message: String| Err(Problem::new(Reason::InvalidSpec, message));
+    // The schema sees to that, where it is not written around.
+    if spec.from.is_none() && (spec.service.is_empty() || spec.purpose.is_empty()) {
+        return invalid("spec.service and spec.purpose are required".to_owned());
+    }
     if let Some(problem) = spec
         .context
         .iter()
@@ -321,6 +325,8 @@ pub mod tests_support {
                 rotation: Rotation::default(),
                 secrets: Vec::new(),
                 suspend: false,
+                shared_with: None,
+                from: None,
                 consumers: None,
             },
         );

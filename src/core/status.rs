@@ -98,18 +98,23 @@ fn digest(status: &EphemeralCredentialStatus) -> u64 {
     hasher.finish()
 }
 
-/// The status of a credential whose plan came to `verdict`.
+/// When the live token of a `record` is renewed, as `desired` says, or as what it was made for did; spread by `uid`.
+#[must_use]
+pub fn renewal(record: Option<&Record>, desired: Option<&Desired>, uid: &str) -> Option<Time> {
+    let live = record?.live.as_ref()?;
+    let renew_before = desired.map_or_else(|| live.renew_before(), |w| w.renew_before);
+    Some(renew_at(live.issued_at, live.ends_at, renew_before, uid))
+}
+
+/// The status of a credential whose plan came to `verdict`, and whose token is to be replaced at its `renewal`.
 ///
 /// Times are whole seconds: the API server keeps no more, and a status that differs from what is
 /// stored would be written for ever.
 #[must_use]
-#[expect(clippy::too_many_arguments, reason = "all of them are facts about one credential")]
 pub fn status(
     verdict: &Verdict,
     record: Option<&Record>,
-    renewed: bool,
-    desired: Option<&Desired>,
-    uid: &str,
+    renewal: Option<Time>,
     generation: Option<i64>,
     previous: &Told,
     now: Time,
@@ -132,10 +137,6 @@ pub fn status(
         conditions.push(make(ConditionType::Reconciling, true, &verdict.message));
     }
     let live = record.and_then(|r| r.live.as_ref()).filter(|_| verdict.issued);
-    let renews = live.filter(|_| renewed).map(|l| {
-        let renew_before = desired.map_or_else(|| l.renew_before(), |w| w.renew_before);
-        renew_at(l.issued_at, l.ends_at, renew_before, uid)
-    });
     let outputs: BTreeSet<String> = live
         .map(|l| l.outputs.iter().map(ToString::to_string).collect())
         .unwrap_or_default();
@@ -147,7 +148,7 @@ pub fn status(
         revision: record.map(|r| r.revision).filter(|r| *r > 0),
         issued_at: live.map(|l| whole(l.issued_at)),
         expires_at: live.map(|l| whole(l.ends_at)),
-        renew_at: renews.map(whole),
+        renew_at: renewal.filter(|_| live.is_some()).map(whole),
         next_attempt_at: verdict.next_attempt.map(whole),
         in_use: None,
         orphans: record.map(|r| r.orphans.clone()).unwrap_or_default(),

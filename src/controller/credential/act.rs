@@ -148,7 +148,7 @@ async fn is_read(context: &Context, credential: &EphemeralCredential) -> bool {
 }
 
 /// Removes a Secret as it was when looked at.
-async fn remove(context: &Context, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
+pub(crate) async fn remove(context: &Context, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
     let guard = snapshot.seen.get(secret).and_then(|s| s.guard.clone());
     let cluster = &context.cluster;
     cluster.delete_secret(&snapshot.owner.namespace, secret, guard).await?;

@@ -38,7 +38,7 @@ pub(crate) fn secrets(credential: &EphemeralCredential) -> Vec<ObjectName> {
     names.map(|name| ObjectName::new(&namespace, name)).collect()
 }
 
-/// The Pods that read them, each once.
+/// The Pods that read them, or what whoever follows is given, each once.
 ///
 /// # Errors
 /// Where they are not known; nothing where they need not be.
@@ -49,8 +49,20 @@ pub(crate) fn readers(context: &Context, credential: &EphemeralCredential) -> Re
     let pods = &context.caches.pods;
     let mut all: Vec<Reader> = Vec::new();
     let mut places: HashMap<Uid, usize> = HashMap::new();
-    for secret in secrets(credential) {
-        pods.seen(&secret.namespace).map_err(Some)?;
+    let own = secrets(credential);
+    let followers = context.followers_of(credential).into_iter();
+    let theirs = followers.flat_map(|(namespace, secrets)| {
+        let at = move |secret: &Arc<str>| ObjectName::new(&namespace, secret);
+        secrets.iter().map(at).collect::<Vec<_>>()
+    });
+    let here = own.len();
+    for (n, secret) in own.into_iter().chain(theirs).enumerate() {
+        let seen = pods.seen(&secret.namespace);
+        // Elsewhere nobody who may not be seen counts; here nothing would be known.
+        if seen == Err(Unseen::Refused) && n >= here {
+            continue;
+        }
+        seen.map_err(Some)?;
         for (pod, ways) in pods.readers(&secret) {
             if let Some(place) = places.get(&pod.uid) {
                 all[*place].1 |= ways;
@@ -174,6 +186,8 @@ async fn warn(context: &Arc<Context>, snapshot: &Snapshot, readers: &[Reader]) -
     let before = snapshot.observed.desired.as_ref().ok()?.warn_before?;
     let frozen: Vec<(&Arc<Pod>, Time)> = readers
         .iter()
+        // Those of a follower are its own to warn.
+        .filter(|(pod, _)| *pod.name.namespace == *snapshot.owner.namespace)
         .filter(|(pod, ways)| ways.is_frozen() && !pod.leaving)
         .filter_map(|(pod, _)| Some((pod, pod.started?)))
         .collect();

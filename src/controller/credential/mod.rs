@@ -2,6 +2,8 @@
 
 pub mod act;
 mod consumers;
+pub mod follow;
+pub mod followers;
 pub mod observe;
 pub mod reconcile;
 pub mod recovery;

@@ -15,16 +15,18 @@ use crate::core::budget::{Demand, Held, Renews};
 use crate::core::consumers::{Users, consumer};
 use crate::core::ids::ObjectName;
 use crate::core::journal::MintReason;
-use crate::core::plan::{self, Action};
-use crate::core::status;
+use crate::core::plan::{self, Action, Plan};
+use crate::core::{Time, status};
 
 use crate::controller::credential::act::act;
 use crate::controller::credential::consumers::{self, Reader};
+use crate::controller::credential::follow;
+use crate::controller::credential::followers::tell_followers;
 use crate::controller::credential::observe::{Snapshot, observe};
 use crate::controller::mint::mint_queue::QueueEntry;
 
 /// Deadlines are looked at again at least this often: a requeue runs on another clock than the wall's.
-const LONGEST: Duration = Duration::from_secs(600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(600);
 /// How soon a credential is looked at again that has changed since it was read: the watch tells of that in a moment.
 const BEHIND: Duration = Duration::from_millis(100);
 
@@ -61,6 +63,7 @@ pub async fn reconcile(
         Ok(Some(seen)) => pass(name, &seen, context, waited).await.map(Some),
         Ok(None) => {
             context.told.lock().remove(name);
+            tell_followers(context, name, None);
             context.sweep_name(name).await;
             Ok(None)
         }
@@ -85,15 +88,18 @@ async fn pass(
         // The term may be over, or its renewal late.
         return Ok(Duration::from_secs(1));
     }
+    if credential.metadata.deletion_timestamp.is_some() {
+        // Somebody's finalizer keeps it; what it held goes all the same.
+        context.sweep_name(name).await;
+    }
+    if let Some(source) = &credential.spec.from {
+        return Box::pin(follow::pass(seen, source, context)).await;
+    }
     let connection = &credential.spec.connection;
     let held = context.caches.connections.get(connection).map(|r| r.held);
     if !context.cluster.reach.serves(connection) || held.is_some_and(|held| held.is_err()) {
         // Another installation's: not even its status is ours. That it becomes ours is told.
         return Ok(LONGEST);
-    }
-    if credential.metadata.deletion_timestamp.is_some() {
-        // Somebody's finalizer keeps it; what it held goes all the same.
-        context.sweep_name(name).await;
     }
     let Some(snapshot) = observe(seen, context).await? else {
         return Ok(Duration::from_secs(1));
@@ -105,7 +111,7 @@ async fn pass(
         context.supersede(&snapshot.owner.uid, owning_scope).await;
     }
     let now = context.now();
-    let mut plan = plan::plan(&snapshot.observed, now);
+    let plan = plan::plan(&snapshot.observed, now);
     let mut again = false;
     for action in &plan.actions {
         again |= act(context, &snapshot, action, credential).await?;
@@ -116,32 +122,44 @@ async fn pass(
         context.traces.forget(&snapshot.owner.uid);
     }
     queue(context, &snapshot, plan.demand, credential);
+    tell_followers(context, name, Some((credential, &snapshot)));
     if again {
         return Ok(Duration::ZERO);
     }
+    report(context, seen, &snapshot, plan, now).await
+}
+
+/// Writes the status that a plan comes to, where that is news, and tells Pods what they are to know; returns how soon to look
+/// again.
+pub(crate) async fn report(
+    context: &Arc<Context>,
+    seen: &Seen,
+    snapshot: &Snapshot,
+    mut plan: Plan,
+    now: Time,
+) -> Result<Duration, ReconcileError> {
     let mut soon: Vec<Duration> = Vec::new();
     if let Some(verdict) = &mut plan.verdict {
         consumers::tell_unseen(&snapshot.readers, &snapshot.observed.users, verdict);
         context.tell(&snapshot.owner, verdict, snapshot.observed.told);
-        let desired = snapshot.observed.desired.as_ref().ok();
+        let (observed, record) = (&snapshot.observed, snapshot.observed.record.as_ref());
+        let renewal = status::renewal(record, observed.desired.as_ref().ok(), snapshot.renewed_by());
         let mut next = status::status(
             verdict,
-            snapshot.observed.record.as_ref(),
-            snapshot.observed.users.renew() != Some(false),
-            desired,
-            &snapshot.owner.uid,
-            credential.metadata.generation,
+            record,
+            renewal.filter(|_| observed.users.renew() != Some(false)),
+            seen.credential.metadata.generation,
             &seen.told,
             now,
         );
         next.in_use = consumers::in_use(&snapshot.readers, &seen.told);
-        let put_off = consumers::put_off(context, &snapshot, &seen.told, &next);
+        let put_off = consumers::put_off(context, snapshot, &seen.told, &next);
         if put_off.is_none() && !seen.told.tells(&next) && !write_status(context, seen, verdict, &next).await? {
             return Ok(BEHIND);
         }
         soon.extend(put_off);
     }
-    soon.extend(consumers::look_after(context, &snapshot, plan.verdict.as_ref()).await);
+    soon.extend(consumers::look_after(context, snapshot, plan.verdict.as_ref()).await);
     let now = context.now();
     soon.extend(plan.wake.map(|at| (at - now).to_std().unwrap_or_default()));
     let mut wait = soon.into_iter().min().unwrap_or(LONGEST);
@@ -187,8 +205,8 @@ async fn write_status(
 /// An Event for each new objection; outcomes of mints have Events of their own.
 async fn tell_of_change(context: &Context, seen: &Seen, verdict: &plan::Verdict) {
     use Reason::{
-        AuditBacklog, ConnectionNotFound, ConnectionNotReady, InvalidSpec, InvalidTemplate, NotPermitted, RateLimited,
-        SecretConflict, SecretRefused, Suspended, Tampered,
+        AuditBacklog, ConnectionNotFound, ConnectionNotReady, InvalidSpec, InvalidTemplate, NotPermitted, NotShared,
+        RateLimited, SecretConflict, SecretRefused, SourceNotFound, Suspended, Tampered,
     };
     let told = matches!(
         verdict.reason,
@@ -198,9 +216,11 @@ async fn tell_of_change(context: &Context, seen: &Seen, verdict: &plan::Verdict)
             | InvalidSpec
             | InvalidTemplate
             | NotPermitted
+            | NotShared
             | RateLimited
             | SecretConflict
             | SecretRefused
+            | SourceNotFound
             | Suspended
             | Tampered
     );

@@ -107,6 +107,7 @@ pub async fn publish(
         period_ms: claim.period_ms,
         token_ids: answer.token_ids.clone(),
         outputs: answer.outputs.keys().map(Text::from).collect(),
+        source: None,
         secrets: LiteMap::new(),
     };
     let layouts = desired.secrets.iter().map(|s| (s.name.as_str(), &s.layout));

@@ -77,6 +77,10 @@ pub struct Context {
     pub fresh_namespaces: Shared<Option<ObjectMeta>>,
     /// Whether this installation serves a connection, as last read.
     pub fresh_holds: Shared<bool>,
+    /// Credentials that others follow, as last read.
+    pub fresh_sources: Shared<Option<Arc<EphemeralCredential>>>,
+    /// What those who follow a credential go by, by its name.
+    pub offers: Mutex<HashMap<ObjectName, u64>>,
     /// When each Secret of a credential was last restored, and how often in a row.
     pub restored: Mutex<HashMap<ObjectName, (Instant, u32)>>,
     /// When a key that was refused may be tried again, by its digest.
@@ -329,6 +333,18 @@ impl Context {
         *last = Instant::now();
         *count += 1;
         true
+    }
+
+    /// Why the last try to prepare a mint came to nothing, and until when that holds: no longer than for this generation,
+    /// for a changed spec deserves another try at once.
+    pub fn unprepared_of(&self, uid: &str, generation: Option<i64>) -> Option<(Problem, Time)> {
+        let mut all = self.unprepared.lock();
+        let (problem, until, of) = all.get(uid)?;
+        if of.is_some() && *of != generation {
+            all.remove(uid);
+            return None;
+        }
+        Some((problem.clone(), *until))
     }
 
     /// What a credential waits for, and since when.

@@ -229,11 +229,19 @@ async fn watch_pods_of(feed: Feed, part: Part<DeserializeGuard<WatchedPod>>) {
         }
         let credentials = &feed.caches.credentials;
         feed.tell(|context| {
-            for credential in touched.iter().flat_map(|secret| credentials.looking_after(secret)) {
-                context.trigger(&credential);
+            for secret in &touched {
+                let own = credentials.looking_after(secret).into_iter();
+                for credential in own.chain(credentials.sources_of(secret)) {
+                    context.trigger(&credential);
+                }
             }
             if news {
                 context.trigger_where(|at, facts| !facts.looks_after.is_empty() && in_part(at));
+                credentials.for_each(|at, facts| {
+                    if let Some(follows) = facts.follows.as_ref().filter(|_| in_part(at)) {
+                        context.trigger(&follows.source);
+                    }
+                });
             }
         });
     }
@@ -270,7 +278,15 @@ async fn watch_credentials(feed: Feed) {
                 vec![name]
             }
         };
-        feed.tell(|context| changed.iter().for_each(|name| context.trigger(name)));
+        feed.tell(|context| {
+            for name in &changed {
+                context.trigger(name);
+                // Who reads its Secrets counts for what it follows.
+                if let Some(follows) = known.facts(name).and_then(|facts| facts.follows) {
+                    context.trigger(&follows.source);
+                }
+            }
+        });
     }
 }
 

@@ -282,6 +282,13 @@ pub struct Record {
     /// The last token ended before it could be renewed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expired: bool,
+    /// Another credential's token, which this one follows, as it is in this one's Secrets. It is that one's to renew and
+    /// to revoke: no budget counts it here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed: Option<Box<ActiveToken>>,
+    /// The credential that was followed last, as namespace/name: whoever was given its tokens may know of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Text>,
     /// The last token that was let go because nobody needed it any longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub let_go: Option<Box<LetGo>>,
@@ -390,6 +397,7 @@ impl Record {
             && self.orphans.is_empty()
             && !self.gone
             && !self.expired
+            && self.followed.is_none()
             && self.let_go.is_none()
     }
 }
@@ -440,6 +448,9 @@ pub struct ActiveToken {
     /// Names of its outputs.
     #[serde(default)]
     pub outputs: Box<[Text]>,
+    /// The credential that it was made for, as namespace/name, where this one follows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Text>,
     /// What was written, by Secret name.
     #[serde(deserialize_with = "tight")]
     pub secrets: LiteMap<String, Written>,
@@ -607,6 +618,40 @@ pub struct Unauthorized {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::journal::Journal;
+    use crate::core::journal::tests_support::{live, scope};
+    use crate::core::testing::t;
+
+    #[test]
+    fn what_is_followed_is_neither_held_nor_owed_and_is_remembered_as_long_as_whoever_follows() {
+        let of = |claim: &str, at: i64| ActiveToken {
+            source: Some("n/source".into()),
+            token_ids: vec!["id".into()],
+            ..live(claim, t(at), t(at + 3600))
+        };
+        let mut journal = Journal::new(scope());
+        assert!(journal.follow("f", ("n", "f"), of("claim-1", 10)));
+        assert!(
+            !journal.follow("f", ("n", "f"), of("claim-0", 0)),
+            "whoever says so is behind"
+        );
+        journal.compact_record("f", t(100_000));
+        let held = journal.credentials["f"].followed.as_ref().map(|l| l.claim.as_str());
+        assert_eq!((held, journal.live_of("f")), (Some("claim-1"), None));
+        let another = ActiveToken {
+            source: Some("n/another".into()),
+            ..of("claim-a", 0)
+        };
+        assert!(
+            journal.follow("f", ("n", "f"), another),
+            "of another credential any will do"
+        );
+        assert!(journal.unfollow("f", Reason::Expired) && !journal.unfollow("f", Reason::Expired));
+        assert_eq!(journal.credentials["f"].source.as_deref(), Some("n/another"));
+        assert!(journal.follow("f", ("n", "f"), of("claim-1", 10)));
+        assert!(journal.forget("f", t(20)), "nothing remains");
+        assert!(journal.revocations.is_empty() && journal.is_blank());
+    }
 
     #[test]
     fn a_secret_stands_in_the_version_that_was_written_with_the_metadata_that_is_wanted() {

@@ -415,6 +415,33 @@ impl Journal {
         self.credentials.get(uid)?.live.as_ref()
     }
 
+    /// Notes which token of another credential `uid` follows, and what its Secrets hold of it. False where it holds a later
+    /// one of the same credential: whoever says so is behind.
+    pub fn follow(&mut self, uid: &str, (namespace, name): (&str, &str), token: ActiveToken) -> bool {
+        let record = self.record(uid, namespace, name);
+        let later = |held: &ActiveToken| held.source == token.source && held.issued_at > token.issued_at;
+        if record.followed.as_deref().is_some_and(later) {
+            return false;
+        }
+        (record.gone, record.expired) = (false, false);
+        record.revision = record.revision.max(token.revision);
+        record.source.clone_from(&token.source);
+        record.followed = Some(Box::new(token.for_record()));
+        true
+    }
+
+    /// `uid` holds nothing any more of what it followed. Nothing is owed for that: the tokens are another's. True where
+    /// it held something.
+    pub fn unfollow(&mut self, uid: &str, why: Reason) -> bool {
+        let held = self.credentials.get(uid).is_some_and(|r| r.followed.is_some());
+        held && self
+            .edit(uid, |record| {
+                record.followed = None;
+                record.expired = why == Reason::Expired;
+            })
+            .is_some()
+    }
+
     /// Notes tokens that a request whose answer was lost may have made.
     pub fn orphaned(&mut self, uid: &str, candidates: Vec<String>) {
         let held = self

@@ -73,6 +73,7 @@ pub fn live(claim: &str, issued_at: Time, ends_at: Time) -> ActiveToken {
         period_ms: None,
         token_ids: vec![],
         outputs: Box::default(),
+        source: None,
         secrets: litemap::LiteMap::new(),
     }
 }

@@ -131,7 +131,9 @@ fn rebuildable(o: &Observed, now: Time) -> bool {
         .secrets
         .iter()
         .map(|s| match o.secrets.get(&s.name) {
-            Some(SecretState::Ours { seal: Some(seal), .. }) if seal.live.ends_at > now => {
+            Some(SecretState::Ours { seal: Some(seal), .. })
+                if seal.live.ends_at > now && seal.live.source.is_none() =>
+            {
                 Some(seal.live.claim.as_str())
             }
             _ => None,

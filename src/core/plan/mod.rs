@@ -6,6 +6,7 @@
 mod checks;
 mod cleanup;
 mod facts;
+mod follow;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,8 @@ use checks::{
     Blocked, conflict, failed, healed_already, invalid, not_permitted, suspended, unprepared, unseen, unusable, waits,
 };
 use cleanup::{cleanup, deletes, is_held};
-pub use facts::{Action, Connection, Content, Observed, Plan, SecretState, Verdict};
+pub use facts::{Action, Connection, Content, Observed, Plan, SecretState, Source, Verdict};
+pub use follow::follow;
 use stall::stalls_at;
 
 /// How soon to look again at a Secret that is not ours and that nothing tells us about.
@@ -43,27 +45,7 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
         return plan;
     }
     if o.journal_unavailable {
-        let Connection::Unusable(problem) = &o.connection else {
-            return plan;
-        };
-        // What a Secret's own seal says of its end holds without the journal.
-        let end = |state: &SecretState| match state {
-            SecretState::Ours { seal: Some(seal), .. } => Some(seal.live.ends_at),
-            _ => None,
-        };
-        plan.actions = deletes(o, |state| end(state).is_some_and(|at| at <= now)).collect();
-        for at in o.secrets.values().filter_map(end).filter(|at| *at > now) {
-            plan.wake_at(at);
-        }
-        plan.verdict = Some(Verdict {
-            ready: false,
-            issued: o.secrets.values().any(|s| matches!(s, SecretState::Ours { .. })),
-            stalled: true,
-            reason: problem.reason,
-            message: problem.message.clone(),
-            next_attempt: None,
-        });
-        plan.wake_at(now + CONFLICT_POLL);
+        without_journal(o, now, &mut plan);
         return plan;
     }
     if let Some(claim) = &o.claim {
@@ -108,6 +90,31 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
     let stalled = stalls.is_some_and(|at| at <= now);
     plan.verdict = verdict(o, &credential_state, blocked, stalled, now);
     plan
+}
+
+/// What can be done while nothing is known but what Secrets tell themselves.
+fn without_journal(o: &Observed, now: Time, plan: &mut Plan) {
+    let Connection::Unusable(problem) = &o.connection else {
+        return;
+    };
+    // What a Secret's own seal says of its end holds without the journal.
+    let end = |state: &SecretState| match state {
+        SecretState::Ours { seal: Some(seal), .. } => Some(seal.live.ends_at),
+        _ => None,
+    };
+    plan.actions = deletes(o, |state| end(state).is_some_and(|at| at <= now)).collect();
+    for at in o.secrets.values().filter_map(end).filter(|at| *at > now) {
+        plan.wake_at(at);
+    }
+    plan.verdict = Some(Verdict {
+        ready: false,
+        issued: o.secrets.values().any(|s| matches!(s, SecretState::Ours { .. })),
+        stalled: true,
+        reason: problem.reason,
+        message: problem.message.clone(),
+        next_attempt: None,
+    });
+    plan.wake_at(now + CONFLICT_POLL);
 }
 
 /// Where a credential stands once Secrets past their end are out of the way.

@@ -1,5 +1,6 @@
 //! Tests of the plan: what each observation leads to.
 
+mod follow;
 mod on_demand;
 mod world;
 

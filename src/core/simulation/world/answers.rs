@@ -225,6 +225,7 @@ fn token_of(claim: &Claim, now: Time) -> ActiveToken {
         period_ms: claim.period_ms,
         token_ids: Vec::new(),
         outputs: Box::default(),
+        source: None,
         secrets: claim
             .secrets
             .iter()

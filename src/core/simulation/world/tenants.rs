@@ -32,6 +32,8 @@ impl World {
                 rotation: self.rotation(),
                 secrets: Vec::new(),
                 suspend: false,
+                shared_with: None,
+                from: None,
                 consumers: None,
             },
         );
