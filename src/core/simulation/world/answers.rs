@@ -1,7 +1,7 @@
 //! What comes back, and what is noted of it.
 
 use super::super::broker::Fault;
-use super::super::oracle::{How, Token};
+use super::super::oracle::{How, Request, Token};
 use super::{Event, KEY, LIFETIME, TIMEOUT, World, ms_of};
 use crate::api::Reason;
 use crate::core::Time;
@@ -190,8 +190,11 @@ impl World {
             let request = *request;
             if self.history.is_waste(&request, self.oracle_terms()) {
                 self.report.wasted += 1;
-                let story = format!("#{} took what was kept at {}", request.who, request.sent);
-                self.report.stories.push(story);
+                let Request { who, sent, .. } = request;
+                let story = self.history.story(who, sent + 1, &self.broker);
+                self.report
+                    .stories
+                    .push(format!("#{who} took what was kept at {sent}\n{story}"));
             }
         }
     }
