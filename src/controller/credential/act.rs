@@ -92,7 +92,10 @@ pub(crate) async fn act(
                 EventType::Released
             };
             let (uid, why) = (owner.uid.clone(), *reason);
-            let read = why == Reason::Idle && is_read(context, credential).await;
+            let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
+            // One without ids ends by itself, whoever has read it: nobody needs to be asked.
+            let ends_by_itself = live.is_some_and(|live| live.token_ids.is_empty());
+            let read = why == Reason::Idle && (ends_by_itself || is_read(context, credential).await);
             let released = record(context, snapshot, event, *reason, move |journal, _, now| {
                 // An expired token has no life left to revoke, but its broker may not agree.
                 let released = journal.live_of(&uid).is_some();

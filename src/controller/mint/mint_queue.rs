@@ -355,6 +355,7 @@ mod tests {
     #[test]
     fn whose_tokens_are_not_renewed_is_remembered_when_the_line_is_empty() {
         let (mut queue, mut follower) = (MintQueue::default(), Follower::new("svc"));
+        decide(&mut follower, 10, t(0));
         assert!(queue.renew("a", Some(Renews::No)));
         queue.shed();
         queue.update(&mut follower, |_| None, t(0));

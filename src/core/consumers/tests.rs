@@ -269,3 +269,11 @@ fn what_was_read_at_a_time_ends_with_the_token_that_was_the_newest_then() {
     assert_eq!(end_of_token_read_at(t(2500), tokens), Some(t(6000)));
     assert_eq!(end_of_token_read_at(t(7000), tokens), None);
 }
+
+#[test]
+fn while_it_is_not_known_who_uses_a_token_none_is_asked_for_and_nothing_is_decided_about_renewals() {
+    let unknown = Users::Unknown(None);
+    assert!(!unknown.ask(MintReason::First, None) && !unknown.ask(MintReason::Renewal, None));
+    assert_eq!(unknown.renew(), None);
+    assert!(Users::Anybody.ask(MintReason::First, None) && Users::Anybody.renew() == Some(true));
+}
