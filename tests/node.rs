@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use testbed::chittyconnect::Scope;
 use testbed::image::Image;
 use testbed::node::{Node, Plan, traces};
 use testbed::{ChittyConnect, ControlPlane, Proxy};
@@ -26,6 +27,8 @@ use support::{Cluster, RELEASE, SYSTEM, notes, read, repository, succeed, wait_f
 const OPERATOR: &str = concat!("docker.io/library/chittyconnect-operator:", env!("CARGO_PKG_VERSION"));
 const BUSYBOX: &str = "docker.io/library/busybox:1.36";
 const MEGABYTE: u64 = 1_000_000;
+/// What the broker lets each service mint in an hour: the connection of the story asks for ten all the same.
+const MANY: u32 = 1000;
 
 /// The program as the image has it: for release, and without a loader.
 fn program() -> PathBuf {
@@ -142,7 +145,8 @@ impl World {
         let node = runtime.block_on(Node::start(plan, &plane)).unwrap();
         let broker = ChittyConnect::builder()
             .bind((Ipv4Addr::UNSPECIFIED, 0))
-            .tls([gateway.to_string()]);
+            .tls([gateway.to_string()])
+            .limit(MANY, Duration::from_secs(3600), Scope::Service);
         let broker = Arc::new(broker.start().unwrap());
         let spec = json!({
             "url": broker.url(),
@@ -343,6 +347,15 @@ impl World {
         })
     }
 
+    /// The leader ends without a word to anybody: its Lease has to run out.
+    fn kill_leader(&self) -> String {
+        let leader = self.leader();
+        let node = self.node.as_ref().unwrap();
+        node.freeze(&leader.replace("pod/", "POD_NAME=")).unwrap();
+        self.kubectl(&["delete", &leader, "--namespace", SYSTEM, "--grace-period=0", "--force"]);
+        leader
+    }
+
     /// What the controllers log tells no token, and of no right they lack.
     fn check_logs(&self) {
         let secrets = self.broker.ledger().secret_values();
@@ -424,6 +437,7 @@ fn on_demand_a_pod_has_its_token_as_soon_as_the_kubelet_asks_again() {
     world.kubectl(&["create", "namespace", "runners-1"]);
 
     on_demand::jobs_are_served_as_they_are_scheduled(&world);
+    on_demand::each_way_of_reading_gets_what_it_can_use_though_the_leader_is_killed(&world);
     world.check_logs();
 
     world.node.take().unwrap().stop().unwrap();
@@ -703,12 +717,9 @@ fn an_upgrade_mints_nothing(world: &World) {
 }
 
 fn a_killed_leader_costs_nothing(world: &World) {
-    let (before, leader) = (world.broker.ledger().posts(), world.leader());
+    let before = world.broker.ledger().posts();
     world.check_logs();
-    // It says not a word to anybody: the Lease has to run out.
-    let node = world.node.as_ref().unwrap();
-    node.freeze(&leader.replace("pod/", "POD_NAME=")).unwrap();
-    world.kubectl(&["delete", &leader, "--namespace", SYSTEM, "--grace-period=0", "--force"]);
+    let leader = world.kill_leader();
     let killed = Instant::now();
     world.credential("runners-1", "killed");
     world.until_ready("runners-1", "killed");

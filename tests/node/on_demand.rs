@@ -8,7 +8,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
-use super::{BUSYBOX, World};
+use super::{BUSYBOX, World, wait_for};
 
 const NAMESPACE: &str = "runners-1";
 /// For how many Secrets it is measured.
@@ -156,4 +156,90 @@ pub fn jobs_are_served_as_they_are_scheduled(world: &World) {
     let Measured { missing, .. } = measure(world, Way::Env, "by-env", 3);
     world.tell(&format!("those that import one, {} s", told(&missing)));
     assert!(missing[2] <= Duration::from_secs(20), "{missing:?}");
+}
+
+/// A connection whose budget has room for what is renewed each minute.
+fn connection_with_room(world: &World) {
+    let mut connection = world.cluster.get(&["chittyconnection", "default"]).unwrap();
+    connection["metadata"] = json!({"name": "roomy"});
+    connection["spec"]["rateLimit"] = json!({"limit": super::MANY, "window": "1h"});
+    connection.as_object_mut().unwrap().remove("status");
+    world.cluster.apply(&connection.to_string());
+}
+
+/// The Warning that a Pod got, as `kubectl describe` has it.
+fn warning(world: &World, pod: &str) -> Option<String> {
+    let described = world.kubectl(&["describe", "pod", pod, "--namespace", NAMESPACE]);
+    let mut lines = described.lines();
+    let warning = lines.find(|line| line.contains("Warning") && line.contains("Expired"))?;
+    Some(warning.trim().to_owned())
+}
+
+pub fn each_way_of_reading_gets_what_it_can_use_though_the_leader_is_killed(world: &World) {
+    connection_with_room(world);
+    // Renewed each minute, and no Pod starts on less than a minute.
+    let short = json!({
+        "connection": "roomy", "rotation": {"maxLifetime": "120s", "renewBefore": "60s"},
+        "consumers": {"warnBefore": "50s"},
+    });
+    for name in ["lasting", "frozen"] {
+        world.on_demand(name, &short);
+    }
+    world.on_demand("waiting", &json!({"connection": "roomy"}));
+    world.user(NAMESPACE, "lasting", "lasting");
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "frozen", "namespace": NAMESPACE},
+        "spec": {
+            "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "c", "image": BUSYBOX, "command": ["sleep", "600"],
+                "envFrom": [{"secretRef": {"name": "frozen"}}],
+            }],
+        },
+    });
+    world.cluster.apply(&pod.to_string());
+    let first = wait_for("the Secret", || world.token(NAMESPACE, "lasting"));
+    world.until_taken(&first);
+    let frozen = ["pod/frozen", "--namespace", NAMESPACE];
+    world.kubectl(&[&["wait"][..], &frozen, &["--for=condition=Ready", "--timeout=60s"]].concat());
+
+    let leader = world.kill_leader();
+    world.job("waiting", "waiting", Way::Volume);
+    world.until_complete("waiting");
+    assert_ne!(world.leader(), leader);
+    world.tell("a Job that was there before the next leader was served by it");
+
+    let second = wait_for("a renewal", || {
+        world.token(NAMESPACE, "lasting").filter(|t| *t != first)
+    });
+    world.until_taken(&second);
+    world.tell("a long Pod used the renewed token");
+    let line = wait_for("the Warning", || warning(world, "frozen"));
+    assert!(line.contains("ends at"), "{line}");
+    world.tell(&format!("a Pod that has read its token once was told: {line}"));
+    let posts = |name| world.posts(name);
+    assert_eq!((posts("waiting"), posts("lasting"), posts("frozen")), (1, 2, 1));
+
+    world.kubectl(&[
+        "delete",
+        "pod/lasting",
+        frozen[0],
+        "--namespace",
+        NAMESPACE,
+        "--timeout=60s",
+    ]);
+    for name in ["lasting", "frozen"] {
+        let what = format!("secret/{name}");
+        world.kubectl(&[
+            "wait",
+            &what,
+            "--namespace",
+            NAMESPACE,
+            "--for=delete",
+            "--timeout=120s",
+        ]);
+        world.until_idle(name);
+    }
+    assert_eq!((posts("lasting"), posts("frozen")), (2, 1));
+    world.tell("after the last Pod nothing was renewed, and the Secrets went");
 }

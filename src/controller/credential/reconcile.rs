@@ -252,12 +252,13 @@ fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>
     let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
     let moved = live.filter(|l| snapshot.live_scope.as_ref() != Some(scope) && desired.is_served_by(&l.request));
     scheduler.reserve(uid, moved.map(|l| (name.clone(), Held::of(&name.namespace, l))));
-    if let Some(renewed) = snapshot.observed.users.renew() {
-        let renews = if renewed {
-            Renews::Yes(snapshot.most)
-        } else {
-            Renews::No
-        };
+    let renews = match (&snapshot.observed.users, snapshot.observed.users.renew()) {
+        (_, None) => None,
+        (_, Some(false)) => Some(Renews::No),
+        (Users::Anybody, Some(true)) => Some(Renews::Always(snapshot.most)),
+        (_, Some(true)) => Some(Renews::Used(snapshot.most)),
+    };
+    if let Some(renews) = renews {
         scheduler.renew(uid, Some(renews));
     }
     let Some(reason) = demand else {

@@ -163,7 +163,7 @@ impl MintQueue {
     pub(crate) fn renew(&mut self, uid: &str, renews: Option<Renews>) -> bool {
         let before = self.renews.get(uid).copied();
         // All tokens are, unless something else was said.
-        if before == renews || before.is_none() && renews != Some(Renews::No) {
+        if before == renews || before.is_none() && matches!(renews, None | Some(Renews::Always(_))) {
             return false;
         }
         let uid = Uid::from(uid);
@@ -362,7 +362,7 @@ mod tests {
         assert!(!follower.keeps("a"), "what was said between two looks is told");
         queue.shed();
         assert!(!queue.renew("a", Some(Renews::No)), "that is no news");
-        assert!(queue.renew("a", Some(Renews::Yes(None))), "and this is");
+        assert!(queue.renew("a", Some(Renews::Used(None))), "and this is");
         queue.shed();
         queue.update(&mut follower, |_| None, t(1));
         assert!(follower.keeps("a"));

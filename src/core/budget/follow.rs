@@ -37,20 +37,24 @@ pub struct Decision {
     terms: Terms,
 }
 
-/// What is known of a token whose renewals are not planned.
+/// What is known of the renewals of one on demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lapse {
+enum Renewals {
+    /// They are planned: there was room for them.
+    Planned,
     /// Nobody needs any.
     Unused,
     /// They are planned as soon as there is room, where a namespace may take so many mints a window.
-    Resumes(Option<u32>),
+    Resume(Option<u32>),
 }
 
-/// Whether tokens are renewed.
+/// Whether tokens are renewed, in a namespace that may take so many mints a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renews {
-    /// They are, by a namespace that may take so many mints a window.
-    Yes(Option<u32>),
+    /// They always are: others know of it by the journal.
+    Always(Option<u32>),
+    /// They are as long as Pods use them. Whether there was room for that is known only if it was found here.
+    Used(Option<u32>),
     /// Nobody needs that.
     No,
 }
@@ -66,8 +70,8 @@ pub struct Follower {
     seen: Option<Arc<Journal>>,
     /// Tokens that other scopes' journals hold and whose renewals count here.
     foreign: HashMap<Uid, Held>,
-    /// Whose tokens are not renewed, or are again as soon as there is room for that.
-    unrenewed: HashMap<Uid, Lapse>,
+    /// What is known of all on demand: any other token's renewals are planned.
+    on_demand: HashMap<Uid, Renewals>,
     /// Those of them that wait for room, and maybe some that did.
     resuming: VecDeque<Uid>,
     longest: TimeDelta,
@@ -83,7 +87,7 @@ impl Follower {
             budget: Budget::new(title),
             seen: None,
             foreign: HashMap::new(),
-            unrenewed: HashMap::new(),
+            on_demand: HashMap::new(),
             resuming: VecDeque::new(),
             longest: TimeDelta::zero(),
             spent_until: Time::MIN_UTC,
@@ -101,34 +105,32 @@ impl Follower {
         }
     }
 
-    /// Notes whether the tokens of `uid` are renewed. What was not, and is again, keeps its place only if there is room
-    /// for that, as a newcomer would: nobody else lost any by it.
+    /// Notes whether the tokens of `uid` are renewed. What was not, or may not have been before this budget was there,
+    /// keeps its place only if there is room for that, as a newcomer would: nobody else loses any by it.
     pub fn renew(&mut self, uid: &Uid, renews: Renews, now: Time) {
-        let before = self.unrenewed.get(uid.as_str()).copied();
-        let after = match renews {
-            Renews::No => Some(Lapse::Unused),
-            Renews::Yes(most) => before.map(|_| Lapse::Resumes(most)),
+        let before = self.on_demand.get(uid.as_str()).copied();
+        let after = match (renews, before) {
+            (Renews::No, _) => Renewals::Unused,
+            (Renews::Always(_), None) | (_, Some(Renewals::Planned)) => return,
+            (Renews::Always(most) | Renews::Used(most), _) => Renewals::Resume(most),
         };
-        match after.filter(|_| before != after) {
-            Some(lapse) => self.unrenewed.insert(uid.clone(), lapse),
-            None => return,
-        };
-        if after == Some(Lapse::Unused) {
-            self.plan_again(uid, now);
-        } else {
-            self.resume(uid.clone(), now);
+        if before == Some(after) {
+            return;
         }
+        self.on_demand.insert(uid.clone(), after);
+        self.plan_again(uid, now);
+        self.resume(uid.clone(), now);
     }
 
     /// Whether the renewals of the live token of `uid` are planned, where it has one.
     #[must_use]
     pub fn keeps(&self, uid: &str) -> bool {
-        !self.unrenewed.contains_key(uid)
+        matches!(self.on_demand.get(uid), None | Some(Renewals::Planned))
     }
 
-    /// Forgets that the tokens of `uid` are not renewed.
+    /// Forgets that `uid` is on demand.
     pub fn forget(&mut self, uid: &Uid, now: Time) {
-        if self.unrenewed.remove(uid.as_str()).is_some() {
+        if self.on_demand.remove(uid.as_str()).is_some() {
             self.plan_again(uid, now);
         }
     }
@@ -139,14 +141,17 @@ impl Follower {
         }
     }
 
-    /// Plans the renewals of `uid` again, if there is room.
+    /// Plans the renewals of `uid`, if it waits for that and there is room.
     fn resume(&mut self, uid: Uid, now: Time) {
-        let (Some(Lapse::Resumes(most)), Some(seen)) = (self.unrenewed.get(uid.as_str()), &self.seen) else {
+        let (Some(Renewals::Resume(most)), Some(seen)) = (self.on_demand.get(uid.as_str()), &self.seen) else {
             return;
         };
+        // What will be there is not known yet.
+        let is_asked = seen.claims.contains_key(uid.as_str());
         let held = self.held(uid.as_str(), seen, now);
-        if held.is_none_or(|held| self.budget.has_room_for(&held, *most, now)) {
-            self.forget(&uid, now);
+        if !is_asked && held.is_none_or(|held| self.budget.has_room_for(&held, *most, now)) {
+            self.on_demand.insert(uid.clone(), Renewals::Planned);
+            self.plan_again(&uid, now);
         } else if !self.resuming.contains(&uid) {
             self.resuming.push_back(uid);
         }
@@ -210,7 +215,9 @@ impl Follower {
         let uid = Uid::from(uid);
         if journal.claims.get(uid.as_str()).is_some_and(|claim| !claim.once) {
             // It was admitted with its renewals.
-            self.unrenewed.remove(uid.as_str());
+            if let Some(renewals) = self.on_demand.get_mut(uid.as_str()) {
+                *renewals = Renewals::Planned;
+            }
         }
         let keeps = self.keeps(uid.as_str());
         let record = journal.credentials.get(uid.as_str());

@@ -75,7 +75,7 @@ fn what_is_read_again_is_renewed_where_nobody_else_loses_by_that_and_else_waits_
     let mut follower = follower(&Arc::new(journal.clone()), t(1));
     let first: Uid = "u0".into();
     follower.renew(&first, Renews::No, t(1));
-    follower.renew(&first, Renews::Yes(None), t(2));
+    follower.renew(&first, Renews::Used(None), t(2));
     assert!(follower.keeps("u0"), "nobody came meanwhile");
     // Two did, and have what it had.
     follower.renew(&first, Renews::No, t(3));
@@ -84,7 +84,7 @@ fn what_is_read_again_is_renewed_where_nobody_else_loses_by_that_and_else_waits_
     }
     let with = Arc::new(journal.clone());
     decide(&mut follower, &with, t(4));
-    follower.renew(&first, Renews::Yes(None), t(5));
+    follower.renew(&first, Renews::Used(None), t(5));
     assert!(!follower.keeps("u0"));
     decide(&mut follower, &with, t(6));
     assert!(!follower.keeps("u0"));
@@ -92,6 +92,53 @@ fn what_is_read_again_is_renewed_where_nobody_else_loses_by_that_and_else_waits_
     journal.withdraw("newer", "claim-9");
     decide(&mut follower, &Arc::new(journal), t(7));
     assert!(follower.keeps("u0"));
+}
+
+/// Invariant 3, across a restart: what waited for room is not let in by forgetting that it did.
+#[test]
+fn who_begins_with_a_journal_plans_the_renewals_of_one_on_demand_only_if_there_is_room() {
+    let kept = |tokens: usize, unused: usize| {
+        let journal = Arc::new(journal(tokens));
+        let mut follower = follower(&journal, t(1));
+        for i in 0..unused {
+            follower.renew(&format!("u{i}").as_str().into(), Renews::No, t(1));
+        }
+        for i in unused..tokens {
+            follower.renew(&format!("u{i}").as_str().into(), Renews::Used(None), t(1));
+        }
+        decide(&mut follower, &journal, t(2));
+        (unused..tokens).filter(|i| follower.keeps(&format!("u{i}"))).count()
+    };
+    assert_eq!(kept(8, 0), 8, "all have room");
+    assert_eq!(kept(9, 1), 8, "nobody who had room loses it for those who need none");
+    assert_eq!(kept(12, 0), 6, "of eighteen an hour twelve are sent");
+    // One that always has a token is never asked about.
+    let journal = Arc::new(journal(12));
+    let mut follower = follower(&journal, t(1));
+    follower.renew(&"u0".into(), Renews::Always(None), t(1));
+    assert!(follower.keeps("u0"));
+}
+
+/// Invariant 3: what a request that was admitted without renewals brings has them only where there is room.
+#[test]
+fn who_comes_to_read_what_is_under_way_waits_for_room_until_it_is_there() {
+    let mut journal = journal(9);
+    let mut follower = follower(&Arc::new(journal.clone()), t(1));
+    follower.renew(&"new".into(), Renews::No, t(1));
+    let mut asked = claim("new", "n", MintReason::First, t(2), 9);
+    asked.once = true;
+    journal.claim("new", asked, s(3600));
+    decide(&mut follower, &Arc::new(journal.clone()), t(2));
+    follower.renew(&"new".into(), Renews::Used(None), t(3));
+    let token = live("claim-9", t(2), t(3602));
+    assert!(journal.end("new", "claim-9", Outcome::Published(Box::new(token)), t(4)));
+    let journal = Arc::new(journal);
+    decide(&mut follower, &journal, t(4));
+    decide(&mut follower, &journal, t(5));
+    assert!(
+        !follower.keeps("new"),
+        "nine and their renewals leave no room for two more an hour"
+    );
 }
 
 #[test]
@@ -117,8 +164,8 @@ fn what_is_read_again_keeps_within_what_its_namespace_may_take() {
     let journal = Arc::new(journal(2));
     let mut follower = follower(&journal, t(1));
     follower.renew(&"u0".into(), Renews::No, t(1));
-    follower.renew(&"u0".into(), Renews::Yes(Some(2)), t(2));
+    follower.renew(&"u0".into(), Renews::Used(Some(2)), t(2));
     assert!(!follower.keeps("u0"), "both together would take three");
-    follower.renew(&"u0".into(), Renews::Yes(Some(3)), t(2));
+    follower.renew(&"u0".into(), Renews::Used(Some(3)), t(2));
     assert!(follower.keeps("u0"));
 }
