@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::layout::{self, Layout, Unwritable};
 use super::template::{RenderError, Template};
 use super::{Problem, Time};
-use crate::api::{EXPIRES_AT_KEY, Reason, SecretType};
+use crate::api::{EXPIRES_AT_KEY, Preset, Reason, SecretType};
 
 /// What all templates of a credential may hold together, in bytes.
 pub const MOST_TEMPLATES: usize = 64 * 1024;
@@ -98,79 +98,92 @@ pub fn render(
     ends_at: Time,
     room: usize,
 ) -> Result<Data, Problem> {
-    let too_long = || {
-        Problem::new(
-            Reason::InvalidTemplate,
-            format!(
-                "the Secrets of one credential hold at most {MOST_RENDERED} bytes together; with Secret {secret} they would hold more"
-            ),
-        )
+    let mut rendered = Rendered {
+        secret,
+        room,
+        data: Data::new(),
     };
-    let mut data = Data::new();
     // In their order: what writes whatever came goes first, and a file, or a key of data, takes the place of such a key.
     for preset in &layout.presets {
         let files = layout
             .write(*preset, type_, outputs, room)
-            .map_err(|error| match error {
-                Unwritable::TooLong => too_long(),
-                Unwritable::Missing(output) => Problem::new(
-                    Reason::InvalidTemplate,
-                    format!(
-                        "Secret {secret}, preset {} needs {output}; ChittyConnect gave {}",
-                        preset.as_str(),
-                        names(outputs)
-                    ),
-                ),
-                Unwritable::Unfit(output) => Problem::new(
-                    Reason::InvalidTemplate,
-                    format!(
-                        "Secret {secret}, preset {}: the output {output} has characters that cannot be written there",
-                        preset.as_str()
-                    ),
-                ),
-            })?;
-        data.extend(files.into_iter().map(|(key, text)| (key, bytes(&text))));
-        if size(&data) > room {
-            return Err(too_long());
-        }
+            .map_err(|error| rendered.unwritable(*preset, error, outputs))?;
+        rendered.add(files.into_iter().map(|(key, text)| (key, bytes(&text))))?;
     }
     for (key, source) in &layout.data {
-        let rendered = parse(secret, key, source)?
+        let text = parse(secret, key, source)?
             .render(outputs, room)
-            .map_err(|error| match error {
-                RenderError::TooLong => too_long(),
-                RenderError::Missing(missing) => Problem::new(
-                    Reason::InvalidTemplate,
-                    format!(
-                        "Secret {secret}, key {key} needs {}; ChittyConnect gave {}",
-                        missing.join(", "),
-                        names(outputs)
-                    ),
-                ),
-            })?;
-        data.insert(key.clone(), bytes(&rendered));
-        if size(&data) > room {
-            return Err(too_long());
+            .map_err(|error| rendered.unrendered(key, error, outputs))?;
+        rendered.add([(key.clone(), bytes(&text))])?;
+    }
+    if type_ == SecretType::DockerConfigJson && !rendered.is_json(".dockerconfigjson") {
+        return Err(invalid(format!(
+            "Secret {secret}, key .dockerconfigjson is not JSON once rendered"
+        )));
+    }
+    let ends_at = ends_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+    rendered.add([(EXPIRES_AT_KEY.to_owned(), bytes(&ends_at))])?;
+    Ok(rendered.data)
+}
+
+fn invalid(message: String) -> Problem {
+    Problem::new(Reason::InvalidTemplate, message)
+}
+
+/// What of a Secret is laid out.
+struct Rendered<'a> {
+    secret: &'a str,
+    /// How many bytes it may have.
+    room: usize,
+    data: Data,
+}
+
+impl Rendered<'_> {
+    fn add(&mut self, more: impl IntoIterator<Item = (String, Zeroizing<Vec<u8>>)>) -> Result<(), Problem> {
+        self.data.extend(more);
+        if size(&self.data) > self.room {
+            return Err(self.too_long());
+        }
+        Ok(())
+    }
+
+    fn is_json(&self, key: &str) -> bool {
+        let json = self.data.get(key);
+        json.is_some_and(|json| serde_json::from_slice::<serde::de::IgnoredAny>(json).is_ok())
+    }
+
+    fn too_long(&self) -> Problem {
+        invalid(format!(
+            "the Secrets of one credential hold at most {MOST_RENDERED} bytes together; with Secret {} they would hold more",
+            self.secret
+        ))
+    }
+
+    fn unwritable(&self, preset: Preset, error: Unwritable, outputs: &Outputs) -> Problem {
+        let (secret, preset) = (self.secret, preset.as_str());
+        match error {
+            Unwritable::TooLong => self.too_long(),
+            Unwritable::Missing(output) => invalid(format!(
+                "Secret {secret}, preset {preset} needs {output}; ChittyConnect gave {}",
+                names(outputs)
+            )),
+            Unwritable::Unfit(output) => invalid(format!(
+                "Secret {secret}, preset {preset}: the output {output} has characters that cannot be written there"
+            )),
         }
     }
-    if type_ == SecretType::DockerConfigJson
-        && data
-            .get(".dockerconfigjson")
-            .is_none_or(|json| serde_json::from_slice::<serde::de::IgnoredAny>(json).is_err())
-    {
-        return Err(Problem::new(
-            Reason::InvalidTemplate,
-            format!("Secret {secret}, key .dockerconfigjson is not JSON once rendered"),
-        ));
+
+    fn unrendered(&self, key: &str, error: RenderError, outputs: &Outputs) -> Problem {
+        match error {
+            RenderError::TooLong => self.too_long(),
+            RenderError::Missing(missing) => invalid(format!(
+                "Secret {}, key {key} needs {}; ChittyConnect gave {}",
+                self.secret,
+                missing.join(", "),
+                names(outputs)
+            )),
+        }
     }
-    data.insert(
-        EXPIRES_AT_KEY.to_owned(),
-        bytes(&ends_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)),
-    );
-    if size(&data) > room {
-        return Err(too_long());
-    }
-    Ok(data)
 }
 
 /// Bytes of keys and values.

@@ -24,120 +24,131 @@ pub(crate) async fn act(
     action: &Action,
     credential: &EphemeralCredential,
 ) -> Result<bool, ReconcileError> {
-    let owner = &snapshot.owner;
     match action {
         Action::Delete { secret } => {
             remove(context, snapshot, secret).await?;
             Ok(false)
         }
-        Action::DeleteUnknown { secret, claim } => {
-            // Wherever it may have been made: the credential can have moved meanwhile.
-            let mut scopes = context.index.lock().records_of(&owner.uid);
-            scopes.extend(snapshot.scope.clone());
-            for scope in scopes {
-                let (uid, claim) = (owner.uid.clone(), claim.clone());
-                let journal = &context.scheduler(&scope).journal;
-                if journal.fresh(move |journal| journal.knows(&uid, &claim)).await? {
-                    return Ok(true);
-                }
-            }
-            remove(context, snapshot, secret).await?;
-            Ok(false)
-        }
-        Action::DeleteTampered { secret } => {
-            let uid = owner.uid.clone();
-            let first = record(
-                context,
-                snapshot,
-                EventType::Tampered,
-                Reason::Tampered,
-                move |journal, live, _| {
-                    let claim = Some(live.claim.clone());
-                    let first = journal
-                        .credentials
-                        .get(uid.as_str())
-                        .is_some_and(|r| r.tampered != claim);
-                    first && journal.edit(&uid, |record| record.tampered = claim).is_some()
-                },
-            )
-            .await?;
-            // Asked of the journal first: a view that is behind is found out by that, and deletes nothing.
-            if first == Recorded::Behind {
-                return Ok(true);
-            }
-            remove(context, snapshot, secret).await?;
-            if first == Recorded::Yes {
-                let note = format!("Secret {secret} was changed by somebody else; it is removed and made anew");
-                context
-                    .events
-                    .publish(credential, true, Reason::Tampered, "Heal", &note)
-                    .await;
-            }
-            Ok(true)
-        }
+        Action::DeleteUnknown { secret, claim } => delete_unknown(context, snapshot, secret, claim).await,
+        Action::DeleteTampered { secret } => delete_tampered(context, snapshot, credential, secret).await,
         Action::Restore { secret } => {
-            let at = ObjectName::new(owner.namespace.as_str(), secret.as_str());
+            let at = ObjectName::new(snapshot.owner.namespace.as_str(), secret.as_str());
             if !context.may_restore(&at) {
                 tracing::warn!(namespace = %at.namespace, secret = %at.name, "somebody undoes what is restored on a managed Secret");
                 return Ok(false);
             }
             restore(context, snapshot, secret).await?;
-            context.caches.inspection_cache.lock().remove(&owner.uid);
+            context.caches.inspection_cache.lock().remove(&snapshot.owner.uid);
             Ok(true)
         }
-        Action::Release { reason } => {
-            let event = if *reason == Reason::Expired {
-                EventType::Expired
-            } else {
-                EventType::Released
-            };
-            let (uid, why) = (owner.uid.clone(), *reason);
-            let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
-            // One without ids ends by itself, whoever has read it: nobody needs to be asked.
-            let ends_by_itself = live.is_some_and(|live| live.token_ids.is_empty());
-            let read = why == Reason::Idle && (ends_by_itself || is_read(context, credential).await);
-            let released = record(context, snapshot, event, *reason, move |journal, _, now| {
-                // An expired token has no life left to revoke, but its broker may not agree.
-                let released = journal.live_of(&uid).is_some();
-                match why {
-                    Reason::NotPermitted => journal.revoke_all(&uid, now, why),
-                    Reason::Idle => journal.let_go(&uid, read, now),
-                    _ => drop(journal.release(&uid, now, why)),
-                }
-                journal.edit(&uid, |record| record.expired = why == Reason::Expired);
-                released
-            })
-            .await?;
-            if *reason == Reason::NotPermitted {
-                context.revoke_elsewhere(&owner.uid, snapshot.live_scope.as_ref()).await;
-            }
-            if released != Recorded::Yes {
-                return Ok(false);
-            }
-            if *reason == Reason::Idle {
-                // What its credential had to do is done: no reason to worry anybody.
-                let note = if read {
-                    "no Pod needs a token after this one, which lives to its end; its Secrets are removed"
-                } else {
-                    "no Pod uses the token any more: its Secrets are removed, and it is revoked where that can be"
-                };
-                context
-                    .events
-                    .publish(credential, false, *reason, "Release", note)
-                    .await;
-                return Ok(true);
-            }
-            let note = match reason {
-                Reason::Expired => "the token reached its end without a successor; its Secrets are removed",
-                _ => "the connection does not allow this request any more; its Secrets are removed",
-            };
-            context.events.publish(credential, true, *reason, "Release", note).await;
-            Ok(true)
-        }
+        Action::Release { reason } => release(context, snapshot, credential, *reason).await,
         Action::Adopt => adopt(context, snapshot).await,
         Action::GiveUp => give_up(context, snapshot, credential).await,
         Action::Rebuild => rebuild(context, snapshot).await,
     }
+}
+
+async fn delete_unknown(
+    context: &Arc<Context>,
+    snapshot: &Snapshot,
+    secret: &str,
+    claim: &str,
+) -> Result<bool, ReconcileError> {
+    let owner = &snapshot.owner;
+    // Wherever it may have been made: the credential can have moved meanwhile.
+    let mut scopes = context.index.lock().records_of(&owner.uid);
+    scopes.extend(snapshot.scope.clone());
+    for scope in scopes {
+        let (uid, claim) = (owner.uid.clone(), claim.to_owned());
+        let journal = &context.scheduler(&scope).journal;
+        if journal.fresh(move |journal| journal.knows(&uid, &claim)).await? {
+            return Ok(true);
+        }
+    }
+    remove(context, snapshot, secret).await?;
+    Ok(false)
+}
+
+async fn delete_tampered(
+    context: &Arc<Context>,
+    snapshot: &Snapshot,
+    credential: &EphemeralCredential,
+    secret: &str,
+) -> Result<bool, ReconcileError> {
+    let (uid, tampered) = (snapshot.owner.uid.clone(), Reason::Tampered);
+    let first = record(
+        context,
+        snapshot,
+        EventType::Tampered,
+        tampered,
+        move |journal, live, _| {
+            let claim = Some(live.claim.clone());
+            let record = journal.credentials.get(uid.as_str());
+            let first = record.is_some_and(|record| record.tampered != claim);
+            first && journal.edit(&uid, |record| record.tampered = claim).is_some()
+        },
+    )
+    .await?;
+    // Asked of the journal first: a view that is behind is found out by that, and deletes nothing.
+    if first == Recorded::Behind {
+        return Ok(true);
+    }
+    remove(context, snapshot, secret).await?;
+    if first == Recorded::Yes {
+        let note = format!("Secret {secret} was changed by somebody else; it is removed and made anew");
+        let events = &context.events;
+        events.publish(credential, true, tampered, "Heal", &note).await;
+    }
+    Ok(true)
+}
+
+/// Lets go of the live token, whose Secrets are gone.
+async fn release(
+    context: &Arc<Context>,
+    snapshot: &Snapshot,
+    credential: &EphemeralCredential,
+    reason: Reason,
+) -> Result<bool, ReconcileError> {
+    let event = if reason == Reason::Expired {
+        EventType::Expired
+    } else {
+        EventType::Released
+    };
+    let uid = snapshot.owner.uid.clone();
+    let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
+    // One without ids ends by itself, whoever has read it: nobody needs to be asked.
+    let ends_by_itself = live.is_some_and(|live| live.token_ids.is_empty());
+    let read = reason == Reason::Idle && (ends_by_itself || is_read(context, credential).await);
+    let released = record(context, snapshot, event, reason, move |journal, _, now| {
+        // An expired token has no life left to revoke, but its broker may not agree.
+        let released = journal.live_of(&uid).is_some();
+        match reason {
+            Reason::NotPermitted => journal.revoke_all(&uid, now, reason),
+            Reason::Idle => journal.let_go(&uid, read, now),
+            _ => drop(journal.release(&uid, now, reason)),
+        }
+        journal.edit(&uid, |record| record.expired = reason == Reason::Expired);
+        released
+    })
+    .await?;
+    if reason == Reason::NotPermitted {
+        let elsewhere = snapshot.live_scope.as_ref();
+        context.revoke_elsewhere(&snapshot.owner.uid, elsewhere).await;
+    }
+    if released != Recorded::Yes {
+        return Ok(false);
+    }
+    let note = match reason {
+        Reason::Idle if read => "no Pod needs a token after this one, which lives to its end; its Secrets are removed",
+        Reason::Idle => "no Pod uses the token any more: its Secrets are removed, and it is revoked where that can be",
+        Reason::Expired => "the token reached its end without a successor; its Secrets are removed",
+        _ => "the connection does not allow this request any more; its Secrets are removed",
+    };
+    // One that nobody needs has done what it was for: no reason to worry anybody.
+    let warning = reason != Reason::Idle;
+    let events = &context.events;
+    events.publish(credential, warning, reason, "Release", note).await;
+    Ok(true)
 }
 
 /// Whether a Pod has read what its Secrets held: the API server's own word, or else it is taken to be so. They are gone by

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use chrono::TimeDelta;
 use data_encoding::BASE32_NOPAD;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt};
 
 use crate::api::{EphemeralCredential, Reason};
@@ -62,55 +63,26 @@ pub(crate) async fn prepare(
     window: TimeDelta,
 ) -> Result<Prepared, NotPrepared> {
     let owner = Owner::named(&entry.demand.name, entry.demand.uid.to_string());
-    let api: Api<EphemeralCredential> = Api::namespaced(context.cluster.client.clone(), &owner.namespace);
-    let unreachable = |e: crate::cluster::Error| {
-        if e.is_passing() {
-            return NotPrepared::Later(e);
-        }
-        NotPrepared::Problem(
-            Problem::new(Reason::SecretRefused, format!("not asked yet: {}", e.brief())),
-            None,
-        )
-    };
-    let credential = bounded(api.get_opt(&owner.name)).await.map_err(unreachable)?;
-    let credential = credential
-        .filter(|c| c.uid().as_deref() == Some(&owner.uid) && c.metadata.deletion_timestamp.is_none())
-        .ok_or(NotPrepared::Changed)?;
-    let read = async { Ok(context.cluster.namespace(&owner.namespace).await?.map(|n| n.metadata)) };
-    let namespace = context
-        .fresh_namespaces
-        .get(&owner.namespace, read)
-        .await
-        .map_err(unreachable)?
-        .filter(|n| n.deletion_timestamp.is_none())
-        .ok_or(NotPrepared::Changed)?;
-
-    let resolved = context
-        .caches
-        .connections
-        .get(&credential.spec.connection)
-        .ok_or(NotPrepared::Changed)?;
+    let (credential, namespace) = read_anew(context, &owner).await?;
     let connection = &credential.spec.connection;
+    let resolved = context.caches.connections.get(connection);
+    let resolved = resolved.ok_or(NotPrepared::Changed)?;
     let ours = context.caches.connections.still_holds(&context.cluster, connection);
     if !context.fresh_holds.get(connection, ours).await.map_err(unreachable)? {
         return Err(NotPrepared::Changed);
     }
     let desired = desired(&credential, Some(resolved.connection.spec.api), &context.annotations)
         .map_err(|_| NotPrepared::Changed)?;
-    let rules = &resolved.connection.spec.access;
-    if credential.spec.suspend
-        || resolved.connection.spec.suspend
-        || desired.digest != entry.asks
-        || resolved.scope(&desired.service).as_ref() != Some(scope)
-        || access::allowed(
-            rules,
-            &context.cluster.namespace,
-            &owner.namespace,
-            labels(&namespace),
-            &credential.spec,
-        )
-        .is_err()
-    {
+    let allowed = access::allowed(
+        &resolved.connection.spec.access,
+        &context.cluster.namespace,
+        &owner.namespace,
+        labels(&namespace),
+        &credential.spec,
+    );
+    let suspended = credential.spec.suspend || resolved.connection.spec.suspend;
+    let is_as_asked = desired.digest == entry.asks && resolved.scope(&desired.service).as_ref() == Some(scope);
+    if suspended || !is_as_asked || allowed.is_err() {
         return Err(NotPrepared::Changed);
     }
     desired
@@ -119,12 +91,10 @@ pub(crate) async fn prepare(
     let endpoint = resolved.endpoint();
     let usable = resolved.usable.map_err(|_| NotPrepared::Changed)?;
     let records = context.records(&owner.uid).await.map_err(|_| NotPrepared::Changed)?;
-    let proven = records.iter().any(|(_, r)| {
-        let refused = r.failure.as_ref().is_some_and(|f| f.reason == Reason::SecretRefused);
-        !refused
-            && r.live
-                .as_ref()
-                .is_some_and(|l| l.digest.layout == desired.digest.layout)
+    let proven = records.iter().any(|(_, record)| {
+        let refused = record.failure.as_ref().map(|f| f.reason) == Some(Reason::SecretRefused);
+        let live = record.live.as_ref();
+        !refused && live.is_some_and(|live| live.digest.layout == desired.digest.layout)
     });
     if !proven {
         dry_run(context, &owner, &desired, credential.metadata.generation).await?;
@@ -142,6 +112,30 @@ pub(crate) async fn prepare(
         window,
         minimum,
     })
+}
+
+/// The credential and its namespace as they are now, where they are to stay.
+async fn read_anew(context: &Context, owner: &Owner) -> Result<(EphemeralCredential, ObjectMeta), NotPrepared> {
+    let api: Api<EphemeralCredential> = Api::namespaced(context.cluster.client.clone(), &owner.namespace);
+    let credential = bounded(api.get_opt(&owner.name)).await.map_err(unreachable)?;
+    let credential = credential
+        .filter(|c| c.uid().as_deref() == Some(&owner.uid) && c.metadata.deletion_timestamp.is_none())
+        .ok_or(NotPrepared::Changed)?;
+    let read = async { Ok(context.cluster.namespace(&owner.namespace).await?.map(|n| n.metadata)) };
+    let namespace = context.fresh_namespaces.get(&owner.namespace, read).await;
+    let namespace = namespace
+        .map_err(unreachable)?
+        .filter(|n| n.deletion_timestamp.is_none())
+        .ok_or(NotPrepared::Changed)?;
+    Ok((credential, namespace))
+}
+
+fn unreachable(error: crate::cluster::Error) -> NotPrepared {
+    if error.is_passing() {
+        return NotPrepared::Later(error);
+    }
+    let message = format!("not asked yet: {}", error.brief());
+    NotPrepared::Problem(Problem::new(Reason::SecretRefused, message), None)
 }
 
 pub(crate) async fn dry_run(

@@ -25,6 +25,10 @@ use crate::core::{Problem, Time, access};
 /// How far clocks may differ and still count as telling the same time.
 const SAME_CLOCK: TimeDelta = TimeDelta::seconds(2);
 
+/// How long it rests after a write that failed: at first, and at most.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
 /// How publishing ended.
 pub enum Published {
     /// All Secrets are written.
@@ -110,55 +114,67 @@ pub async fn publish(
         source: None,
         secrets: LiteMap::new(),
     };
-    let layouts = desired.secrets.iter().map(|s| (s.name.as_str(), &s.layout));
-    if let Err(problem) = check_outputs(layouts, &answer.outputs) {
-        return Published::No(problem);
+    let laid_out = match lay_out(desired, answer, &mut live) {
+        Ok(laid_out) => laid_out,
+        Err(problem) => return Published::No(problem),
+    };
+    let mut publication = Publication {
+        context,
+        journal,
+        owner,
+        claim,
+        answer,
+        live: &live,
+        noted: false,
+        wait: FIRST_WAIT,
+    };
+    let mut stamped = Vec::new();
+    for (secret, size) in laid_out {
+        let ready = Ready {
+            desired: secret,
+            metadata: metadata(context, owner, secret, &live),
+            size,
+        };
+        match publication.write(&ready).await {
+            Ok(stamp) => stamped.extend(stamp),
+            Err(stopped) => return stopped,
+        }
     }
-    let mut rendered = Vec::new();
+    for (name, version, metadata) in stamped {
+        if let Some(written) = live.secrets.get_mut(&name) {
+            written.stamp(version, metadata);
+        }
+    }
+    Published::Yes(Box::new(live))
+}
+
+/// Renders all Secrets once, and notes in `live` what they hold; returns how long each is. What was rendered is not kept:
+/// each write renders anew, when it has room for that.
+fn lay_out<'a>(
+    desired: &'a Desired,
+    answer: &Answer,
+    live: &mut ActiveToken,
+) -> Result<Vec<(&'a DesiredSecret, usize)>, Problem> {
+    let layouts = desired.secrets.iter().map(|s| (s.name.as_str(), &s.layout));
+    check_outputs(layouts, &answer.outputs)?;
+    let mut laid_out = Vec::new();
     let mut room = MOST_RENDERED;
     for secret in &desired.secrets {
-        let data = match render(
-            &secret.name,
-            secret.type_,
-            &secret.layout,
-            &answer.outputs,
-            ends_at,
-            room,
-        ) {
-            Ok(data) => data,
-            Err(problem) => return Published::No(problem),
-        };
+        let DesiredSecret {
+            name, type_, layout, ..
+        } = secret;
+        let data = render(name, *type_, layout, &answer.outputs, live.ends_at, room)?;
         room = room.saturating_sub(size(&data));
+        let values = data.iter().map(|(key, value)| (key.as_str(), value.as_slice()));
         let written = Written {
             keys: data.keys().cloned().collect(),
-            fingerprint: fingerprint(&claim.id, data.iter().map(|(k, v)| (k.as_str(), v.as_slice()))),
+            fingerprint: fingerprint(&live.claim, values),
             ..Written::default()
         };
-        live.secrets.insert(secret.name.clone(), written);
-        // Not kept: each write renders anew, when it has room for that.
-        rendered.push((secret, size(&data)));
+        live.secrets.insert(name.clone(), written);
+        laid_out.push((secret, size(&data)));
     }
-    let ready = rendered.into_iter().map(|(secret, size)| Ready {
-        desired: secret,
-        metadata: metadata(context, owner, secret, &live),
-        size,
-    });
-    let minted = Minted {
-        issued_at,
-        ends_at,
-        token_ids: answer.token_ids.clone(),
-    };
-    match write_all(context, journal, owner, claim, answer, &minted, &live, ready.collect()).await {
-        Ok(stamped) => {
-            for (name, version, metadata) in stamped {
-                if let Some(written) = live.secrets.get_mut(&name) {
-                    written.stamp(version, metadata);
-                }
-            }
-            Published::Yes(Box::new(live))
-        }
-        Err(stopped) => stopped,
-    }
+    Ok(laid_out)
 }
 
 /// How a Secret of `live` is dressed.
@@ -176,102 +192,117 @@ pub fn metadata(context: &Context, owner: &Owner, secret: &DesiredSecret, live: 
 /// A Secret that is exactly as it was written: its name, its version and the digest of its metadata.
 type Stamped = (String, String, String);
 
-#[expect(clippy::too_many_arguments, reason = "all of them are facts about one mint")]
-async fn write_all(
-    context: &Context,
-    journal: &ScopeJournal,
-    owner: &Owner,
-    claim: &Claim,
-    answer: &Answer,
-    minted: &Minted,
-    live: &ActiveToken,
-    secrets: Vec<Ready<'_>>,
-) -> Result<Vec<Stamped>, Published> {
-    let mut stamped = Vec::new();
-    let mut wait = Duration::from_millis(250);
-    let mut noted = false;
-    for secret in secrets {
+/// The Secrets of one mint, while they are written.
+struct Publication<'a> {
+    context: &'a Context,
+    journal: &'a ScopeJournal,
+    owner: &'a Owner,
+    claim: &'a Claim,
+    answer: &'a Answer,
+    live: &'a ActiveToken,
+    /// Whether the journal has the ids of what was minted.
+    noted: bool,
+    /// How long it rests before it writes again.
+    wait: Duration,
+}
+
+impl Publication<'_> {
+    /// Writes one of them, as often as it takes.
+    async fn write(&mut self, secret: &Ready<'_>) -> Result<Option<Stamped>, Published> {
+        let context = self.context;
         loop {
             // A task that comes late, or again, might overwrite what a successor wrote: the claim is asked.
-            let late = !context.leading() || context.now() >= claim.answered_by();
-            if late || noted {
-                match is_closed(journal, owner, claim).await {
+            if self.noted || !context.leading() || context.now() >= self.claim.answered_by() {
+                match is_closed(self.journal, self.owner, self.claim).await {
                     Some(false) => {}
                     // Unread, nobody can have closed it either; the token may end meanwhile.
-                    None if context.now() < minted.ends_at => {
-                        tokio::time::sleep(wait).await;
+                    None if context.now() < self.live.ends_at => {
+                        tokio::time::sleep(self.wait).await;
                         continue;
                     }
                     Some(true) | None => return Err(Published::Dropped),
                 }
             }
-            let at = ObjectName::new(owner.namespace.as_str(), secret.metadata.name.as_str());
-            let known = Write {
-                live: Some(live),
-                absent: context.caches.is_absent(&at),
+            let problem = match self.try_write(secret).await? {
+                Ok(stamp) => return Ok(stamp),
+                Err(problem) => problem,
             };
-            let write = async {
-                let _room = context.rendering.room_for(secret.size).await;
-                let data = secret.render(answer, live.ends_at).map_err(Published::No)?;
-                let cluster = &context.cluster;
-                Ok(cluster
-                    .write_secret(owner, &secret.metadata, &data, &context.seal, known)
-                    .await)
-            };
-            let problem = match write.await? {
-                Ok(seen) => {
-                    if let (true, Some(version)) = (seen.is_settled(), seen.version()) {
-                        let metadata = metadata_digest(&context.seal.id(), &secret.metadata.own);
-                        stamped.push((secret.metadata.name.clone(), version.to_owned(), metadata));
-                    }
-                    let look =
-                        CachedInspection::new(seen, Some(live), Some(&secret.metadata.own), Some(Instant::now()));
-                    let mut looks = context.caches.inspection_cache.lock();
-                    looks
-                        .entry(owner.uid.clone())
-                        .or_default()
-                        .insert(secret.metadata.name.clone(), look);
-                    break;
-                }
-                Err(WriteError::NotOurs) => Problem::new(
-                    Reason::SecretConflict,
-                    format!(
-                        "Secret {} came to be somebody else's; the new token cannot be written",
-                        secret.metadata.name
-                    ),
-                ),
-                Err(WriteError::Api(error)) => Problem::new(
-                    Reason::SecretRefused,
-                    format!(
-                        "a token was made, but Secret {} cannot be written: {}",
-                        secret.metadata.name,
-                        why(context, owner, &secret, &error).await
-                    ),
-                ),
-            };
-            if !noted {
-                // The ids first: whatever becomes of this process, they can be revoked.
-                let (uid, id, minted) = (owner.uid.clone(), claim.id.clone(), minted.clone());
-                noted = journal
-                    .commit(move |j, now| j.minted(&uid, &id, &minted, now))
-                    .await
-                    .is_ok();
+            if !self.noted {
+                self.noted = self.note().await;
             }
-            if context.now() >= minted.ends_at {
+            if context.now() >= self.live.ends_at {
                 return Err(Published::No(problem));
             }
-            if is_gone(context, owner).await {
+            if is_gone(context, self.owner).await {
                 return Err(Published::Dropped);
             }
-            if let Some(blocked) = is_forbidden(context, owner).await {
+            if let Some(blocked) = is_forbidden(context, self.owner).await {
                 return Err(Published::No(blocked));
             }
-            notify(context, owner, problem);
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_secs(15));
+            notify(context, self.owner, problem);
+            tokio::time::sleep(self.wait).await;
+            self.wait = (self.wait * 2).min(LONGEST_WAIT);
         }
     }
-    Ok(stamped)
+
+    /// Writes it once. What keeps it from that may pass.
+    async fn try_write(&self, secret: &Ready<'_>) -> Result<Result<Option<Stamped>, Problem>, Published> {
+        let (context, name) = (self.context, &secret.metadata.name);
+        let at = ObjectName::new(self.owner.namespace.as_str(), name.as_str());
+        let known = Write {
+            live: Some(self.live),
+            absent: context.caches.is_absent(&at),
+        };
+        let written = {
+            let _room = context.rendering.room_for(secret.size).await;
+            let data = secret.render(self.answer, self.live.ends_at).map_err(Published::No)?;
+            let (cluster, metadata) = (&context.cluster, &secret.metadata);
+            cluster
+                .write_secret(self.owner, metadata, &data, &context.seal, known)
+                .await
+        };
+        let seen = match written {
+            Ok(seen) => seen,
+            Err(WriteError::NotOurs) => {
+                return Ok(Err(Problem::new(
+                    Reason::SecretConflict,
+                    format!("Secret {name} came to be somebody else's; the new token cannot be written"),
+                )));
+            }
+            Err(WriteError::Api(error)) => {
+                let why = why(context, self.owner, secret, &error).await;
+                return Ok(Err(Problem::new(
+                    Reason::SecretRefused,
+                    format!("a token was made, but Secret {name} cannot be written: {why}"),
+                )));
+            }
+        };
+        let own = &secret.metadata.own;
+        let version = seen.version().filter(|_| seen.is_settled());
+        let stamp = version.map(|version| {
+            let metadata = metadata_digest(&context.seal.id(), own);
+            (name.clone(), version.to_owned(), metadata)
+        });
+        let look = CachedInspection::new(seen, Some(self.live), Some(own), Some(Instant::now()));
+        let mut looks = context.caches.inspection_cache.lock();
+        looks
+            .entry(self.owner.uid.clone())
+            .or_default()
+            .insert(name.clone(), look);
+        Ok(Ok(stamp))
+    }
+
+    /// Has the journal remember the ids: whatever becomes of this process, they can be revoked.
+    async fn note(&self) -> bool {
+        let (uid, id) = (self.owner.uid.clone(), self.claim.id.clone());
+        let minted = Minted {
+            issued_at: self.live.issued_at,
+            ends_at: self.live.ends_at,
+            token_ids: self.answer.token_ids.clone(),
+        };
+        let noted = self.journal.commit(move |j, now| j.minted(&uid, &id, &minted, now));
+        noted.await.is_ok()
+    }
 }
 
 /// What the API server says of the same Secret without its values: those words can be shown.

@@ -21,24 +21,7 @@ pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option
         return None;
     }
     let Some(live) = live else {
-        if rebuildable(o, now) {
-            plan.actions.push(Action::Rebuild);
-            return None;
-        }
-        let known = o.record.as_ref().map_or(0, |r| r.revision);
-        let later = |state: &SecretState| match state {
-            SecretState::Ours { seal: Some(seal), .. } if seal.live.revision > known && seal.live.ends_at > now => {
-                Some(seal.live.claim.clone())
-            }
-            _ => None,
-        };
-        plan.actions.extend(deletes(o, |state| later(state).is_none()));
-        plan.actions.extend(o.secrets.iter().filter_map(|(name, state)| {
-            Some(Action::DeleteUnknown {
-                secret: name.clone(),
-                claim: later(state)?,
-            })
-        }));
+        cleanup_without_token(o, now, plan);
         return None;
     };
     let expired = live.ends_at <= now;
@@ -87,6 +70,27 @@ pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option
     }
     plan.wake_at(live.ends_at);
     Some(live)
+}
+
+fn cleanup_without_token(o: &Observed, now: Time, plan: &mut Plan) {
+    if rebuildable(o, now) {
+        plan.actions.push(Action::Rebuild);
+        return;
+    }
+    let known = o.record.as_ref().map_or(0, |r| r.revision);
+    let later = |state: &SecretState| match state {
+        SecretState::Ours { seal: Some(seal), .. } if seal.live.revision > known && seal.live.ends_at > now => {
+            Some(seal.live.claim.clone())
+        }
+        _ => None,
+    };
+    plan.actions.extend(deletes(o, |state| later(state).is_none()));
+    plan.actions.extend(o.secrets.iter().filter_map(|(name, state)| {
+        Some(Action::DeleteUnknown {
+            secret: name.clone(),
+            claim: later(state)?,
+        })
+    }));
 }
 
 /// Nobody needs it longer than it has its runway: whoever comes finds a new one. Nor, where nobody asks for another, if it
