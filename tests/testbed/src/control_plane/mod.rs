@@ -20,6 +20,7 @@ pub use self::options::Options;
 
 use self::files::Files;
 use crate::binaries::{Binaries, Tool};
+use crate::pki::Authority;
 use crate::ports::free_port;
 use crate::process::Process;
 
@@ -174,6 +175,11 @@ impl ControlPlane {
     #[must_use]
     pub fn ca_pem(&self) -> String {
         self.files.ca_pem()
+    }
+
+    /// That authority itself, for whoever stands between the API server and a client.
+    pub(crate) fn authority(&self) -> &Authority {
+        self.files.authority()
     }
 
     /// kubectl as administrator; the caller adds arguments.

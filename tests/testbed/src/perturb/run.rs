@@ -1,0 +1,364 @@
+//! One run: a scenario, one thing that goes wrong or nothing, and what is there in the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::gate::{Armed, Fault, Target};
+use super::lab::{Install, Scene};
+use super::scenario::{Kill, LIMIT, Scenario, WINDOW};
+use super::state::Found;
+use crate::chittyconnect::Scope;
+use crate::process::Process;
+
+/// How long nothing is written by one that has come to rest.
+const REST: Duration = Duration::from_millis(500);
+/// The same, where nobody knows yet what it comes to: acknowledgements take a second.
+const LONG_REST: Duration = Duration::from_millis(2500);
+/// How long it may take to come to the end that it comes to when nothing goes wrong.
+const CONVERGES_WITHIN: Duration = Duration::from_secs(75);
+
+/// What goes wrong.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Perturbation {
+    pub target: Target,
+    pub fault: Fault,
+    pub kill: Kill,
+}
+
+/// What a run without faults came to.
+#[derive(Clone, Debug)]
+pub struct Baseline {
+    pub end: Value,
+    pub targets: Vec<Target>,
+    posts: usize,
+    events: BTreeMap<(String, String), usize>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Whether what was to go wrong did: its call may never have been made.
+    pub perturbed: bool,
+    /// What must not be.
+    pub violations: Vec<String>,
+    /// Mutating calls.
+    pub calls: usize,
+    /// For whoever looks into it.
+    pub report: String,
+}
+
+type Processes = Arc<Mutex<Option<Process>>>;
+
+fn start(scene: &Scene, processes: &Processes) -> anyhow::Result<()> {
+    let process = scene.spawn("one", &[])?;
+    *processes.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+    Ok(())
+}
+
+fn stop(processes: &Processes) {
+    let process = processes.lock().unwrap_or_else(PoisonError::into_inner).take();
+    drop(process);
+}
+
+/// Runs a scenario without faults.
+pub async fn baseline(install: &Arc<Install>, scenario: Scenario) -> anyhow::Result<Baseline> {
+    let scene = Arc::new(install.scene(scenario.broker()?).await?);
+    let processes = begin(&scene, scenario, None).await?;
+    let began = Instant::now();
+    let at_rest = || scene.gate.quiet_for().is_some_and(|quiet| quiet > LONG_REST);
+    loop {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let undelivered = |found: &Found| found.end["journal"]["undelivered"] != 0;
+        if at_rest() && !scene.gate.calls().is_empty() && !undelivered(&Found::look(&scene).await?) {
+            break;
+        }
+        anyhow::ensure!(began.elapsed() < CONVERGES_WITHIN, "{scenario} does not come to rest:\n{}", scene.logged());
+    }
+    let found = Found::look(&scene).await?;
+    let calls = scene.gate.calls();
+    stop(&processes);
+    let events = events(&scene);
+    let mut targets: Vec<Target> = calls.into_iter().map(|call| call.target).collect();
+    // It is renewed for ever.
+    targets.retain(|target| !target.call.contains("leases") || target.nth <= 2);
+    Ok(Baseline {
+        end: found.end,
+        targets,
+        posts: scene.broker.ledger().posts(),
+        events: events.counts,
+    })
+}
+
+/// Sets the scene, and begins what is perturbed.
+async fn begin(scene: &Arc<Scene>, scenario: Scenario, armed: Option<Armed>) -> anyhow::Result<Processes> {
+    let processes = Processes::default();
+    if scenario.begins_running() {
+        start(scene, &processes)?;
+        scenario.set(scene).await?;
+        scene
+            .until("it to come to rest", async || {
+                let quiet = scene.gate.quiet_for();
+                Ok(quiet.is_some_and(|quiet| quiet > LONG_REST / 2))
+            })
+            .await?;
+        scene.gate.begin(armed);
+        scenario.act(scene).await?;
+    } else {
+        scenario.set(scene).await?;
+        scene.gate.begin(armed);
+        start(scene, &processes)?;
+    }
+    Ok(processes)
+}
+
+/// Runs a scenario in which one thing goes wrong.
+pub async fn perturbed(
+    install: &Arc<Install>,
+    scenario: Scenario,
+    what: &Perturbation,
+    baseline: &Baseline,
+) -> anyhow::Result<Outcome> {
+    let scene = Arc::new(install.scene(scenario.broker()?).await?);
+    let (kill, to_kill) = oneshot::channel::<oneshot::Sender<()>>();
+    let armed = Armed {
+        target: what.target.clone(),
+        fault: what.fault,
+        kill: (what.kill != Kill::No).then_some(kill),
+    };
+    let processes = begin(&scene, scenario, Some(armed)).await?;
+    let killer = tokio::spawn({
+        let (scene, processes) = (Arc::clone(&scene), Arc::clone(&processes));
+        async move {
+            let Ok(done) = to_kill.await else { return Ok(()) };
+            tokio::task::block_in_place(|| stop(&processes));
+            let _ = done.send(());
+            start(&scene, &processes)
+        }
+    });
+    let began = Instant::now();
+    let mut outcome = Outcome::default();
+    let found = loop {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let quiet = scene.gate.quiet_for().is_some_and(|quiet| quiet > REST);
+        let late = began.elapsed() > CONVERGES_WITHIN;
+        if !quiet && !late {
+            continue;
+        }
+        let found = Found::look(&scene).await?;
+        let same = found.end == baseline.end;
+        let never = same && scene.gate.quiet_for().is_some_and(|quiet| quiet > LONG_REST);
+        if same && quiet && (scene.gate.is_spent() || never) {
+            break found;
+        }
+        if late {
+            outcome.violations.push(if quiet {
+                format!("it came to rest elsewhere:\n{}", difference(&baseline.end, &found.end))
+            } else {
+                "it does not come to rest".to_owned()
+            });
+            break found;
+        }
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    };
+    outcome.perturbed = scene.gate.is_spent();
+    scene.gate.disarm();
+    if outcome.perturbed {
+        killer.await??;
+    } else {
+        killer.abort();
+    }
+    tokio::task::block_in_place(|| stop(&processes));
+    outcome.calls = scene.gate.calls().len();
+    outcome.violations.extend(judge(&scene, scenario, what, baseline, &found));
+    if !outcome.violations.is_empty() {
+        outcome.report = report(&scene, scenario, what, &outcome.violations);
+    }
+    Ok(outcome)
+}
+
+/// The events that ChittyChronicle has.
+struct Events {
+    /// How many there are of each type and reason, repeats left out.
+    counts: BTreeMap<(String, String), usize>,
+    /// How many outcomes are told of each request.
+    outcomes: BTreeMap<String, usize>,
+    problems: Vec<String>,
+}
+
+fn events(scene: &Scene) -> Events {
+    let mut known: BTreeMap<String, Value> = BTreeMap::new();
+    let mut last: BTreeMap<String, u64> = BTreeMap::new();
+    let mut events = Events {
+        counts: BTreeMap::new(),
+        outcomes: BTreeMap::new(),
+        problems: Vec::new(),
+    };
+    for entry in scene.chronicle.entries() {
+        let text = |field: &str| entry.data[field].as_str().unwrap_or_default().to_owned();
+        let id = text("id");
+        if let Some(before) = known.get(&id) {
+            if *before != entry.data {
+                events.problems.push(format!("two events have the id {id}"));
+            }
+            continue;
+        }
+        known.insert(id.clone(), entry.data.clone());
+        let seq = entry.data["seq"].as_u64().unwrap_or_default();
+        let before = last.insert(text("uid"), seq);
+        if before.is_some_and(|before| before >= seq) {
+            events.problems.push(format!("event {id} came out of order: {seq} after {before:?}"));
+        }
+        let kind = entry.event_type.trim_start_matches("credential.").to_owned();
+        let of_a_token = entry.data["tokenIds"].as_array().is_some_and(|ids| !ids.is_empty());
+        let is_outcome = match kind.as_str() {
+            "provisioned" | "rotated" | "denied" | "rate_limited" | "outcome_unknown" => true,
+            // A failed revocation is told by the same name.
+            "failed" => !of_a_token,
+            _ => false,
+        };
+        if is_outcome {
+            *events.outcomes.entry(text("runId")).or_default() += 1;
+        }
+        *events.counts.entry((kind, text("reason"))).or_default() += 1;
+    }
+    events
+}
+
+/// Holds what happened against what must always be.
+fn judge(scene: &Scene, scenario: Scenario, what: &Perturbation, baseline: &Baseline, found: &Found) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let ledger = scene.broker.ledger();
+    let events = events(scene);
+    wrong.extend(events.problems.iter().cloned());
+
+    // Every request is told of, once.
+    for (request, told) in &events.outcomes {
+        if *told > 1 {
+            wrong.push(format!("request {request} has {told} outcomes"));
+        }
+    }
+    let asked: Vec<&str> = ledger.posts.iter().filter_map(|post| post.run_id.as_deref()).collect();
+    for request in &asked {
+        if !events.outcomes.contains_key(*request) {
+            wrong.push(format!("nothing is told of request {request}"));
+        }
+    }
+    let distinct: BTreeSet<&str> = asked.iter().copied().collect();
+    if distinct.len() < asked.len() {
+        wrong.push("a request was repeated".to_owned());
+    }
+    let mut unknown = 0;
+    let mut failed = 0;
+    for ((kind, reason), told) in &events.counts {
+        let usual = baseline.events.get(&(kind.clone(), reason.clone())).copied().unwrap_or(0);
+        let more = told.saturating_sub(usual);
+        match kind.as_str() {
+            "outcome_unknown" => unknown += more,
+            "failed" | "rate_limited" | "denied" => failed += more,
+            // Of a token that nobody was told of.
+            "revoked" => {}
+            _ if more > 0 => wrong.push(format!("{more} events more than usual tell of {kind} ({reason})")),
+            _ => {}
+        }
+    }
+    for ((kind, reason), usual) in &baseline.events {
+        let told = events.counts.get(&(kind.clone(), reason.clone())).copied().unwrap_or(0);
+        if told < *usual {
+            wrong.push(format!("{told} events tell of {kind} ({reason}), and {usual} should"));
+        }
+    }
+
+    // No more requests than usual, but for those whose failure is told.
+    let more = ledger.posts().saturating_sub(baseline.posts);
+    if more > unknown + failed {
+        wrong.push(format!("{} requests instead of {}", ledger.posts(), baseline.posts));
+    }
+    let of_connect = what.target.call.starts_with("connect ");
+    if what.kill == Kill::No && !of_connect && (more > 0 || unknown > 0 || failed > 0) {
+        wrong.push(format!(
+            "ChittyConnect was not disturbed, and yet {more} requests are too many, {unknown} unknown, {failed} failed"
+        ));
+    }
+    let densest = ledger.max_posts_in_any_window(WINDOW, Scope::Service);
+    if densest > LIMIT as usize {
+        wrong.push(format!("{densest} requests in a window"));
+    }
+
+    // Whatever lives is in a Secret, or owed a revocation, or nobody was told of it.
+    if scenario.revocable() {
+        let live = ledger.live_tokens(scene.broker.now());
+        let lost = live.iter().filter(|mint| {
+            let held = mint.secrets.values().any(|token| found.held.contains(token));
+            let owed = mint.token_id.as_ref().is_some_and(|id| found.owed.contains(id));
+            !held && !owed
+        });
+        let lost = lost.count();
+        if lost > unknown {
+            wrong.push(format!("{lost} live tokens are in no Secret and are not owed a revocation"));
+        }
+    }
+
+    let log = scene.logged();
+    for secret in ledger.secret_values() {
+        let places = [("the log", &log), ("objects or Events", &found.text)];
+        let shown = places.iter().filter(|(_, text)| text.contains(&secret));
+        wrong.extend(shown.map(|(place, _)| format!("a token is in {place}")));
+        if scene.chronicle.entries().iter().any(|e| e.data.to_string().contains(&secret)) {
+            wrong.push("a token is in the audit log".to_owned());
+        }
+    }
+    if log.contains("panicked at") {
+        wrong.push("something panicked".to_owned());
+    }
+    wrong
+}
+
+/// Where two values differ.
+fn difference(wanted: &Value, is: &Value) -> String {
+    let mut lines = String::new();
+    compare("", wanted, is, &mut lines);
+    lines
+}
+
+fn compare(at: &str, wanted: &Value, is: &Value, lines: &mut String) {
+    if wanted == is {
+        return;
+    }
+    if let (Value::Object(wanted), Value::Object(is)) = (wanted, is) {
+        let keys: BTreeSet<&String> = wanted.keys().chain(is.keys()).collect();
+        for key in keys {
+            let of = |map: &serde_json::Map<String, Value>| map.get(key).cloned().unwrap_or_default();
+            compare(&format!("{at}/{key}"), &of(wanted), &of(is), lines);
+        }
+    } else {
+        let _ = writeln!(lines, "  {at}: {is} instead of {wanted}");
+    }
+}
+
+/// All there is to know of a run.
+fn report(scene: &Scene, scenario: Scenario, what: &Perturbation, wrong: &[String]) -> String {
+    let mut text = format!("{scenario}: {} {} {}\n", what.target, what.fault, what.kill);
+    for line in wrong {
+        let _ = writeln!(text, "- {line}");
+    }
+    text.push_str("\ncalls:\n");
+    let calls = scene.gate.calls();
+    let first = calls.first().map(|call| call.at);
+    for call in &calls {
+        let at = first.map_or(0, |first| (call.at - first).as_millis());
+        let fault = call.fault.map(|fault| format!(" <- {fault}")).unwrap_or_default();
+        let _ = writeln!(text, "{at:>6} {} {}{fault}", call.target, call.status.unwrap_or(0));
+    }
+    let _ = writeln!(text, "\nrequests: {:#?}", scene.broker.ledger().posts);
+    for entry in scene.chronicle.entries() {
+        let _ = writeln!(text, "{} {}", entry.event_type, entry.data);
+    }
+    text.push_str("\nlog:\n");
+    text.push_str(&scene.logged());
+    text
+}

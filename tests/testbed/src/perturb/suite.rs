@@ -1,0 +1,307 @@
+//! Many runs: which, several at once, and what they came to.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::gate::{Fault, Target};
+use super::lab::{Install, Lab};
+use super::run::{Baseline, Outcome, Perturbation, baseline, perturbed};
+use super::scenario::{Kill, Scenario};
+
+/// Which runs there are.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub scenarios: Vec<Scenario>,
+    pub faults: Vec<Fault>,
+    pub kills: Vec<Kill>,
+    /// Only calls that contain one of these; all where there is none.
+    pub calls: Vec<String>,
+    /// Only every so manieth run.
+    pub every: usize,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            scenarios: Scenario::ALL.to_vec(),
+            faults: Fault::ALL.to_vec(),
+            kills: vec![Kill::No, Kill::Restart],
+            calls: Vec::new(),
+            every: 1,
+        }
+    }
+}
+
+impl Plan {
+    fn takes(&self, target: &Target) -> bool {
+        self.calls.is_empty() || self.calls.iter().any(|call| target.to_string().contains(call))
+    }
+
+    /// What goes wrong in the runs of a scenario.
+    fn perturbations(&self, scenario: Scenario, baseline: &Baseline) -> Vec<Perturbation> {
+        let mut all = Vec::new();
+        for target in baseline.targets.iter().filter(|target| self.takes(target)) {
+            for fault in &self.faults {
+                for kill in self.kills.iter().filter(|kill| scenario.kills().contains(kill)) {
+                    all.push(Perturbation {
+                        target: target.clone(),
+                        fault: *fault,
+                        kill: *kill,
+                    });
+                }
+            }
+        }
+        all.into_iter().step_by(self.every.max(1)).collect()
+    }
+}
+
+/// What runs came to.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    pub scenarios: BTreeMap<Scenario, Row>,
+}
+
+/// What the runs of a scenario came to.
+#[derive(Clone, Debug, Default)]
+pub struct Row {
+    /// Mutating calls of the run without faults.
+    pub calls: usize,
+    pub runs: usize,
+    /// Runs in which what was to go wrong did.
+    pub perturbed: usize,
+    /// Mutating calls of all runs.
+    pub made: usize,
+    /// What was found, by the run.
+    pub violations: Vec<(String, Vec<String>)>,
+    /// Calls that were made in no run again.
+    pub missed: BTreeSet<String>,
+}
+
+impl Totals {
+    #[must_use]
+    pub fn sum(&self, of: impl Fn(&Row) -> usize) -> usize {
+        self.scenarios.values().map(of).sum()
+    }
+
+    /// All violations, by the run.
+    #[must_use]
+    pub fn violations(&self) -> Vec<&(String, Vec<String>)> {
+        self.scenarios.values().flat_map(|row| &row.violations).collect()
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = |f: &mut fmt::Formatter<'_>, name: &str, numbers: [usize; 6]| {
+            let [calls, runs, perturbed, missed, made, wrong] = numbers;
+            writeln!(
+                f,
+                "{name:<14}{calls:>8}{runs:>8}{perturbed:>11}{missed:>8}{made:>12}{wrong:>12}"
+            )
+        };
+        writeln!(
+            f,
+            "{:<14}{:>8}{:>8}{:>11}{:>8}{:>12}{:>12}",
+            "scenario", "calls", "runs", "perturbed", "missed", "calls made", "violations"
+        )?;
+        let numbers = |row: &Row| {
+            let wrong = row.violations.len();
+            [row.calls, row.runs, row.perturbed, row.runs - row.perturbed, row.made, wrong]
+        };
+        let mut sum = [0; 6];
+        for (scenario, row) in &self.scenarios {
+            let row = numbers(row);
+            line(f, &scenario.to_string(), row)?;
+            sum.iter_mut().zip(row).for_each(|(sum, n)| *sum += n);
+        }
+        line(f, "all", sum)
+    }
+}
+
+/// Several installations that runs are spread over.
+pub struct Suite {
+    installs: Vec<Arc<Install>>,
+    /// What ran before, and where what runs is noted.
+    journal: Option<Journal>,
+    /// Where reports of violations go.
+    reports: Option<PathBuf>,
+}
+
+struct Journal {
+    done: BTreeMap<String, Value>,
+    file: Mutex<File>,
+}
+
+/// What a run is known by.
+fn key(scenario: Scenario, what: &Perturbation) -> String {
+    format!("{scenario} | {} | {} | {}", what.target, what.fault, what.kill)
+}
+
+impl Suite {
+    /// With so many runs at once.
+    pub async fn start(program: &Path, at_once: usize) -> anyhow::Result<Self> {
+        let lab = Lab::start(program).await?;
+        let mut installs = Vec::new();
+        for n in 0..at_once {
+            installs.push(lab.install(n).await?);
+        }
+        Ok(Self {
+            installs,
+            journal: None,
+            reports: None,
+        })
+    }
+
+    /// Goes on where `file` ends, and notes there what runs.
+    pub fn resuming(mut self, file: &Path) -> anyhow::Result<Self> {
+        let known = fs::read_to_string(file).unwrap_or_default();
+        let lines = known.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let done = lines.filter_map(|line| Some((line["run"].as_str()?.to_owned(), line)));
+        self.journal = Some(Journal {
+            done: done.collect(),
+            file: Mutex::new(OpenOptions::new().create(true).append(true).open(file)?),
+        });
+        Ok(self)
+    }
+
+    /// Writes reports of violations there.
+    pub fn reporting(mut self, dir: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(dir)?;
+        self.reports = Some(dir.to_owned());
+        Ok(self)
+    }
+
+    /// Runs everything; `told` learns how far it is.
+    pub async fn run(&self, plan: &Plan, told: impl Fn(&Progress) + Sync) -> anyhow::Result<Totals> {
+        let began = Instant::now();
+        let progress = Mutex::new(Progress::default());
+        let tell = |change: &dyn Fn(&mut Progress)| {
+            let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut progress);
+            progress.took = began.elapsed();
+            told(&progress);
+        };
+        let baselines = self.baselines(plan, &tell).await?;
+        let mut queue: VecDeque<(Scenario, Perturbation)> = VecDeque::new();
+        for scenario in &plan.scenarios {
+            let all = plan.perturbations(*scenario, &baselines[scenario]);
+            queue.extend(all.into_iter().map(|what| (*scenario, what)));
+        }
+        tell(&|p| p.runs = queue.len());
+        let queue = Mutex::new(queue);
+        let totals = Mutex::new(Totals::default());
+        for (scenario, baseline) in &baselines {
+            let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
+            totals.scenarios.entry(*scenario).or_default().calls = baseline.targets.len();
+        }
+        let work = self.installs.iter().map(|install| async {
+            loop {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some((scenario, what)) = next else { return anyhow::Ok(()) };
+                let outcome = match self.remembered(scenario, &what) {
+                    Some(outcome) => outcome,
+                    None => self.one(install, scenario, &what, &baselines[&scenario]).await?,
+                };
+                let mut all = totals.lock().unwrap_or_else(PoisonError::into_inner);
+                let row = all.scenarios.entry(scenario).or_default();
+                row.runs += 1;
+                row.perturbed += usize::from(outcome.perturbed);
+                row.made += outcome.calls;
+                if !outcome.perturbed {
+                    row.missed.insert(what.target.to_string());
+                }
+                let wrong = !outcome.violations.is_empty();
+                if wrong {
+                    row.violations.push((key(scenario, &what), outcome.violations));
+                }
+                drop(all);
+                tell(&|p| {
+                    p.done += 1;
+                    p.violations += usize::from(wrong);
+                });
+            }
+        });
+        futures_util::future::try_join_all(work).await?;
+        Ok(totals.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs each scenario without faults.
+    pub async fn learn(&self, plan: &Plan) -> anyhow::Result<BTreeMap<Scenario, Baseline>> {
+        self.baselines(plan, &|_| {}).await
+    }
+
+    async fn baselines(
+        &self,
+        plan: &Plan,
+        tell: &(impl Fn(&dyn Fn(&mut Progress)) + Sync),
+    ) -> anyhow::Result<BTreeMap<Scenario, Baseline>> {
+        let queue: Mutex<VecDeque<Scenario>> = Mutex::new(plan.scenarios.iter().copied().collect());
+        let found = Mutex::new(BTreeMap::new());
+        let work = self.installs.iter().map(|install| async {
+            loop {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some(scenario) = next else { return anyhow::Ok(()) };
+                let baseline = baseline(install, scenario).await?;
+                found.lock().unwrap_or_else(PoisonError::into_inner).insert(scenario, baseline);
+                tell(&|p| p.scenarios += 1);
+            }
+        });
+        futures_util::future::try_join_all(work).await?;
+        Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn remembered(&self, scenario: Scenario, what: &Perturbation) -> Option<Outcome> {
+        let line = self.journal.as_ref()?.done.get(&key(scenario, what))?;
+        let violations: Vec<String> = serde_json::from_value(line["violations"].clone()).ok()?;
+        // Whatever was found is tried again.
+        violations.is_empty().then(|| Outcome {
+            perturbed: line["perturbed"] == true,
+            calls: line["calls"].as_u64().and_then(|n| n.try_into().ok()).unwrap_or(0),
+            ..Outcome::default()
+        })
+    }
+
+    async fn one(
+        &self,
+        install: &Arc<Install>,
+        scenario: Scenario,
+        what: &Perturbation,
+        baseline: &Baseline,
+    ) -> anyhow::Result<Outcome> {
+        let began = Instant::now();
+        let outcome = perturbed(install, scenario, what, baseline).await?;
+        let key = key(scenario, what);
+        if let Some(journal) = &self.journal {
+            let line = json!({
+                "run": key, "perturbed": outcome.perturbed, "calls": outcome.calls,
+                "violations": outcome.violations, "ms": u64::try_from(began.elapsed().as_millis())?,
+            });
+            let mut file = journal.file.lock().unwrap_or_else(PoisonError::into_inner);
+            writeln!(file, "{line}")?;
+        }
+        if let (Some(dir), false) = (&self.reports, outcome.violations.is_empty()) {
+            let name: String = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+            fs::write(dir.join(format!("{name}.txt")), &outcome.report)?;
+        }
+        Ok(outcome)
+    }
+}
+
+/// How far it is.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Scenarios that were run without faults.
+    pub scenarios: usize,
+    /// All runs there will be; 0 while that is not known.
+    pub runs: usize,
+    pub done: usize,
+    pub violations: usize,
+    pub took: Duration,
+}
