@@ -15,6 +15,7 @@ mod layouts;
 mod lifecycle;
 mod network;
 mod outages;
+mod perturb;
 mod prometheus;
 mod provision;
 mod records;

@@ -16,6 +16,7 @@ use crate::controller::state::context::Context;
 use crate::core::audit::AuditEvent;
 use crate::core::ids::Uid;
 use crate::core::journal::Journal;
+use crate::planted::{Bug, is_planted};
 
 /// An event refused this often goes to the dead letters.
 const TRIES: u32 = 5;
@@ -127,6 +128,9 @@ impl Delivery {
                     continue;
                 }
             };
+            if is_planted(Bug::AckBeforeDelivery) {
+                self.note(event);
+            }
             match chronicle.deliver(event).await {
                 Ok(()) => {
                     self.context.metrics.delivered();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 
@@ -19,7 +20,6 @@ use crate::core::audit::{AuditEvent, EventType, Subject};
 use crate::core::ids::ObjectName;
 use crate::core::journal::{Journal, Record, RequestFacts, Scope};
 use crate::core::plan::SecretState;
-use crate::core::schedule::CLAIM_GRACE;
 
 /// How often everything known is compared with everything there.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
@@ -119,7 +119,7 @@ impl Context {
                 continue;
             }
             self.clear_secrets(&scheduler, uid, name).await;
-            let (gone, me) = (uid.to_owned(), self.identity.clone());
+            let (gone, me, grace) = (uid.to_owned(), self.identity.clone(), self.claim_grace);
             let (deliver, working) = (self.delivers(&owning_scope), Arc::clone(&self.working));
             let committed = scheduler
                 .journal
@@ -128,7 +128,7 @@ impl Context {
                     if working.lock().contains_key(&gone) {
                         return Released::Waits;
                     }
-                    release(journal, &gone, &me, deliver, now)
+                    release(journal, &gone, (&me, grace), deliver, now)
                 })
                 .await;
             match committed {
@@ -226,10 +226,10 @@ enum Released {
     Waits,
 }
 
-fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time) -> Released {
+fn release(journal: &mut Journal, uid: &str, (me, grace): (&str, TimeDelta), deliver: bool, now: Time) -> Released {
     if let Some(claim) = journal.pending(uid)
         && claim.holder != me
-        && claim.answered_by() + CLAIM_GRACE > now
+        && claim.answered_by() + grace > now
     {
         return Released::Waits;
     }

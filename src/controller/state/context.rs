@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use chrono::TimeDelta;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use parking_lot::Mutex;
@@ -46,6 +47,8 @@ pub struct Context {
     pub cluster: Cluster,
     /// This process, as claims, Events and the lease name it.
     pub identity: String,
+    /// How long past its timeout a claim of another process is left alone.
+    pub claim_grace: TimeDelta,
     /// What users may annotate their Secrets with.
     pub annotations: AnnotationPolicy,
     /// The seal key.

@@ -23,6 +23,7 @@ use crate::core::journal::pages::{Layout, Page};
 use crate::core::journal::{ActiveToken, Claim, Journal, MintReason, Scope};
 use crate::core::outage::{Bar, Gate};
 use crate::core::plan::{Action, Connection, Content, Observed, SecretState, plan};
+use crate::core::schedule::CLAIM_GRACE;
 use crate::core::seal::Seal;
 use crate::core::spec::Desired;
 
@@ -370,6 +371,7 @@ impl World {
             journal_unavailable: false,
             told: None,
             holder: process.holder.clone(),
+            claim_grace: CLAIM_GRACE,
             waiting: None,
             unprepared: None,
         }

@@ -15,21 +15,27 @@ struct Arguments {
     /// Every call, every fault, with and without a kill.
     #[arg(long)]
     all: bool,
+    /// The few runs that tell most.
+    #[arg(long)]
+    quick: bool,
+    /// Which of the quick runs find these bugs: `src/planted.rs` has them, and the controller is built with them.
+    #[arg(long, value_delimiter = ',')]
+    planted: Vec<String>,
     /// Every so manieth of them.
     #[arg(long, default_value_t = 1)]
     every: usize,
     /// These scenarios alone.
     #[arg(long, value_delimiter = ',')]
     scenario: Vec<Scenario>,
-    /// These faults alone: lost, answer-lost, 409, 429, 500, slow.
+    /// These faults alone: lost, answer-lost, 409, 429, 500, slow; of requests down; of watches stale, cut, gone.
     #[arg(long, value_delimiter = ',')]
     fault: Vec<Fault>,
     /// Calls alone that contain this, such as `configmaps/head` or `connect`.
     #[arg(long)]
     call: Vec<String>,
-    /// Without kills (no), or with kills alone (yes).
-    #[arg(long)]
-    kill: Option<String>,
+    /// Only where these happen to the controller: nobody, restart, takeover, freeze.
+    #[arg(long, value_delimiter = ',')]
+    kill: Vec<Kill>,
     /// So many runs at once.
     #[arg(long, default_value_t = 8)]
     jobs: usize,
@@ -50,24 +56,34 @@ struct Arguments {
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     ensure!(
-        arguments.all || !arguments.scenario.is_empty(),
-        "say --all, or which --scenario"
+        arguments.all || arguments.quick || !arguments.scenario.is_empty() || !arguments.planted.is_empty(),
+        "say --all, --quick, which --scenario, or which bugs are --planted"
     );
     let program = match &arguments.controller {
         Some(program) => program.clone(),
-        None => build()?,
+        None => build(!arguments.planted.is_empty())?,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(&arguments, &program))
 }
 
 /// The controller, built as this program was.
-fn build() -> anyhow::Result<PathBuf> {
+fn build(planted: bool) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let dir = own.parent().context("a directory")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--package", "chittyconnect-operator", "--bin", "chittyconnect-operator"]);
+    command.args([
+        "build",
+        "--quiet",
+        "--package",
+        "chittyconnect-operator",
+        "--bin",
+        "chittyconnect-operator",
+    ]);
+    if planted {
+        command.arg("--features=planted-bugs");
+    }
     if dir.ends_with("release") {
         command.arg("--release");
     }
@@ -76,10 +92,15 @@ fn build() -> anyhow::Result<PathBuf> {
 }
 
 async fn run(arguments: &Arguments, program: &Path) -> anyhow::Result<ExitCode> {
+    let which = if arguments.quick {
+        Plan::quick()
+    } else {
+        Plan::default()
+    };
     let mut plan = Plan {
         calls: arguments.call.clone(),
         every: arguments.every,
-        ..Plan::default()
+        ..which
     };
     if !arguments.scenario.is_empty() {
         plan.scenarios.clone_from(&arguments.scenario);
@@ -87,14 +108,31 @@ async fn run(arguments: &Arguments, program: &Path) -> anyhow::Result<ExitCode> 
     if !arguments.fault.is_empty() {
         plan.faults.clone_from(&arguments.fault);
     }
-    match arguments.kill.as_deref() {
-        Some("no") => plan.kills = vec![Kill::No],
-        Some(_) => plan.kills.retain(|kill| *kill != Kill::No),
-        None => {}
+    if !arguments.kill.is_empty() {
+        plan.kills.clone_from(&arguments.kill);
     }
-    let mut suite = Suite::start(program, arguments.jobs).await?.reporting(&arguments.reports)?;
+    let mut suite = Suite::start(program, arguments.jobs)
+        .await?
+        .reporting(&arguments.reports)?;
     if let Some(file) = &arguments.resume {
         suite = suite.resuming(file)?;
+    }
+    if !arguments.planted.is_empty() {
+        let bugs: Vec<&str> = arguments.planted.iter().map(String::as_str).collect();
+        let found = suite.hunt(&Plan::quick(), &bugs).await?;
+        for (bug, found) in &found {
+            match found {
+                Some(found) => println!(
+                    "{bug}: run {}: {}\n  {}",
+                    found.after,
+                    found.run,
+                    found.violations.join("\n  ")
+                ),
+                None => println!("{bug}: not found"),
+            }
+        }
+        let all = found.values().all(Option::is_some);
+        return Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     if arguments.list {
         for (scenario, baseline) in suite.learn(&plan).await? {

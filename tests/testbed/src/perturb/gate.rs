@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{oneshot, watch};
 
 /// Whom a call is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,11 +70,29 @@ pub enum Fault {
     Status(u16),
     /// It arrives late: after the caller's patience where that is short, and after its end where it was killed.
     Slow,
+    /// Of a request for a token: this one and all that follow for a while are answered 500.
+    Down,
+    /// Of a watch: nothing comes for a while, and then all at once.
+    Stale,
+    /// Of a watch: it is cut.
+    Cut,
+    /// Of a watch: it is cut, and the next is told that what it begins with is gone.
+    Gone,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub fn all() -> impl Iterator<Item = Self> {
+        let calls = Self::OF_CALLS.into_iter().chain(Self::OF_REQUESTS);
+        calls.chain(Self::OF_WATCHES)
+    }
+
+    /// What happens to requests for tokens besides.
+    pub const OF_REQUESTS: [Self; 1] = [Self::Down];
+    /// What happens to watches.
+    pub const OF_WATCHES: [Self; 3] = [Self::Stale, Self::Cut, Self::Gone];
+    /// What happens to calls.
+    pub const OF_CALLS: [Self; 6] = [
         Self::Lost,
         Self::AnswerLost,
         Self::Status(409),
@@ -82,12 +100,6 @@ impl Fault {
         Self::Status(500),
         Self::Slow,
     ];
-
-    /// Whether the call arrives all the same.
-    #[must_use]
-    pub const fn arrives(self) -> bool {
-        matches!(self, Self::AnswerLost | Self::Slow)
-    }
 }
 
 impl fmt::Display for Fault {
@@ -97,6 +109,10 @@ impl fmt::Display for Fault {
             Self::AnswerLost => f.write_str("answer-lost"),
             Self::Status(code) => write!(f, "{code}"),
             Self::Slow => f.write_str("slow"),
+            Self::Down => f.write_str("down"),
+            Self::Stale => f.write_str("stale"),
+            Self::Cut => f.write_str("cut"),
+            Self::Gone => f.write_str("gone"),
         }
     }
 }
@@ -105,13 +121,37 @@ impl FromStr for Fault {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
-        let found = Self::ALL.into_iter().find(|fault| fault.to_string() == text);
+        let found = Self::all().find(|fault| fault.to_string() == text);
         found.ok_or_else(|| anyhow::anyhow!("no fault: {text}"))
     }
 }
 
-/// How long a slow call is held up: longer than the timeout of the connections here.
-pub const HELD_UP: Duration = Duration::from_millis(1500);
+/// How long a slow call is held up, and a watch is: longer than the timeout of the connections here, and than a process
+/// that was killed takes to come back.
+pub const HELD_UP: Duration = Duration::from_millis(2500);
+/// How long ChittyConnect is down: past half of the runway of a token that comes of age here, and not to its end.
+const DOWN_FOR: Duration = Duration::from_secs(14);
+/// What the call of a watch begins with; its kind follows.
+pub const WATCH: &str = "api WATCH ";
+
+/// What watches meet, by kind.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Weather {
+    held: Option<String>,
+    /// How often all of a kind were cut.
+    cuts: BTreeMap<String, usize>,
+    gone: Option<String>,
+}
+
+impl Weather {
+    pub(super) fn holds(&self, kind: &str) -> bool {
+        self.held.as_deref() == Some(kind)
+    }
+
+    pub(super) fn cuts(&self, kind: &str) -> usize {
+        self.cuts.get(kind).copied().unwrap_or(0)
+    }
+}
 
 /// One thing that goes wrong.
 #[derive(Debug)]
@@ -120,6 +160,12 @@ pub struct Armed {
     pub fault: Fault,
     /// Whoever kills the caller; told when to, it says when that is done.
     pub kill: Option<oneshot::Sender<oneshot::Sender<()>>>,
+}
+
+/// Whether a call asks ChittyConnect for a token.
+#[must_use]
+pub fn is_request(call: &str) -> bool {
+    call.starts_with("connect POST ")
 }
 
 /// A call that passed.
@@ -142,7 +188,7 @@ pub struct Gate {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    changed: Notify,
+    weather: watch::Sender<Weather>,
 }
 
 #[derive(Default)]
@@ -154,6 +200,8 @@ struct State {
     armed: Option<Armed>,
     held: usize,
     last: Option<Instant>,
+    /// Until when ChittyConnect answers no request.
+    down_until: Option<Instant>,
 }
 
 /// What a proxy does about a mutating call.
@@ -176,6 +224,47 @@ impl Gate {
         state.calls.clear();
         state.seen.clear();
         state.armed = armed;
+    }
+
+    /// What is armed for a watch happens now.
+    pub async fn storm(&self) {
+        let armed = {
+            let mut state = self.state();
+            let armed = state.armed.take_if(|armed| armed.target.call.starts_with(WATCH));
+            state.held += usize::from(armed.is_some());
+            armed
+        };
+        let Some(armed) = armed else { return };
+        let kind = armed.target.call.trim_start_matches(WATCH).to_owned();
+        self.shared.weather.send_modify(|weather| match armed.fault {
+            Fault::Stale => weather.held = Some(kind),
+            fault => {
+                *weather.cuts.entry(kind.clone()).or_default() += 1;
+                weather.gone = (fault == Fault::Gone).then_some(kind);
+            }
+        });
+        if let Some(kill) = armed.kill {
+            tokio::time::sleep(HELD_UP / 5).await;
+            let (done, is_done) = oneshot::channel();
+            if kill.send(done).is_ok() {
+                let _ = is_done.await;
+            }
+        }
+        if armed.fault == Fault::Stale {
+            tokio::time::sleep(HELD_UP).await;
+            self.shared.weather.send_modify(|weather| weather.held = None);
+        }
+        self.over();
+    }
+
+    pub(super) fn weather(&self) -> watch::Receiver<Weather> {
+        self.shared.weather.subscribe()
+    }
+
+    /// Whether a watch that begins is to be told that what it begins with is gone.
+    pub(super) fn is_gone(&self, kind: &str) -> bool {
+        let gone = |weather: &mut Weather| weather.gone.take_if(|gone| gone == kind).is_some();
+        self.shared.weather.send_if_modified(gone)
     }
 
     /// Whether what was armed has happened.
@@ -202,11 +291,6 @@ impl Gate {
         (state.held == 0).then(|| state.last.map_or(Duration::MAX, |at| at.elapsed()))
     }
 
-    /// Waits until a call passes.
-    pub async fn changed(&self) {
-        self.shared.changed.notified().await;
-    }
-
     /// A mutating call arrives.
     pub(super) fn arrives(&self, call: String) -> Verdict {
         let mut state = self.state();
@@ -225,7 +309,12 @@ impl Gate {
         *nth += 1;
         let target = Target { call, nth: *nth };
         let armed = state.armed.take_if(|armed| armed.target == target);
-        let (fault, kill) = armed.map_or((None, None), |armed| (Some(armed.fault), armed.kill));
+        let (mut fault, kill) = armed.map_or((None, None), |armed| (Some(armed.fault), armed.kill));
+        if fault == Some(Fault::Down) {
+            state.down_until = Some(now + DOWN_FOR);
+        } else if is_request(&target.call) && state.down_until.is_some_and(|until| now < until) {
+            fault = Some(Fault::Down);
+        }
         if fault.is_some() {
             state.held += 1;
         }
@@ -235,14 +324,11 @@ impl Gate {
             fault,
             status: None,
         });
-        let verdict = Verdict {
+        Verdict {
             call: Some(state.calls.len() - 1),
             fault,
             kill,
-        };
-        drop(state);
-        self.shared.changed.notify_waiters();
-        verdict
+        }
     }
 
     pub(super) fn answered(&self, call: Option<usize>, status: u16) {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use data_encoding::BASE64;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Secret};
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Secret};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
 };
@@ -32,7 +32,7 @@ const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 const RELEASE: &str = "chittyconnect-operator";
 /// How long anything takes at most that is not what is looked at.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Where tokens of a `heldBy` and a Lease are told from others': nothing else of a namespace is kept.
+/// What the control plane keeps in every namespace.
 const ROOT_CA: &str = "kube-root-ca.crt";
 
 /// A control plane with the CRDs, and the controller's program.
@@ -85,7 +85,10 @@ impl Lab {
         };
         let crds = Path::new(REPOSITORY).join("crds");
         lab.kubectl(&["apply", "--server-side", "-f", &crds.display().to_string()], "")?;
-        lab.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "")?;
+        lab.kubectl(
+            &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"],
+            "",
+        )?;
         // The garbage collector learns of new kinds slowly; restarted it knows them at once.
         lab.plane.restart_controller_manager()?;
         Ok(Arc::new(lab))
@@ -117,16 +120,26 @@ impl Lab {
             .arg(Path::new(REPOSITORY).join("charts/chittyconnect-operator"))
             .args(["--namespace", &system, "--kube-version", "1.35.0"])
             .args(["--set", "crds.enabled=false"])
-            .args(["--set", &format!("scope.namespaces={{{team}}},scope.connections={{{connection}}}")])
+            .args([
+                "--set",
+                &format!("scope.namespaces={{{team}}},scope.connections={{{connection}}}"),
+            ])
             // Its name is that of cluster-wide objects, too.
             .args(["--set", &format!("fullnameOverride={system}")])
             .args(["serviceaccount", "rbac", "admission"].map(|t| format!("--show-only=templates/{t}.yaml")))
             .output()?;
-        ensure!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
+        ensure!(
+            rendered.status.success(),
+            "{}",
+            String::from_utf8_lossy(&rendered.stderr)
+        );
         self.kubectl(&["apply", "-f", "-"], &String::from_utf8(rendered.stdout)?)?;
 
         let user = format!("system:serviceaccount:{system}:{system}");
-        let groups = [format!("system:serviceaccounts:{system}"), "system:serviceaccounts".to_owned()];
+        let groups = [
+            format!("system:serviceaccounts:{system}"),
+            "system:serviceaccounts".to_owned(),
+        ];
         let authority = self.plane.authority();
         let identity = authority.client(&user, &[groups[0].as_str(), groups[1].as_str()])?;
         let upstream = reqwest::Client::builder()
@@ -245,10 +258,13 @@ impl Install {
             kubeconfig,
             log,
         };
-        let key = ("api-key", scene.broker.api_key().to_owned());
-        scene.write_key("key", &key.0.to_owned(), &key.1, &scene.broker_proxy.authority()).await?;
-        let token = scene.chronicle.token().to_owned();
-        scene.write_key("chronicle", "token", &token, &scene.chronicle_proxy.authority()).await?;
+        let (key, token) = (scene.broker.api_key(), scene.chronicle.token());
+        scene
+            .write_key("key", "api-key", key, &scene.broker_proxy.authority())
+            .await?;
+        scene
+            .write_key("chronicle", "token", token, &scene.chronicle_proxy.authority())
+            .await?;
         Ok(scene)
     }
 }
@@ -261,7 +277,10 @@ impl Scene {
             "stringData": {key: value},
         });
         let params = PatchParams::apply("perturb").force();
-        self.install.of_system::<Secret>().patch(name, &params, &Patch::Apply(&secret)).await?;
+        self.install
+            .of_system::<Secret>()
+            .patch(name, &params, &Patch::Apply(&secret))
+            .await?;
         Ok(())
     }
 
@@ -286,7 +305,10 @@ impl Scene {
         });
         let params = PatchParams::apply("perturb").force();
         let name = &self.install.connection;
-        self.install.connections().patch(name, &params, &Patch::Apply(&object)).await?;
+        self.install
+            .connections()
+            .patch(name, &params, &Patch::Apply(&object))
+            .await?;
         Ok(())
     }
 
@@ -297,7 +319,10 @@ impl Scene {
             "metadata": {"name": name}, "spec": spec,
         });
         let params = PatchParams::apply("perturb").force();
-        self.install.credentials().patch(name, &params, &Patch::Apply(&object)).await?;
+        self.install
+            .credentials()
+            .patch(name, &params, &Patch::Apply(&object))
+            .await?;
         Ok(())
     }
 
@@ -312,6 +337,7 @@ impl Scene {
             format!("CONNECTIONS={}", self.install.connection),
             format!("POD_NAMESPACE={}", self.install.system),
             format!("POD_NAME={identity}"),
+            "LOG_FORMAT=text".to_owned(),
             "RUST_LOG=info,chittyconnect_operator=trace".to_owned(),
             "TOKIO_WORKER_THREADS=2".to_owned(),
         ];

@@ -17,4 +17,4 @@ pub use self::gate::{Call, Fault, Gate, Peer, Target};
 pub use self::lab::{Install, Lab, Scene};
 pub use self::run::{Baseline, Outcome, Perturbation, baseline, perturbed};
 pub use self::scenario::{Kill, Scenario};
-pub use self::suite::{Plan, Suite, Totals};
+pub use self::suite::{Found as FoundBug, Plan, Progress, Suite, Totals};

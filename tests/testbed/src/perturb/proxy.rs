@@ -17,11 +17,11 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::gate::{Fault, Gate, HELD_UP, Peer, Verdict};
+use super::gate::{Fault, Gate, HELD_UP, Peer, Verdict, Weather};
 
 /// How long a process that is killed right after an answer has to do something about it.
 const A_MOMENT: Duration = Duration::from_millis(15);
@@ -101,12 +101,25 @@ async fn handle(request: Request<Incoming>, upstream: Arc<Upstream>, gate: Gate)
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     if matches!(parts.method, Method::GET | Method::HEAD) {
-        return forward(&upstream, &parts.method, &parts.uri, parts.headers, body).await;
+        let watched = watched(&parts.uri);
+        if watched.is_some_and(|kind| gate.is_gone(kind)) {
+            return Ok(refusal(upstream.peer, &parts.method, 410));
+        }
+        let watch = watched.map(|kind| (kind.to_owned(), gate.weather()));
+        return forward(&upstream, &parts.method, &parts.uri, parts.headers, body, watch).await;
     }
     let described = describe(upstream.peer, &parts.method, &parts.uri, &body);
     let Verdict { call, fault, kill } = gate.arrives(described);
     let send = async || {
-        let reply = forward(&upstream, &parts.method, &parts.uri, parts.headers.clone(), body.clone()).await;
+        let reply = forward(
+            &upstream,
+            &parts.method,
+            &parts.uri,
+            parts.headers.clone(),
+            body.clone(),
+            None,
+        )
+        .await;
         if let Ok(reply) = &reply {
             gate.answered(call, reply.status().as_u16());
         }
@@ -123,13 +136,14 @@ async fn handle(request: Request<Incoming>, upstream: Arc<Upstream>, gate: Gate)
             killed(kill).await;
             Err(io::Error::other("answer lost"))
         }
-        Fault::Status(code) => {
+        Fault::Status(_) | Fault::Down => {
             if kill.is_some() {
                 tokio::spawn(async {
                     tokio::time::sleep(A_MOMENT).await;
                     killed(kill).await;
                 });
             }
+            let code = if let Fault::Status(code) = fault { code } else { 500 };
             Ok(refusal(upstream.peer, &parts.method, code))
         }
         Fault::Slow => {
@@ -137,6 +151,8 @@ async fn handle(request: Request<Incoming>, upstream: Arc<Upstream>, gate: Gate)
             tokio::time::sleep(HELD_UP).await;
             send().await
         }
+        // These are no calls.
+        Fault::Stale | Fault::Cut | Fault::Gone => send().await,
     };
     gate.over();
     reply
@@ -157,6 +173,7 @@ async fn forward(
     uri: &Uri,
     mut headers: HeaderMap,
     body: Bytes,
+    watch: Option<(String, watch::Receiver<Weather>)>,
 ) -> io::Result<Reply> {
     for ours in [HOST, CONNECTION, TRANSFER_ENCODING, CONTENT_LENGTH] {
         headers.remove(ours);
@@ -177,11 +194,17 @@ async fn forward(
         // A watch, most likely: as it comes.
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
+            let mut weather = Passing::of(watch);
             loop {
                 let chunk = tokio::select! {
                     chunk = answer.chunk() => chunk,
                     () = sender.closed() => return,
+                    () = weather.cut() => {
+                        let _ = sender.send(Err(io::Error::other("cut"))).await;
+                        return;
+                    }
                 };
+                weather.calm().await;
                 let (frame, last) = match chunk {
                     Ok(Some(chunk)) => (Ok(Frame::data(chunk)), false),
                     Ok(None) => return,
@@ -198,6 +221,34 @@ async fn forward(
     *reply.status_mut() = status;
     *reply.headers_mut() = headers;
     Ok(reply)
+}
+
+/// What a watch passes through; nothing else is held up or cut.
+struct Passing {
+    watch: Option<(String, watch::Receiver<Weather>)>,
+    cuts: usize,
+}
+
+impl Passing {
+    fn of(watch: Option<(String, watch::Receiver<Weather>)>) -> Self {
+        let cuts = watch.as_ref().map_or(0, |(kind, weather)| weather.borrow().cuts(kind));
+        Self { watch, cuts }
+    }
+
+    async fn cut(&mut self) {
+        if let Some((kind, weather)) = &mut self.watch
+            && weather.wait_for(|weather| weather.cuts(kind) > self.cuts).await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+
+    async fn calm(&mut self) {
+        if let Some((kind, weather)) = &mut self.watch {
+            let _ = weather.wait_for(|weather| !weather.holds(kind)).await;
+        }
+    }
 }
 
 fn never(impossible: Infallible) -> io::Error {
@@ -225,6 +276,7 @@ fn refusal(peer: Peer, method: &Method, code: u16) -> Reply {
             let reason = match code {
                 409 if *method == Method::POST => "AlreadyExists",
                 409 => "Conflict",
+                410 => "Expired",
                 429 => "TooManyRequests",
                 _ => "InternalError",
             };
@@ -243,6 +295,13 @@ fn refusal(peer: Peer, method: &Method, code: u16) -> Reply {
     reply
 }
 
+/// What a call watches, if it does.
+fn watched(uri: &Uri) -> Option<&str> {
+    let mut pairs = uri.query()?.split('&');
+    pairs.find(|pair| matches!(*pair, "watch=true" | "watch=1"))?;
+    uri.path().rsplit('/').next()
+}
+
 /// A call without what differs from run to run.
 fn describe(peer: Peer, method: &Method, uri: &Uri, body: &[u8]) -> String {
     if peer != Peer::ApiServer {
@@ -254,9 +313,7 @@ fn describe(peer: Peer, method: &Method, uri: &Uri, body: &[u8]) -> String {
         other => other,
     };
     let (kind, name, under) = match rest {
-        ["namespaces", _, kind, rest @ ..] | [kind, rest @ ..] => {
-            (*kind, rest.first().copied(), rest.get(1).copied())
-        }
+        ["namespaces", _, kind, rest @ ..] | [kind, rest @ ..] => (*kind, rest.first().copied(), rest.get(1).copied()),
         [] => ("", None, None),
     };
     let name = name.map(str::to_owned).or_else(|| {
@@ -266,13 +323,17 @@ fn describe(peer: Peer, method: &Method, uri: &Uri, body: &[u8]) -> String {
     let name = name.as_deref().map(|name| plain(kind, name)).unwrap_or_default();
     let under = under.map(|under| format!("/{under}")).unwrap_or_default();
     let dry = uri.query().is_some_and(|query| query.contains("dryRun"));
-    format!("{peer} {method} {kind}/{name}{under}{}", if dry { " (dry run)" } else { "" })
+    format!(
+        "{peer} {method} {kind}/{name}{under}{}",
+        if dry { " (dry run)" } else { "" }
+    )
 }
 
 fn plain<'a>(kind: &str, name: &'a str) -> &'a str {
     if kind == "events" || kind == "chittyconnections" {
         return "";
     }
+    let name = name.trim_start_matches("long");
     match name.strip_prefix("chitty-journal-") {
         Some(rest) if rest.starts_with("index-") => "index",
         Some(rest) if rest.contains('-') => "page",

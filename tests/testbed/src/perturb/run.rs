@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::gate::{Armed, Fault, Target};
+use super::gate::{Armed, Fault, Target, is_request};
 use super::lab::{Install, Scene};
-use super::scenario::{Kill, LIMIT, Scenario, WINDOW};
+use super::scenario::{Kill, Scenario};
 use super::state::Found;
 use crate::chittyconnect::Scope;
 use crate::process::Process;
@@ -19,6 +20,8 @@ use crate::process::Process;
 const REST: Duration = Duration::from_millis(500);
 /// The same, where nobody knows yet what it comes to: acknowledgements take a second.
 const LONG_REST: Duration = Duration::from_millis(2500);
+/// How long a leader that is gone leads.
+const LEASE: Duration = Duration::from_secs(5);
 /// How long it may take to come to the end that it comes to when nothing goes wrong.
 const CONVERGES_WITHIN: Duration = Duration::from_secs(75);
 
@@ -52,40 +55,77 @@ pub struct Outcome {
     pub report: String,
 }
 
-type Processes = Arc<Mutex<Option<Process>>>;
-
-fn start(scene: &Scene, processes: &Processes) -> anyhow::Result<()> {
-    let process = scene.spawn("one", &[])?;
-    *processes.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
-    Ok(())
+/// The controllers of a run.
+struct Controllers {
+    scene: Arc<Scene>,
+    environment: Vec<String>,
+    running: Mutex<BTreeMap<&'static str, Process>>,
 }
 
-fn stop(processes: &Processes) {
-    let process = processes.lock().unwrap_or_else(PoisonError::into_inner).take();
-    drop(process);
+const LEADER: &str = "one";
+const STANDBY: &str = "two";
+
+impl Controllers {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<&'static str, Process>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&self, identity: &'static str) -> anyhow::Result<()> {
+        let process = self.scene.spawn(identity, &self.environment)?;
+        self.running().insert(identity, process);
+        Ok(())
+    }
+
+    /// SIGKILL.
+    fn kill(&self, identity: &str) {
+        let process = self.running().remove(identity);
+        tokio::task::block_in_place(|| drop(process));
+    }
+
+    fn signal(&self, identity: &str, signal: &str) -> anyhow::Result<()> {
+        let pid = self.running().get(identity).map(Process::pid);
+        let pid = pid.context("it does not run")?.to_string();
+        let sent = std::process::Command::new("kill")
+            .args([format!("-{signal}"), pid])
+            .status()?;
+        anyhow::ensure!(sent.success(), "kill -{signal}");
+        Ok(())
+    }
+
+    fn stop(&self) {
+        let all = std::mem::take(&mut *self.running());
+        tokio::task::block_in_place(|| drop(all));
+    }
 }
 
 /// Runs a scenario without faults.
 pub async fn baseline(install: &Arc<Install>, scenario: Scenario) -> anyhow::Result<Baseline> {
     let scene = Arc::new(install.scene(scenario.broker()?).await?);
-    let processes = begin(&scene, scenario, None).await?;
+    let controllers = begin(&scene, scenario, &[], Kill::No, None).await?;
+    scenario.act(&scene).await?;
     let began = Instant::now();
     let at_rest = || scene.gate.quiet_for().is_some_and(|quiet| quiet > LONG_REST);
-    loop {
+    let found = loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let undelivered = |found: &Found| found.end["journal"]["undelivered"] != 0;
-        if at_rest() && !scene.gate.calls().is_empty() && !undelivered(&Found::look(&scene).await?) {
-            break;
+        if at_rest() && !scene.gate.calls().is_empty() {
+            let found = Found::look(&scene).await?;
+            if found.end["journal"]["undelivered"] == 0 {
+                break found;
+            }
         }
-        anyhow::ensure!(began.elapsed() < CONVERGES_WITHIN, "{scenario} does not come to rest:\n{}", scene.logged());
-    }
-    let found = Found::look(&scene).await?;
+        anyhow::ensure!(
+            began.elapsed() < CONVERGES_WITHIN,
+            "{scenario} does not come to rest:\n{}",
+            scene.logged()
+        );
+    };
     let calls = scene.gate.calls();
-    stop(&processes);
+    controllers.stop();
     let events = events(&scene);
     let mut targets: Vec<Target> = calls.into_iter().map(|call| call.target).collect();
     // It is renewed for ever.
     targets.retain(|target| !target.call.contains("leases") || target.nth <= 2);
+    targets.retain(|target| scenario.perturbs(target));
     Ok(Baseline {
         end: found.end,
         targets,
@@ -94,34 +134,57 @@ pub async fn baseline(install: &Arc<Install>, scenario: Scenario) -> anyhow::Res
     })
 }
 
-/// Sets the scene, and begins what is perturbed.
-async fn begin(scene: &Arc<Scene>, scenario: Scenario, armed: Option<Armed>) -> anyhow::Result<Processes> {
-    let processes = Processes::default();
+/// Sets the scene: what follows is counted.
+async fn begin(
+    scene: &Arc<Scene>,
+    scenario: Scenario,
+    environment: &[String],
+    kill: Kill,
+    armed: Option<Armed>,
+) -> anyhow::Result<Arc<Controllers>> {
+    let usual = [
+        format!("LEASE_DURATION={}s", LEASE.as_secs()),
+        "CLAIM_GRACE=1s".to_owned(),
+    ];
+    let controllers = Arc::new(Controllers {
+        scene: Arc::clone(scene),
+        environment: [&usual, environment].concat(),
+        running: Mutex::default(),
+    });
     if scenario.begins_running() {
-        start(scene, &processes)?;
+        controllers.start(LEADER)?;
         scenario.set(scene).await?;
+        if kill.has_standby() {
+            controllers.start(STANDBY)?;
+            // It has nothing to write: that it is there shows in its log alone.
+            scene
+                .until("a standby", async || {
+                    Ok(scene.logged().matches(": starting ").count() > 1)
+                })
+                .await?;
+        }
         scene
             .until("it to come to rest", async || {
                 let quiet = scene.gate.quiet_for();
-                Ok(quiet.is_some_and(|quiet| quiet > LONG_REST / 2))
+                Ok(quiet.is_some_and(|quiet| quiet > scenario.rests_for()))
             })
             .await?;
         scene.gate.begin(armed);
-        scenario.act(scene).await?;
     } else {
         scenario.set(scene).await?;
         scene.gate.begin(armed);
-        start(scene, &processes)?;
+        controllers.start(LEADER)?;
     }
-    Ok(processes)
+    Ok(controllers)
 }
 
-/// Runs a scenario in which one thing goes wrong.
+/// Runs a scenario in which one thing goes wrong; `environment` is added to the controllers'.
 pub async fn perturbed(
     install: &Arc<Install>,
     scenario: Scenario,
     what: &Perturbation,
     baseline: &Baseline,
+    environment: &[String],
 ) -> anyhow::Result<Outcome> {
     let scene = Arc::new(install.scene(scenario.broker()?).await?);
     let (kill, to_kill) = oneshot::channel::<oneshot::Sender<()>>();
@@ -130,30 +193,74 @@ pub async fn perturbed(
         fault: what.fault,
         kill: (what.kill != Kill::No).then_some(kill),
     };
-    let processes = begin(&scene, scenario, Some(armed)).await?;
+    let controllers = begin(&scene, scenario, environment, what.kill, Some(armed)).await?;
     let killer = tokio::spawn({
-        let (scene, processes) = (Arc::clone(&scene), Arc::clone(&processes));
+        let (controllers, how) = (Arc::clone(&controllers), what.kill);
         async move {
             let Ok(done) = to_kill.await else { return Ok(()) };
-            tokio::task::block_in_place(|| stop(&processes));
+            match how {
+                Kill::No => {}
+                Kill::Restart | Kill::Takeover => controllers.kill(LEADER),
+                Kill::Freeze => controllers.signal(LEADER, "STOP")?,
+            }
             let _ = done.send(());
-            start(&scene, &processes)
+            if how == Kill::Restart {
+                controllers.start(LEADER)
+            } else {
+                Ok(())
+            }
         }
     });
-    let began = Instant::now();
     let mut outcome = Outcome::default();
-    let found = loop {
+    let storm = tokio::spawn({
+        let gate = scene.gate.clone();
+        async move { gate.storm().await }
+    });
+    let acted = scenario.act(&scene).await;
+    let mut found = converged(&scene, baseline, &mut outcome).await?;
+    outcome.perturbed = scene.gate.is_spent();
+    scene.gate.disarm();
+    storm.await?;
+    if outcome.perturbed {
+        killer.await??;
+    } else {
+        killer.abort();
+    }
+    if outcome.perturbed && what.kill == Kill::Freeze && outcome.violations.is_empty() {
+        controllers.signal(LEADER, "CONT")?;
+        // As long as it may take it to learn that it does not lead any more.
+        tokio::time::sleep(LEASE / 2).await;
+        found = converged(&scene, baseline, &mut outcome).await?;
+    }
+    controllers.stop();
+    if let Err(error) = acted {
+        outcome.violations.push(format!("{error:#}"));
+    }
+    outcome.calls = scene.gate.calls().len();
+    outcome
+        .violations
+        .extend(judge(&scene, scenario, what, baseline, &found));
+    if !outcome.violations.is_empty() {
+        outcome.report = report(&scene, scenario, what, &outcome.violations);
+    }
+    Ok(outcome)
+}
+
+/// Waits until everything is as it was without faults.
+async fn converged(scene: &Scene, baseline: &Baseline, outcome: &mut Outcome) -> anyhow::Result<Found> {
+    let began = Instant::now();
+    loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let quiet = scene.gate.quiet_for().is_some_and(|quiet| quiet > REST);
         let late = began.elapsed() > CONVERGES_WITHIN;
         if !quiet && !late {
             continue;
         }
-        let found = Found::look(&scene).await?;
+        let found = Found::look(scene).await?;
         let same = found.end == baseline.end;
         let never = same && scene.gate.quiet_for().is_some_and(|quiet| quiet > LONG_REST);
         if same && quiet && (scene.gate.is_spent() || never) {
-            break found;
+            return Ok(found);
         }
         if late {
             outcome.violations.push(if quiet {
@@ -161,24 +268,10 @@ pub async fn perturbed(
             } else {
                 "it does not come to rest".to_owned()
             });
-            break found;
+            return Ok(found);
         }
         tokio::time::sleep(Duration::from_millis(150)).await;
-    };
-    outcome.perturbed = scene.gate.is_spent();
-    scene.gate.disarm();
-    if outcome.perturbed {
-        killer.await??;
-    } else {
-        killer.abort();
     }
-    tokio::task::block_in_place(|| stop(&processes));
-    outcome.calls = scene.gate.calls().len();
-    outcome.violations.extend(judge(&scene, scenario, what, baseline, &found));
-    if !outcome.violations.is_empty() {
-        outcome.report = report(&scene, scenario, what, &outcome.violations);
-    }
-    Ok(outcome)
 }
 
 /// The events that ChittyChronicle has.
@@ -211,7 +304,9 @@ fn events(scene: &Scene) -> Events {
         let seq = entry.data["seq"].as_u64().unwrap_or_default();
         let before = last.insert(text("uid"), seq);
         if before.is_some_and(|before| before >= seq) {
-            events.problems.push(format!("event {id} came out of order: {seq} after {before:?}"));
+            events
+                .problems
+                .push(format!("event {id} came out of order: {seq} after {before:?}"));
         }
         let kind = entry.event_type.trim_start_matches("credential.").to_owned();
         let of_a_token = entry.data["tokenIds"].as_array().is_some_and(|ids| !ids.is_empty());
@@ -255,13 +350,19 @@ fn judge(scene: &Scene, scenario: Scenario, what: &Perturbation, baseline: &Base
     let mut unknown = 0;
     let mut failed = 0;
     for ((kind, reason), told) in &events.counts {
-        let usual = baseline.events.get(&(kind.clone(), reason.clone())).copied().unwrap_or(0);
+        let usual = baseline
+            .events
+            .get(&(kind.clone(), reason.clone()))
+            .copied()
+            .unwrap_or(0);
         let more = told.saturating_sub(usual);
         match kind.as_str() {
             "outcome_unknown" => unknown += more,
             "failed" | "rate_limited" | "denied" => failed += more,
             // Of a token that nobody was told of.
             "revoked" => {}
+            // While nothing is answered tokens come to their end.
+            "expired" if what.fault == Fault::Down => {}
             _ if more > 0 => wrong.push(format!("{more} events more than usual tell of {kind} ({reason})")),
             _ => {}
         }
@@ -284,8 +385,22 @@ fn judge(scene: &Scene, scenario: Scenario, what: &Perturbation, baseline: &Base
             "ChittyConnect was not disturbed, and yet {more} requests are too many, {unknown} unknown, {failed} failed"
         ));
     }
-    let densest = ledger.max_posts_in_any_window(WINDOW, Scope::Service);
-    if densest > LIMIT as usize {
+    let (limit, window) = scenario.budget();
+    // Whether or not they arrived.
+    let calls = scene.gate.calls();
+    let sent: Vec<Instant> = calls
+        .iter()
+        .filter(|call| is_request(&call.target.call))
+        .map(|call| call.at)
+        .collect();
+    let most = sent
+        .iter()
+        .map(|from| sent.iter().filter(|at| **at >= *from && **at - *from < window).count());
+    let densest = most
+        .max()
+        .unwrap_or(0)
+        .max(ledger.max_posts_in_any_window(window, Scope::Service));
+    if densest > limit as usize {
         wrong.push(format!("{densest} requests in a window"));
     }
 
@@ -299,7 +414,9 @@ fn judge(scene: &Scene, scenario: Scenario, what: &Perturbation, baseline: &Base
         });
         let lost = lost.count();
         if lost > unknown {
-            wrong.push(format!("{lost} live tokens are in no Secret and are not owed a revocation"));
+            wrong.push(format!(
+                "{lost} live tokens are in no Secret and are not owed a revocation"
+            ));
         }
     }
 
@@ -308,7 +425,12 @@ fn judge(scene: &Scene, scenario: Scenario, what: &Perturbation, baseline: &Base
         let places = [("the log", &log), ("objects or Events", &found.text)];
         let shown = places.iter().filter(|(_, text)| text.contains(&secret));
         wrong.extend(shown.map(|(place, _)| format!("a token is in {place}")));
-        if scene.chronicle.entries().iter().any(|e| e.data.to_string().contains(&secret)) {
+        if scene
+            .chronicle
+            .entries()
+            .iter()
+            .any(|e| e.data.to_string().contains(&secret))
+        {
             wrong.push("a token is in the audit log".to_owned());
         }
     }

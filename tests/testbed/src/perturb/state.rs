@@ -124,7 +124,9 @@ struct Journal {
 impl Journal {
     fn of(maps: &[ConfigMap]) -> Self {
         let mut found = Self::default();
-        let parts = maps.iter().filter(|m| m.labels().contains_key("connect.chitty.cc/journal"));
+        let parts = maps
+            .iter()
+            .filter(|m| m.labels().contains_key("connect.chitty.cc/journal"));
         let texts = parts.filter_map(|m| m.data.as_ref()?.get("journal.json"));
         for part in texts.filter_map(|text| serde_json::from_str::<Value>(text).ok()) {
             found.claims += part["claims"].as_object().map_or(0, Map::len);
@@ -132,8 +134,13 @@ impl Journal {
                 found.records += usize::from(slot["record"].is_object());
                 found.undelivered += slot["events"].as_array().map_or(0, Vec::len);
                 for owed in slot["owed"].as_array().into_iter().flatten() {
-                    let due = owed["due"].as_str().and_then(|due| due.parse().ok()).unwrap_or_default();
-                    found.owed.insert(owed["tokenId"].as_str().unwrap_or_default().to_owned(), due);
+                    let due = owed["due"]
+                        .as_str()
+                        .and_then(|due| due.parse().ok())
+                        .unwrap_or_default();
+                    found
+                        .owed
+                        .insert(owed["tokenId"].as_str().unwrap_or_default().to_owned(), due);
                 }
             }
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::gate::{Fault, Target};
+use super::gate::{Fault, Target, WATCH, is_request};
 use super::lab::{Install, Lab};
 use super::run::{Baseline, Outcome, Perturbation, baseline, perturbed};
 use super::scenario::{Kill, Scenario};
@@ -25,16 +25,93 @@ pub struct Plan {
     pub calls: Vec<String>,
     /// Only every so manieth run.
     pub every: usize,
+    /// These alone, where there are any.
+    pub chosen: Vec<(Scenario, Perturbation)>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         Self {
             scenarios: Scenario::ALL.to_vec(),
-            faults: Fault::ALL.to_vec(),
-            kills: vec![Kill::No, Kill::Restart],
+            faults: Fault::all().collect(),
+            kills: Kill::ALL.to_vec(),
             calls: Vec::new(),
             every: 1,
+            chosen: Vec::new(),
+        }
+    }
+}
+
+/// The runs that tell most, for those who have a minute: what a process does first after each step of a mint, an answer
+/// that does not come, and what is held up until its sender is gone.
+const QUICK: &[(Scenario, &str, Fault, Kill)] = {
+    use Fault::{AnswerLost, Down, Gone, Lost, Slow, Stale, Status};
+    use Kill::{No, Restart, Takeover};
+    use Scenario::{Delete, Deny, Heal, Issue, Paged, Renew, Revoke, Rotate};
+    &[
+        (Renew, "connect POST /api/credentials/provision #1", Down, No),
+        (Rotate, "api WATCH secrets #1", Stale, Takeover),
+        (Heal, "api WATCH ephemeralcredentials #1", Gone, No),
+        (
+            Rotate,
+            "connect POST /api/credentials/provision #1",
+            AnswerLost,
+            Takeover,
+        ),
+        (
+            Rotate,
+            "connect POST /api/credentials/provision #1",
+            AnswerLost,
+            Restart,
+        ),
+        (Issue, "connect POST /api/credentials/provision #1", Slow, No),
+        (Paged, "api PUT configmaps/page #1", Lost, Restart),
+        (Paged, "api PUT configmaps/head #2", Lost, Restart),
+        (Issue, "api POST configmaps/head #1", AnswerLost, Restart),
+        (Issue, "api POST configmaps/index #1", Lost, Restart),
+        (Issue, "api POST secrets/two #1", Lost, Restart),
+        (Issue, "api PUT ephemeralcredentials/a/status #1", Status(500), No),
+        (Rotate, "api PUT configmaps/head #1", AnswerLost, Restart),
+        (Rotate, "api PUT secrets/one #1", Lost, Restart),
+        (Rotate, "api PUT secrets/two #1", AnswerLost, Restart),
+        (Rotate, "api PUT configmaps/head #2", Status(409), No),
+        (Rotate, "api PUT configmaps/head #2", Lost, Restart),
+        (Rotate, "chronicle POST /api/entries #1", Lost, No),
+        (Rotate, "chronicle POST /api/entries #1", Status(500), Restart),
+        (Rotate, "chronicle POST /api/entries #1", AnswerLost, Restart),
+        (Heal, "api DELETE secrets/one #1", Slow, Restart),
+        (Heal, "api DELETE secrets/one #1", AnswerLost, Restart),
+        (Heal, "api PUT configmaps/head #1", AnswerLost, Restart),
+        (Deny, "api PUT ephemeralcredentials/a/status #1", Status(500), No),
+        (Revoke, "api DELETE secrets/one #1", AnswerLost, Restart),
+        (Revoke, "connect DELETE /api/credentials/revoke #1", AnswerLost, Restart),
+        (
+            Delete,
+            "connect DELETE /api/credentials/revoke #1",
+            Status(500),
+            Restart,
+        ),
+        (Delete, "api PUT configmaps/head #1", AnswerLost, Restart),
+    ]
+};
+
+impl Plan {
+    /// A quick subset.
+    #[must_use]
+    pub fn quick() -> Self {
+        let scenarios: BTreeSet<Scenario> = QUICK.iter().map(|(scenario, ..)| *scenario).collect();
+        let chosen = QUICK.iter().map(|(scenario, target, fault, kill)| {
+            let what = Perturbation {
+                target: target.parse().expect("a call and its number"),
+                fault: *fault,
+                kill: *kill,
+            };
+            (*scenario, what)
+        });
+        Self {
+            scenarios: scenarios.into_iter().collect(),
+            chosen: chosen.collect(),
+            ..Self::default()
         }
     }
 }
@@ -44,23 +121,42 @@ impl Plan {
         self.calls.is_empty() || self.calls.iter().any(|call| target.to_string().contains(call))
     }
 
-    /// What goes wrong in the runs of a scenario.
-    fn perturbations(&self, scenario: Scenario, baseline: &Baseline) -> Vec<Perturbation> {
+    /// All runs, in order.
+    fn runs(&self, baselines: &BTreeMap<Scenario, Baseline>) -> Vec<(Scenario, Perturbation)> {
+        if !self.chosen.is_empty() {
+            return self.chosen.clone();
+        }
         let mut all = Vec::new();
-        for target in baseline.targets.iter().filter(|target| self.takes(target)) {
-            for fault in &self.faults {
-                for kill in self.kills.iter().filter(|kill| scenario.kills().contains(kill)) {
-                    all.push(Perturbation {
-                        target: target.clone(),
-                        fault: *fault,
-                        kill: *kill,
-                    });
+        for scenario in &self.scenarios {
+            let targets = baselines.get(scenario).map(|baseline| &baseline.targets);
+            let targets: Vec<&Target> = targets.into_iter().flatten().collect();
+            let meet = |target: &&Target, faults: &'static [Fault]| (Target::clone(target), faults);
+            let calls = targets.iter().map(|target| meet(target, &Fault::OF_CALLS));
+            let requests = targets.iter().filter(|target| is_request(&target.call));
+            let calls = calls.chain(requests.map(|target| meet(target, &Fault::OF_REQUESTS)));
+            let watches = WATCHED.iter().filter(|_| scenario.begins_running()).map(|kind| {
+                let call = format!("{WATCH}{kind}");
+                (Target { call, nth: 1 }, Fault::OF_WATCHES.as_slice())
+            });
+            for (target, faults) in calls.chain(watches).filter(|(target, _)| self.takes(target)) {
+                for fault in faults.iter().filter(|fault| self.faults.contains(fault)) {
+                    for kill in self.kills.iter().filter(|kill| scenario.kills().contains(kill)) {
+                        let what = Perturbation {
+                            target: target.clone(),
+                            fault: *fault,
+                            kill: *kill,
+                        };
+                        all.push((*scenario, what));
+                    }
                 }
             }
         }
         all.into_iter().step_by(self.every.max(1)).collect()
     }
 }
+
+/// What is watched.
+const WATCHED: [&str; 3] = ["secrets", "ephemeralcredentials", "chittyconnections"];
 
 /// What runs came to.
 #[derive(Clone, Debug, Default)]
@@ -113,7 +209,14 @@ impl fmt::Display for Totals {
         )?;
         let numbers = |row: &Row| {
             let wrong = row.violations.len();
-            [row.calls, row.runs, row.perturbed, row.runs - row.perturbed, row.made, wrong]
+            [
+                row.calls,
+                row.runs,
+                row.perturbed,
+                row.runs - row.perturbed,
+                row.made,
+                wrong,
+            ]
         };
         let mut sum = [0; 6];
         for (scenario, row) in &self.scenarios {
@@ -162,7 +265,9 @@ impl Suite {
     /// Goes on where `file` ends, and notes there what runs.
     pub fn resuming(mut self, file: &Path) -> anyhow::Result<Self> {
         let known = fs::read_to_string(file).unwrap_or_default();
-        let lines = known.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines = known
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let done = lines.filter_map(|line| Some((line["run"].as_str()?.to_owned(), line)));
         self.journal = Some(Journal {
             done: done.collect(),
@@ -189,11 +294,7 @@ impl Suite {
             told(&progress);
         };
         let baselines = self.baselines(plan, &tell).await?;
-        let mut queue: VecDeque<(Scenario, Perturbation)> = VecDeque::new();
-        for scenario in &plan.scenarios {
-            let all = plan.perturbations(*scenario, &baselines[scenario]);
-            queue.extend(all.into_iter().map(|what| (*scenario, what)));
-        }
+        let queue: VecDeque<(Scenario, Perturbation)> = plan.runs(&baselines).into();
         tell(&|p| p.runs = queue.len());
         let queue = Mutex::new(queue);
         let totals = Mutex::new(Totals::default());
@@ -204,7 +305,9 @@ impl Suite {
         let work = self.installs.iter().map(|install| async {
             loop {
                 let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                let Some((scenario, what)) = next else { return anyhow::Ok(()) };
+                let Some((scenario, what)) = next else {
+                    return anyhow::Ok(());
+                };
                 let outcome = match self.remembered(scenario, &what) {
                     Some(outcome) => outcome,
                     None => self.one(install, scenario, &what, &baselines[&scenario]).await?,
@@ -237,6 +340,43 @@ impl Suite {
         self.baselines(plan, &|_| {}).await
     }
 
+    /// For each of these bugs, the first run that finds it; none where no run does.
+    pub async fn hunt(&self, plan: &Plan, bugs: &[&str]) -> anyhow::Result<BTreeMap<String, Option<Found>>> {
+        let baselines = self.learn(plan).await?;
+        let runs = plan.runs(&baselines);
+        let queue: Mutex<VecDeque<&str>> = Mutex::new(bugs.iter().copied().collect());
+        let found = Mutex::new(BTreeMap::new());
+        let work = self.installs.iter().map(|install| async {
+            loop {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some(bug) = next else { return anyhow::Ok(()) };
+                let planted = [format!("PLANTED_BUG={bug}")];
+                let mut by = None;
+                for (n, (scenario, what)) in runs.iter().enumerate() {
+                    // One that is there already when the scene is set is found, too.
+                    let violations = match perturbed(install, *scenario, what, &baselines[scenario], &planted).await {
+                        Ok(outcome) => outcome.violations,
+                        Err(error) => vec![format!("{error:#}")],
+                    };
+                    if !violations.is_empty() {
+                        by = Some(Found {
+                            run: key(*scenario, what),
+                            after: n + 1,
+                            violations,
+                        });
+                        break;
+                    }
+                }
+                found
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(bug.to_owned(), by);
+            }
+        });
+        futures_util::future::try_join_all(work).await?;
+        Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
     async fn baselines(
         &self,
         plan: &Plan,
@@ -249,7 +389,10 @@ impl Suite {
                 let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some(scenario) = next else { return anyhow::Ok(()) };
                 let baseline = baseline(install, scenario).await?;
-                found.lock().unwrap_or_else(PoisonError::into_inner).insert(scenario, baseline);
+                found
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(scenario, baseline);
                 tell(&|p| p.scenarios += 1);
             }
         });
@@ -276,7 +419,7 @@ impl Suite {
         baseline: &Baseline,
     ) -> anyhow::Result<Outcome> {
         let began = Instant::now();
-        let outcome = perturbed(install, scenario, what, baseline).await?;
+        let outcome = perturbed(install, scenario, what, baseline, &[]).await?;
         let key = key(scenario, what);
         if let Some(journal) = &self.journal {
             let line = json!({
@@ -287,11 +430,24 @@ impl Suite {
             writeln!(file, "{line}")?;
         }
         if let (Some(dir), false) = (&self.reports, outcome.violations.is_empty()) {
-            let name: String = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+            let name: String = key
+                .chars()
+                .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+                .collect();
             fs::write(dir.join(format!("{name}.txt")), &outcome.report)?;
         }
         Ok(outcome)
     }
+}
+
+/// How a bug was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The run.
+    pub run: String,
+    /// How many there were, this one included.
+    pub after: usize,
+    pub violations: Vec<String>,
 }
 
 /// How far it is.
