@@ -73,6 +73,10 @@ struct RunArguments {
     /// left alone.
     #[arg(long, env = "CONNECTIONS", value_delimiter = ',')]
     connections: Vec<String>,
+    /// Restart Deployments, StatefulSets and DaemonSets with the annotation connect.chitty.cc/restart: "true" before a
+    /// token ends that their Pods have read once.
+    #[arg(long, env = "RESTART_WORKLOADS")]
+    restart_workloads: bool,
     /// Give each credential series of its own, named by its namespace and name.
     #[arg(long, env = "CREDENTIAL_METRICS")]
     credential_metrics: bool,
@@ -89,6 +93,9 @@ struct RunArguments {
     /// How many credentials are looked at at once.
     #[arg(long, env = "CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: u16,
+    /// Seconds after which a budget is let go of in which nothing matters any more.
+    #[arg(long, env = "CLOSE_IDLE_AFTER", default_value_t = 300, hide = true, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    close_idle_after: u64,
 }
 
 /// An address to listen on; `:8080` is every interface, IPv4 and IPv6, as usual in Kubernetes.
@@ -160,11 +167,13 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         annotation_prefixes,
         watch_namespaces,
         connections,
+        restart_workloads,
         credential_metrics,
         otlp_endpoint,
         log_format,
         log,
         concurrency,
+        close_idle_after,
     } = arguments;
     let identity = identity.unwrap_or_else(host_name);
     let log = telemetry::init(log_format, &log, &identity)?;
@@ -182,9 +191,11 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         claim_grace,
         annotations: annotation_prefixes,
         credential_metrics,
+        restart_workloads,
         log: Some(log),
         otlp_endpoint,
         reach: Reach::new(watch_namespaces, connections),
+        close_idle_after: Duration::from_secs(close_idle_after),
     };
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -1,6 +1,8 @@
 //! The whole of it on a real node: image, `helm install`, CI jobs that mount Secrets, rotation, upgrade, a
 //! killed leader, uninstall. One story, because its parts take each other's ends as their beginnings.
 
+#[path = "node/on_demand.rs"]
+mod on_demand;
 #[path = "chart/support.rs"]
 #[allow(dead_code, reason = "shared with the chart's tests")]
 mod support;
@@ -409,6 +411,27 @@ fn ci_jobs_on_a_real_node_have_live_tokens_and_nothing_mints_more_than_it_must()
         traces().is_empty().then_some(())
     });
     world.tell("nothing is left");
+}
+
+#[test]
+#[ignore = "needs root, containerd, runc and CNI plugins: .ci/node"]
+fn on_demand_a_pod_has_its_token_as_soon_as_the_kubelet_asks_again() {
+    let program = program();
+    let mut world = World::start();
+    world.import(&Image::of_operator(OPERATOR, &program).unwrap());
+    world.import(&Image::of_busybox(BUSYBOX).unwrap());
+    world.install();
+    world.kubectl(&["create", "namespace", "runners-1"]);
+
+    on_demand::jobs_are_served_as_they_are_scheduled(&world);
+    on_demand::a_long_pod_sees_the_rotated_file_and_after_it_nothing_is_renewed(&world);
+    on_demand::who_has_read_a_token_once_is_warned_before_it_ends(&world);
+    world.check_logs();
+
+    world.node.take().unwrap().stop().unwrap();
+    wait_for("everything of the node to be gone", || {
+        traces().is_empty().then_some(())
+    });
 }
 
 /// The API key is turned as people turn it: the new one into its Secret, then the old one is no good any more.

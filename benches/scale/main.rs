@@ -15,7 +15,9 @@
 //! - **scrape**: how many series `/metrics` has then, how many bytes, and how long that takes.
 //! - **restart**: killed and started again with everything valid, until it makes no more calls.
 //! - **takeover**: a second replica stands by; the first is killed, and one credential is asked to rotate.
-//! - **rotate** (`--rotate --ttl 1000`): until every token was renewed once, and how late.
+//! - **rotate** (`--rotate --ttl 1000`): after **bulk** and instead of all else: until every token was renewed once, and
+//!   how late.
+//! - **onDemand** (`--on-demand 1000 --pods 5000`): so many more credentials, on demand, and Pods that come and end at once.
 //! - **outage** (`--outage SECONDS`): the broker refuses connections while every credential is asked to rotate.
 //!
 //! Calls are counted by the API server itself; the bench's own are made outside of what is measured, but for
@@ -24,6 +26,7 @@
 
 mod bench;
 mod calls;
+mod on_demand;
 mod setup;
 
 use std::collections::BTreeMap;
@@ -79,6 +82,12 @@ struct Arguments {
     /// With `--rotate`: all come due as far apart as they were issued, and a twentieth of their life more.
     #[arg(long)]
     one_age: bool,
+    /// Credentials on demand, besides those,
+    #[arg(long, default_value_t = 0)]
+    on_demand: usize,
+    /// and the Pods that use them.
+    #[arg(long, default_value_t = 0)]
+    pods: usize,
     /// For how long the broker refuses connections at the end, in seconds.
     #[arg(long, default_value_t = 0)]
     outage: u64,
@@ -118,10 +127,10 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         .without_limits()
         .start()?;
     connect(&client, &broker, arguments).await?;
-    let mut report = Vec::new();
+    let mut report = Report::default();
     let binary = std::fs::metadata(&arguments.binary)?.len();
-    report.push(("binary", json!({"bytes": binary})));
-    report.push(("api", api_limit(&client).await?));
+    report.note("binary", json!({"bytes": binary}));
+    report.note("api", api_limit(&client).await?);
     create(&client, arguments).await?;
     let bench = Bench {
         arguments,
@@ -135,34 +144,46 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         .then(|| Command::new("sh").args(["-c", "while :; do :; done"]).spawn())
         .transpose()?;
     let (mut controller, bulk) = bench.bulk().await?;
-    report.push(("bulk", bulk));
+    report.note("bulk", bulk);
     if let Some(mut busy) = busy {
         busy.kill()?;
         busy.wait()?;
     }
     if arguments.rotate {
-        report.push(("rotate", bench.rotate(&controller).await?));
-    }
-    bench.until_quiet().await?;
-    report.push(("idle", bench.idle(&controller).await?));
-    report.push(("scrape", bench.scrape().await?));
-    controller.kill();
-    let (controller, restart) = bench.restart().await?;
-    report.push(("restart", restart));
-    let (controller, takeover) = bench.takeover(controller).await?;
-    report.push(("takeover", takeover));
-    if arguments.outage > 0 {
-        report.push(("outage", bench.outage(&controller).await?));
-    }
-    for (phase, figures) in &report {
-        print(phase, figures);
+        // After that something is due all the time: it is never quiet again.
+        report.note("rotate", bench.rotate(&controller).await?);
+    } else {
+        bench.until_quiet().await?;
+        report.note("idle", bench.idle(&controller).await?);
+        report.note("scrape", bench.scrape().await?);
+        controller.kill();
+        let (controller, restart) = bench.restart().await?;
+        report.note("restart", restart);
+        let (controller, takeover) = bench.takeover(controller).await?;
+        report.note("takeover", takeover);
+        if arguments.on_demand > 0 {
+            report.note("onDemand", bench.on_demand(&controller).await?);
+        }
+        if arguments.outage > 0 {
+            report.note("outage", bench.outage(&controller).await?);
+        }
     }
     if let Some(file) = &arguments.json {
-        let all: BTreeMap<_, _> = report.into_iter().collect();
-        std::fs::write(file, serde_json::to_string_pretty(&all)?)?;
+        std::fs::write(file, serde_json::to_string_pretty(&report.0)?)?;
     }
     plane.stop();
     Ok(())
+}
+
+/// The figures of each phase, which are printed as they come.
+#[derive(Default)]
+struct Report(BTreeMap<&'static str, Value>);
+
+impl Report {
+    fn note(&mut self, phase: &'static str, figures: Value) {
+        print(phase, &figures);
+        self.0.insert(phase, figures);
+    }
 }
 
 fn print(phase: &str, figures: &Value) {

@@ -244,7 +244,9 @@ fn settings() -> Settings {
         log: None,
         otlp_endpoint: None,
         credential_metrics: false,
+        restart_workloads: false,
         reach: Reach::default(),
+        close_idle_after: Duration::from_secs(300),
     }
 }
 

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -33,18 +33,27 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Revision", type_ = "integer", json_path = ".status.revision", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.from) || (has(self.service) && has(self.purpose))").message("spec.service and spec.purpose are required, unless spec.from names a credential to follow"),
+    validation = Rule::new("!has(self.from) || !(has(self.service) || has(self.purpose) || has(self.repo) || has(self.runId) || has(self.type) || has(self.context) || has(self.sharedWith)) && (!has(self.connection) || self.connection == 'default') && (!has(self.activation) || self.activation == 'Always') && (!has(self.rotation) || !(has(self.rotation.renewBefore) || has(self.rotation.maxLifetime)))").message("spec.from follows another credential, which says all of this itself: remove connection, service, purpose, repo, runId, type, context, activation, rotation and sharedWith"),
+    validation = Rule::new("has(self.from) == has(oldSelf.from)").message("a credential that follows another cannot come to ask for itself, nor the other way round: delete it, and make another"),
+    validation = Rule::new("!has(self.sharedWith) || !has(self.secrets) || size(self.secrets) == 0 || self.secrets.exists(s, has(s.presets) && size(s.presets) > 0 ? 'outputs' in s.presets : !has(s.data) || size(s.data) == 0)").message("spec.sharedWith needs a Secret with the preset outputs: those who follow are given what is in it"),
+)]
 pub struct EphemeralCredentialSpec {
     /// Name of the `ChittyConnection` to ask. The default is "default".
     #[serde(default = "default_connection")]
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub connection: String,
-    /// The service the tokens are for, as ChittyConnect knows it. Budgets are counted by service.
+    /// The service the tokens are for, as ChittyConnect knows it. Budgets are counted by service. Required, unless from
+    /// is set.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(
         length(min = 1, max = 50),
         regex(pattern = "^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
     )]
     pub service: String,
-    /// What the tokens are for; ChittyConnect scopes them to it.
+    /// What the tokens are for; ChittyConnect scopes them to it. Required, unless from is set.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(
         length(min = 1, max = 63),
         regex(pattern = "^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
@@ -70,6 +79,9 @@ pub struct EphemeralCredentialSpec {
     #[schemars(schema_with = "context_schema")]
     #[x_kube(validation = Rule::new("self.all(k, k.matches('^[a-z0-9_]{1,63}$') && !(k in ['service', 'purpose', 'repo', 'run_id', 'type']))").message("context keys consist of lower-case letters, digits and '_'; service, purpose, repo, run_id and type are set by the fields of the spec"))]
     pub context: BTreeMap<String, String>,
+    /// When there are tokens: Always (the default), or OnDemand: only while a Pod uses them.
+    #[serde(default)]
+    pub activation: Activation,
     /// When tokens are replaced.
     #[serde(default)]
     pub rotation: Rotation,
@@ -81,10 +93,81 @@ pub struct EphemeralCredentialSpec {
     /// While true nothing is minted; a Secret that is there stays until its tokens end.
     #[serde(default)]
     pub suspend: bool,
+    /// Who may follow this credential: credentials of other namespaces, with from, are given the same tokens. Nobody
+    /// may without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SharedWith")]
+    pub shared_with: Option<SharedWith>,
+    /// The credential whose tokens this one is given, in Secrets of its own, instead of a request: it asks ChittyConnect
+    /// for nothing and costs no budget. That one must share them with this namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Source")]
+    pub from: Option<Source>,
+    /// How Pods that read the Secrets are looked after. With activation: OnDemand they always are; otherwise where this
+    /// is set, if only to {}: then status.inUse counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumers: Option<Consumers>,
 }
 
 fn default_connection() -> String {
     "default".to_owned()
+}
+
+/// Whom a credential shares its tokens with. Where both are given, both must hold.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(has(self.namespaces) && size(self.namespaces) > 0) || has(self.namespaceSelector)").message("name namespaces, a namespaceSelector, or both"),
+    validation = Rule::new("!has(self.namespaceSelector) || (has(self.namespaceSelector.matchLabels) && size(self.namespaceSelector.matchLabels) > 0) || (has(self.namespaceSelector.matchExpressions) && size(self.namespaceSelector.matchExpressions) > 0)").message("an empty namespaceSelector would choose every namespace: name a label that it is to have"),
+)]
+pub struct SharedWith {
+    /// Names of namespaces: no patterns.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub namespaces: Vec<String>,
+    /// Labels of namespaces: as good as the right to label a namespace is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "selector_schema")]
+    pub namespace_selector: Option<LabelSelector>,
+}
+
+/// A credential to follow.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// Its namespace.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+}
+
+/// When there are tokens.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Activation {
+    /// As long as the credential is there.
+    #[default]
+    Always,
+    /// From when a Pod that uses a Secret of it is bound to a node. Renewed while one reads it by a volume; unused, the
+    /// Secret is removed once less than its runway is left.
+    OnDemand,
+}
+
+/// How Pods that read the Secrets are looked after.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Consumers {
+    /// A running Pod that reads a token once (as an environment variable or by a subPath) gets a Warning Event so long
+    /// before that token ends: 0s to 24h. The default is 10m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('0s') && duration(self) <= duration('24h')").message("warnBefore must be between 0s and 24h"))]
+    pub warn_before: Option<Duration>,
 }
 
 /// When tokens are replaced.
@@ -151,6 +234,45 @@ fn context_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         "description": "What the type needs besides service, purpose, repo and run id, such as database, readonly (\"true\"), ttl (a number) or zones (with commas between). For connections with api: Provision.",
         "maxProperties": 16,
         "additionalProperties": {"type": "string", "minLength": 1, "maxLength": 253},
+    })
+}
+
+/// A selector of bounded length: any tenant may write one.
+fn selector_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "description": "Labels of namespaces: as good as the right to label a namespace is kept.",
+        "properties": {
+            "matchLabels": {
+                "type": "object",
+                "description": "Labels that a namespace must have.",
+                "maxProperties": 16,
+                "additionalProperties": {"type": "string", "maxLength": 63},
+            },
+            "matchExpressions": {
+                "type": "array",
+                "description": "What else must hold of its labels.",
+                "maxItems": 16,
+                "items": {
+                    "type": "object",
+                    "required": ["key", "operator"],
+                    "properties": {
+                        "key": {"type": "string", "description": "Key of the label.", "minLength": 1, "maxLength": 317},
+                        "operator": {
+                            "type": "string",
+                            "description": "In, NotIn, Exists or DoesNotExist.",
+                            "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
+                        },
+                        "values": {
+                            "type": "array",
+                            "description": "With In and NotIn: the values.",
+                            "maxItems": 16,
+                            "items": {"type": "string", "maxLength": 63},
+                        },
+                    },
+                },
+            },
+        },
     })
 }
 
@@ -376,9 +498,34 @@ pub struct EphemeralCredentialStatus {
     /// When ChittyConnect is asked next, where an earlier try failed or must wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_at: Option<DateTime<Utc>>,
+    /// How many Pods read the Secrets now, and how; where they are looked after. At most 30 s old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_use: Option<InUse>,
     /// Ids of tokens that requests whose answers were lost may have made: nobody holds them, and they
     /// may be revoked by hand. Known with api: Provision only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     pub orphans: Vec<String>,
+}
+
+/// How many Pods that are bound to a node and have not finished read a Secret, by how they do: one that does so in several
+/// ways is counted in each.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct InUse {
+    /// By a volume: they see each new token.
+    #[serde(default)]
+    pub volume: u32,
+    /// By environment variables: what they have read ends with its token.
+    #[serde(default)]
+    pub env: u32,
+    /// By a subPath of a volume: they never see a new token.
+    #[serde(default)]
+    pub sub_path: u32,
+    /// As something that need not be there: they may have started without.
+    #[serde(default)]
+    pub optional: u32,
+    /// To pull their images.
+    #[serde(default)]
+    pub image_pull: u32,
 }

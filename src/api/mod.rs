@@ -13,8 +13,8 @@ pub use connection::{
     HeldBy, KeyRef, NameRef, ProxySpec, RateLimit, RateScope, ScopeUsage, ThroughConnect,
 };
 pub use credential::{
-    DockerOptions, EphemeralCredential, EphemeralCredentialSpec, EphemeralCredentialStatus, GitOptions, NpmOptions,
-    Preset, PresetOptions, Rotation, SecretTemplate, SecretType,
+    Activation, Consumers, DockerOptions, EphemeralCredential, EphemeralCredentialSpec, EphemeralCredentialStatus,
+    GitOptions, InUse, NpmOptions, Preset, PresetOptions, Rotation, SecretTemplate, SecretType, SharedWith, Source,
 };
 pub use reason::Reason;
 
@@ -25,6 +25,10 @@ pub const VERSION: &str = "v1alpha1";
 
 /// Annotation on a credential: any new value asks for one rotation now.
 pub const ROTATE_ANNOTATION: &str = "connect.chitty.cc/rotate";
+/// Annotation on a workload: "true" has it restarted before a token ends that its Pods have read once.
+pub const RESTART_ANNOTATION: &str = "connect.chitty.cc/restart";
+/// Annotation on the Pod template of a workload that was restarted: when the token would have ended (RFC 3339).
+pub const RESTARTED_FOR_ANNOTATION: &str = "connect.chitty.cc/restarted-for";
 /// Annotation on a managed Secret: when its tokens end (RFC 3339).
 pub const EXPIRES_AT_ANNOTATION: &str = "connect.chitty.cc/expires-at";
 /// Annotation on a managed Secret: claim, revision and fingerprint under an HMAC.

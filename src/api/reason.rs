@@ -19,6 +19,10 @@ pub enum Reason {
     InvalidSpec,
     /// No access rule of the connection allows the request.
     NotPermitted,
+    /// No credential of that name is there to be followed.
+    SourceNotFound,
+    /// No credential of that name shares its tokens with this namespace.
+    NotShared,
     /// `ChittyConnect` judged the request too risky.
     Denied,
     /// The budget of the scope is spent or kept.
@@ -55,7 +59,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order the documentation lists them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::Issuing,
         Self::Issued,
         Self::Rotated,
@@ -63,6 +67,8 @@ impl Reason {
         Self::Suspended,
         Self::InvalidSpec,
         Self::NotPermitted,
+        Self::SourceNotFound,
+        Self::NotShared,
         Self::Denied,
         Self::RateLimited,
         Self::BrokerUnavailable,
@@ -92,6 +98,8 @@ impl Reason {
             Self::Suspended => "Suspended",
             Self::InvalidSpec => "InvalidSpec",
             Self::NotPermitted => "NotPermitted",
+            Self::SourceNotFound => "SourceNotFound",
+            Self::NotShared => "NotShared",
             Self::Denied => "Denied",
             Self::RateLimited => "RateLimited",
             Self::BrokerUnavailable => "BrokerUnavailable",

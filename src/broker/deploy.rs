@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::body::{InvalidBody, Members};
 use super::classify::{Call, flawed, server_time};
-use super::{Answer, Broker, MintRequest, Refusal, accepted};
+use super::{Answer, Broker, MintRequest, Refusal, Reply, accepted};
 use crate::core::Time;
 
 /// Members of an answer that describe it and are no outputs.
@@ -45,12 +45,16 @@ pub(super) async fn mint(broker: &Broker, request: &MintRequest, now: Time) -> R
     let reply = broker
         .call(Call::Deploy, &[], Some(&body), Some(&request.idempotency_key))
         .await?;
-    let members = accepted(&reply, Call::Deploy, now)?;
+    read(&reply, now)
+}
+
+pub(super) fn read(reply: &Reply, now: Time) -> Result<Answer, Refusal> {
+    let members = accepted(reply, Call::Deploy, now)?;
     answer(members, server_time(&reply.headers).unwrap_or(now))
         .map_err(|flaw| flawed(flaw, StatusCode::OK, Call::Deploy))
 }
 
-pub(super) fn answer(members: Members, now: Time) -> Result<Answer, InvalidBody> {
+fn answer(members: Members, now: Time) -> Result<Answer, InvalidBody> {
     let expires_at = members.expiry(now)?;
     let outputs = members.into_outputs(&ABOUT);
     if outputs.is_empty() {

@@ -3,13 +3,10 @@
 use http::StatusCode;
 use http::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use proptest::prelude::*;
-use zeroize::Zeroizing;
 
-use super::body::InvalidBody;
-use super::classify::{Call, flawed, retry_after, server_time};
-use super::wire::Reply;
-use super::{Answer, Refusal, accepted, deploy, provision};
-use crate::core::testing::{s, t};
+use super::classify::{retry_after, server_time};
+use super::{Api, read};
+use crate::core::testing::{cases, s, t};
 
 /// What no text may repeat.
 const CANARY: &str = "cf_canary_0123456789";
@@ -98,19 +95,8 @@ fn headers() -> impl Strategy<Value = HeaderMap> {
         })
 }
 
-fn read(reply: &Reply, call: Call) -> Result<Answer, Refusal> {
-    let now = t(0);
-    let members = accepted(reply, call, now)?;
-    let at = server_time(&reply.headers).unwrap_or(now);
-    let flaw = |flaw: InvalidBody| flawed(flaw, reply.status, call);
-    match call {
-        Call::Provision => provision::answer(&members, at).map_err(|(why, _)| flaw(why)),
-        _ => deploy::answer(members, at).map_err(flaw),
-    }
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(cases(512))]
 
     #[test]
     fn no_answer_makes_it_panic_or_is_repeated(
@@ -123,9 +109,8 @@ proptest! {
         let status = if fine { StatusCode::OK } else { StatusCode::from_u16(status).unwrap() };
         let wait = retry_after(&headers, server_time(&headers));
         prop_assert!(wait.is_none_or(|wait| wait >= s(1) && wait <= s(86_400)), "{wait:?}");
-        let reply = Reply { status, headers, body: Some(Zeroizing::new(body)) };
-        let call = if provision { Call::Provision } else { Call::Deploy };
-        let told = match read(&reply, call) {
+        let api = if provision { Api::Provision } else { Api::Deploy };
+        let told = match read(api, status, headers, body, t(0)) {
             Ok(answer) => {
                 prop_assert!(answer.outputs.len() <= 64 && !answer.outputs.is_empty());
                 format!("{answer:?}")

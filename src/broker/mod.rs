@@ -261,6 +261,26 @@ fn accepted(reply: &Reply, call: Call, now: Time) -> Result<body::Members, Refus
     Ok(members)
 }
 
+/// What an answer to [`Broker::mint`] comes to, for those who make answers up.
+///
+/// # Errors
+/// Why it brings no token.
+#[cfg(any(test, fuzzing))]
+pub fn read(
+    api: Api,
+    status: StatusCode,
+    headers: http::HeaderMap,
+    body: Vec<u8>,
+    now: Time,
+) -> Result<Answer, Refusal> {
+    let body = Some(zeroize::Zeroizing::new(body));
+    let reply = Reply { status, headers, body };
+    match api {
+        Api::Deploy => deploy::read(&reply, now),
+        Api::Provision => provision::read(&reply, now),
+    }
+}
+
 /// Whether `id` is fit to be kept and shown: it comes from an answer that also holds secrets.
 fn is_token_id(id: &str, outputs: &Outputs) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');

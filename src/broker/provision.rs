@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::body::{InvalidBody, Members, insert};
 use super::classify::{Call, ErrorBody, Phrase, flawed, server_time};
-use super::{Answer, Broker, MintRequest, Probe, Reason, Refusal, Revoked, Sent, accepted, is_token_id};
+use super::{Answer, Broker, MintRequest, Probe, Reason, Refusal, Reply, Revoked, Sent, accepted, is_token_id};
 use crate::core::Time;
 use crate::core::render::Outputs;
 
@@ -30,7 +30,12 @@ pub(super) async fn mint(broker: &Broker, request: &MintRequest, now: Time) -> R
     let reply = broker
         .call(call, &[], Some(&body), Some(&request.idempotency_key))
         .await?;
-    let members = accepted(&reply, call, now)?;
+    read(&reply, now)
+}
+
+pub(super) fn read(reply: &Reply, now: Time) -> Result<Answer, Refusal> {
+    let call = Call::Provision;
+    let members = accepted(reply, call, now)?;
     answer(&members, server_time(&reply.headers).unwrap_or(now)).map_err(|(flaw, token_ids)| Refusal {
         token_ids,
         ..flawed(flaw, reply.status, call)
@@ -64,7 +69,7 @@ fn body(request: &MintRequest) -> Result<Body<'_>, Refusal> {
 }
 
 /// A flaw comes with the ids of tokens that were made all the same.
-pub(super) fn answer(members: &Members, now: Time) -> Result<Answer, (InvalidBody, Vec<String>)> {
+fn answer(members: &Members, now: Time) -> Result<Answer, (InvalidBody, Vec<String>)> {
     let credential = members
         .object("credential")
         .ok_or((InvalidBody::NoCredential, Vec::new()))?;

@@ -117,6 +117,12 @@ impl Journals {
         }
     }
 
+    /// When journals are let go of in which nothing matters any more.
+    #[must_use]
+    pub const fn close_after(&self) -> Duration {
+        self.close_after
+    }
+
     /// Lets go of journals in which nothing matters any more after so long, instead of five minutes.
     #[must_use]
     pub const fn closing_after(mut self, rest: Duration) -> Self {
@@ -240,6 +246,12 @@ impl Journals {
         std::mem::take(&mut self.changed.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
+    /// Forgets the journal of `scope`, once nobody has a use for it: its task ends with the last [`ScopeJournal`].
+    pub fn forget(&self, scope: &Scope) {
+        let mut open = self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        open.remove(scope);
+    }
+
     /// The scopes whose journals were opened.
     #[must_use]
     pub fn opened(&self) -> Vec<Scope> {
@@ -316,6 +328,12 @@ impl ScopeJournal {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing matters in it, and nothing of it is stored.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.bytes() == 0 && matches!(&*self.view.borrow(), Some(Ok(journal)) if journal.is_blank())
     }
 
     /// The journal as last read or written by this process.

@@ -5,9 +5,11 @@ pub mod config;
 pub mod journal;
 pub mod keys;
 pub mod lease;
+pub mod pods;
 pub mod reach;
 pub mod records;
 pub mod secrets;
+mod workloads;
 
 use std::fmt::Debug;
 use std::future::Future;

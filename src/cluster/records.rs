@@ -1,6 +1,6 @@
 //! What users read: status and Events.
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
@@ -132,13 +132,26 @@ impl Events {
         action: &str,
         note: &str,
     ) {
-        let about = about.object_ref(&());
+        self.publish_about(about.object_ref(&()), rand::random(), warning, reason, action, note)
+            .await;
+    }
+
+    /// Publishes one about an object that is not at hand; where one of that `unique` number is there, nothing.
+    pub async fn publish_about(
+        &self,
+        about: ObjectReference,
+        unique: u64,
+        warning: bool,
+        reason: Reason,
+        action: &str,
+        note: &str,
+    ) {
         let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let api: Api<Event> = Api::namespaced(self.cluster.client.clone(), &namespace);
         let now = Timestamp::from_microsecond(self.cluster.now().timestamp_micros()).unwrap_or_default();
         let event = Event {
             metadata: ObjectMeta {
-                name: Some(event_name(about.name.as_deref().unwrap_or_default(), rand::random())),
+                name: Some(event_name(about.name.as_deref().unwrap_or_default(), unique)),
                 namespace: Some(namespace),
                 ..ObjectMeta::default()
             },
@@ -152,7 +165,9 @@ impl Events {
             type_: Some(if warning { "Warning" } else { "Normal" }.to_owned()),
             ..Event::default()
         };
-        if let Err(error) = bounded(api.create(&PostParams::default(), &event)).await {
+        if let Err(error) = bounded(api.create(&PostParams::default(), &event)).await
+            && !error.is_conflict()
+        {
             tracing::debug!(%error, "failed to publish an Event");
         }
     }

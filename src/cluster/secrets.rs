@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Resource};
+use secrecy::SecretString;
 use zeroize::Zeroize;
 
 use super::{Cluster, Error, bounded};
@@ -19,8 +20,9 @@ use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, RequestFacts};
 use crate::core::layout::OwnMetadata;
 use crate::core::plan::{Content, SecretState};
-use crate::core::render::{Data, fingerprint};
+use crate::core::render::{Data, Outputs, fingerprint};
 use crate::core::seal::{Seal, SealKey};
+use crate::core::sharing;
 use crate::planted::{Bug, is_planted};
 
 /// Whose Secrets they are.
@@ -197,6 +199,22 @@ impl Cluster {
             None => InspectedSecret::absent(),
             Some(secret) => seen(&secret.0, owner, live, own, seal),
         })
+    }
+
+    /// The outputs of `live`, from a Secret of its credential that holds them as they came. None where it is not there, or
+    /// not exactly what was written: as the journal says, and as its seal does.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub async fn read_outputs(
+        &self,
+        owner: &Owner,
+        name: &str,
+        live: &ActiveToken,
+        seal: &SealKey,
+    ) -> Result<Option<Outputs>, Error> {
+        let secret = bounded(self.secrets(&owner.namespace).get_opt(name)).await?.map(Wiped);
+        Ok(secret.and_then(|secret| outputs_in(&secret.0, owner, live, seal)))
     }
 
     /// Writes a Secret that is ours or absent, and tells how it is now: what a look would find, without one. Of one
@@ -420,6 +438,26 @@ fn inspect(
     (state, keys)
 }
 
+fn outputs_in(secret: &Secret, owner: &Owner, live: &ActiveToken, key: &SealKey) -> Option<Outputs> {
+    let seal = sealed(secret, owner, key).filter(|seal| seal.live.claim == live.claim)?;
+    let (state, keys) = inspect(secret, owner, Some(live), None, key);
+    let SecretState::Ours {
+        content: Content::Intact | Content::Extra,
+        ..
+    } = state
+    else {
+        return None;
+    };
+    let keys = seal.written().map_or(keys, |written| written.keys.clone());
+    let data = secret.data.as_ref()?;
+    let value = |name: &str| {
+        let ByteString(bytes) = data.get(name).filter(|_| keys.iter().any(|key| key == name))?;
+        std::str::from_utf8(bytes).ok().map(SecretString::from)
+    };
+    let outputs = sharing::outputs(live).map(|name| Some((name.to_owned(), value(name)?)));
+    outputs.collect()
+}
+
 fn metadata_matches(
     secret: &Secret,
     owner: &Owner,
@@ -516,4 +554,131 @@ fn over(existing: &Secret, desired: &Secret) -> Secret {
         .resource_version
         .clone_from(&existing.metadata.resource_version);
     next
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::core::journal::Written;
+    use crate::core::journal::tests_support::live as live_at;
+    use crate::core::testing::t;
+
+    fn owner() -> Owner {
+        Owner {
+            namespace: "team-a".into(),
+            name: "deploy".into(),
+            uid: "uid-a".into(),
+        }
+    }
+
+    fn key(byte: u8) -> SealKey {
+        SealKey::new(vec![byte; SealKey::LENGTH]).unwrap()
+    }
+
+    fn data() -> Data {
+        let pairs = [("npm_token", "npm_1"), ("expires_at", "soon")];
+        pairs
+            .map(|(k, v)| (k.to_owned(), Zeroizing::new(v.as_bytes().to_vec())))
+            .into()
+    }
+
+    /// The token of `claim`, as it was written to the Secret `deploy`.
+    fn live(claim: &str) -> ActiveToken {
+        let mut live = live_at(claim, t(0), t(3600));
+        live.outputs = ["npm_token".into()].into();
+        let data = data();
+        let written = Written {
+            keys: data.keys().cloned().collect(),
+            fingerprint: fingerprint(claim, data.iter().map(|(k, v)| (k.as_str(), v.as_slice()))),
+            ..Written::default()
+        };
+        live.secrets.insert("deploy".into(), written);
+        live
+    }
+
+    fn secret(seal: &Seal, key: &SealKey) -> Secret {
+        let metadata = SecretMetadata {
+            name: "deploy".into(),
+            type_: SecretType::Opaque,
+            own: OwnMetadata::default(),
+            seal: key.sign(seal),
+            expires_at: String::new(),
+        };
+        desired(&owner(), &metadata, &data())
+    }
+
+    fn written(claim: &str) -> Secret {
+        secret(&Seal::new("uid-a", "team-a", "deploy", &live(claim)), &key(1))
+    }
+
+    fn read(secret: &Secret, live: &ActiveToken) -> Option<String> {
+        let outputs = outputs_in(secret, &owner(), live, &key(1))?;
+        assert_eq!(outputs.len(), 1);
+        Some(outputs["npm_token"].expose_secret().to_owned())
+    }
+
+    #[test]
+    fn values_are_read_from_what_was_written_and_from_nothing_else() {
+        assert_eq!(read(&written("c"), &live("c")).as_deref(), Some("npm_1"));
+        let edited = |edit: fn(&mut Secret)| {
+            let mut secret = written("c");
+            edit(&mut secret);
+            read(&secret, &live("c"))
+        };
+        // A key that is nobody's is left out, and one that is changed or gone spoils all.
+        let insert: fn(&mut Secret) = |s| {
+            s.data
+                .as_mut()
+                .unwrap()
+                .insert("more".into(), ByteString(b"x".to_vec()));
+        };
+        assert_eq!(edited(insert).as_deref(), Some("npm_1"));
+        let edits: [fn(&mut Secret); 5] = [
+            |s| {
+                s.data
+                    .as_mut()
+                    .unwrap()
+                    .insert("npm_token".into(), ByteString(b"forged".to_vec()));
+            },
+            |s| {
+                s.data.as_mut().unwrap().remove("npm_token");
+            },
+            |s| s.data = None,
+            |s| {
+                s.metadata.annotations.as_mut().unwrap().remove(SEAL_ANNOTATION);
+            },
+            |s| {
+                s.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                    k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+                ));
+            },
+        ];
+        for (n, edit) in edits.into_iter().enumerate() {
+            assert_eq!(edited(edit), None, "edit {n}");
+        }
+    }
+
+    #[test]
+    fn a_seal_of_another_time_of_another_secret_or_of_nobody_gives_no_values() {
+        // What was sealed before, put back as it was.
+        assert_eq!(read(&written("c-old"), &live("c")), None);
+        let live = live("c");
+        for forged in [
+            secret(&Seal::new("uid-b", "team-a", "deploy", &live), &key(1)),
+            secret(&Seal::new("uid-a", "team-b", "deploy", &live), &key(1)),
+            secret(&Seal::new("uid-a", "team-a", "another", &live), &key(1)),
+            secret(&Seal::new("uid-a", "team-a", "deploy", &live), &key(2)),
+        ] {
+            assert_eq!(read(&forged, &live), None);
+        }
+        // Sealed by us, and not what the journal knows to have been written.
+        let mut known = live.clone();
+        for (_, written) in known.secrets.iter_mut() {
+            written.fingerprint = "another".into();
+        }
+        assert_eq!(read(&written("c"), &known), None);
+    }
 }

@@ -14,7 +14,7 @@ use url::Url;
 
 use super::background::clock;
 use super::state::caches::Caches;
-use super::state::context::{Context, MINTS_AT_ONCE, RENDERED_AT_ONCE};
+use super::state::context::{Context, MINTS_AT_ONCE, Rendering};
 use super::state::{shared, watches};
 use super::supervisor::Supervisor;
 use super::term::serve;
@@ -25,7 +25,6 @@ use crate::cluster::lease::Election;
 use crate::cluster::reach::Reach;
 use crate::cluster::records::Events;
 use crate::core::layout::AnnotationPolicy;
-use crate::core::render::MOST_RENDERED;
 use crate::core::seal::SealKey;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -60,8 +59,12 @@ pub struct Settings {
     pub otlp_endpoint: Option<Url>,
     /// Whether each credential has series of its own.
     pub credential_metrics: bool,
+    /// Whether workloads are restarted that ask for it, before a token ends that their Pods have read once.
+    pub restart_workloads: bool,
     /// What of the cluster it serves.
     pub reach: Reach,
+    /// When a budget is let go of in which nothing matters any more.
+    pub close_idle_after: Duration,
 }
 
 /// Runs the controller until `stop` fires.
@@ -125,6 +128,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
         let (triggers, triggered) = mpsc::unbounded_channel();
         let context = Arc::new(Context {
             journals: Journals::new(cluster.clone(), seal.clone())
+                .closing_after(settings.close_idle_after)
                 .spawning(Arc::clone(&writers))
                 .timing(Arc::clone(&commits)),
             events: events.clone(),
@@ -139,10 +143,14 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             working: Arc::clone(&working),
             unprepared: Mutex::default(),
             minting: Arc::new(Semaphore::new(MINTS_AT_ONCE)),
-            rendering: Semaphore::new(RENDERED_AT_ONCE * MOST_RENDERED),
+            rendering: Rendering::default(),
             told: Mutex::default(),
+            pods_told: Mutex::default(),
+            restart_workloads: settings.restart_workloads,
             fresh_namespaces: shared::Shared::default(),
             fresh_holds: shared::Shared::default(),
+            fresh_sources: shared::Shared::default(),
+            offers: Mutex::default(),
             restored: Mutex::default(),
             unauthorized: Mutex::default(),
             triggers,

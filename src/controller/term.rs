@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::background::{revoke, status};
+use super::background::{owed, status};
 use super::credential::reconcile::{ReconcileError, reconcile};
 use super::state::context::Context;
 use super::state::work_queue::WorkQueue;
@@ -39,7 +39,7 @@ pub(super) async fn serve(
     }
     health.ready();
     context.spawn("sweep", Arc::clone(&context).sweep_for_ever());
-    context.spawn("revocation", revoke::revoke_for_ever(Arc::clone(&context)));
+    context.spawn("what is owed", owed::work_off_for_ever(Arc::clone(&context)));
     context.spawn("status of connections", status::report_for_ever(Arc::clone(&context)));
     context.spawn("first looks", Arc::clone(&context).look_at_all());
     drive(context, triggered, concurrency).await;

@@ -121,7 +121,7 @@ fn namespace_matches(rule: &AccessRule, reserved: bool, namespace: &str, labels:
     }
 }
 
-fn selects(selector: &LabelSelector, labels: Labels<'_>) -> bool {
+pub(super) fn selects(selector: &LabelSelector, labels: Labels<'_>) -> bool {
     // A selector that cannot be read selects nothing, nor does one of labels that cannot be: deny by default.
     labels.is_some_and(|labels| Selector::try_from(selector.clone()).is_ok_and(|s| s.matches(labels)))
 }

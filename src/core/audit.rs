@@ -8,6 +8,9 @@ use super::Time;
 use super::journal::RequestFacts;
 use crate::api::Reason;
 
+/// How many bytes `ChittyChronicle` takes of one event.
+const LARGEST_ENTRY: usize = 1024;
+
 /// What happened, as `ChittyChronicle` knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -103,6 +106,9 @@ pub struct AuditEvent {
     /// Ids of the tokens; never their values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub token_ids: Vec<String>,
+    /// Whose run a mint was made for, where that is known: kind and name of what its Pod belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<String>,
     /// Whether the connection sends events anywhere; others are logged alone.
     #[serde(skip, default = "yes")]
     pub deliver: bool,
@@ -143,8 +149,16 @@ impl AuditEvent {
             reason,
             expires_at: None,
             token_ids: Vec::new(),
+            consumer: None,
             deliver,
         }
+    }
+
+    /// With whose run it was for.
+    #[must_use]
+    pub fn consumer(mut self, consumer: Option<&String>) -> Self {
+        self.consumer = consumer.cloned();
+        self
     }
 
     /// With what the token was.
@@ -171,7 +185,12 @@ impl AuditEvent {
             &r.purpose,
             &r.run_id,
         ];
-        let more = r.repo.iter().chain(&r.type_).chain(&self.token_ids);
+        let more = r
+            .repo
+            .iter()
+            .chain(&r.type_)
+            .chain(&self.token_ids)
+            .chain(&self.consumer);
         let more = more.map(String::as_str);
         REST + texts.into_iter().chain(more).map(|text| text.len() + 3).sum::<usize>()
     }
@@ -207,7 +226,17 @@ impl AuditEvent {
                 fields.insert("tokenIds".to_owned(), json!(self.token_ids));
             }
         }
-        json!({"eventType": self.event.as_str(), "entityId": self.request.service, "data": data})
+        let mut entry = json!({"eventType": self.event.as_str(), "entityId": self.request.service, "data": data});
+        if let Some(consumer) = &self.consumer {
+            entry["data"]["consumer"] = json!(consumer);
+            // Names that long are nobody's: what the event is about comes first.
+            if entry.to_string().len() > LARGEST_ENTRY
+                && let Some(fields) = entry["data"].as_object_mut()
+            {
+                fields.remove("consumer");
+            }
+        }
+        entry
     }
 }
 
@@ -237,7 +266,8 @@ mod tests {
         };
         let at = chrono::Utc.timestamp_opt(1_700_000_000, 999_999_999).unwrap();
         let mut event = AuditEvent::new(EventType::OutcomeUnknown, Reason::OutcomeUnknown, &subject, at, true)
-            .token(at, &["0".repeat(32)]);
+            .token(at, &["0".repeat(32)])
+            .consumer(Some(&"c".repeat(80)));
         event.id = format!("{uid}-1234567-{}", at.timestamp_millis());
         let size = event.entry().to_string().len();
         assert!(size <= 1024, "{size}");
@@ -263,7 +293,10 @@ mod tests {
             revision: 2,
         };
         let at = chrono::Utc.timestamp_opt(1_700_000_000, 0).unwrap();
-        let entry = AuditEvent::new(EventType::Rotated, Reason::Rotated, &subject, at, true).entry();
+        let event = AuditEvent::new(EventType::Rotated, Reason::Rotated, &subject, at, true);
+        assert_eq!(event.entry()["data"].get("consumer"), None);
+        let entry = event.consumer(Some(&"Job/nightly".to_owned())).entry();
+        assert_eq!(entry["data"]["consumer"], "Job/nightly");
         assert_eq!(entry["eventType"], "credential.rotated");
         assert_eq!(entry["entityId"], "chittyid");
         assert_eq!(entry["data"]["reason"], "Rotated");

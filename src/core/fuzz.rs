@@ -16,7 +16,7 @@ use super::journal::{Attempt, Journal, MintReason, Outcome, Throttle};
 use super::render::{self, MOST_RENDERED, Outputs};
 use super::seal::{Seal, SealKey};
 use super::spec;
-use super::testing::{s, t};
+use super::testing::{cases, s, t};
 use crate::api::{BrokerApi, EphemeralCredential, SecretType};
 
 /// What no text may repeat.
@@ -150,8 +150,38 @@ fn credential() -> Value {
     })
 }
 
+/// What the targets of `fuzz/` begin with: an object, a journal and a seal as they are written.
+fn seeds() -> Vec<(&'static str, String)> {
+    let (head, pages) = stored();
+    let lines: Vec<String> = std::iter::once(&head).chain(&pages).map(Value::to_string).collect();
+    let seal = Seal::new("a", "n", "s", &live("claim-1", t(0), t(3600)));
+    vec![
+        ("objects/credential", format!("\u{1}{}", credential())),
+        ("journals/stored", lines.join("\n")),
+        ("seals/seal", serde_json::to_string(&seal).unwrap()),
+    ]
+}
+
+/// `FUZZ_SEEDS=write cargo test --lib seeds_of_fuzz` writes them anew.
+#[test]
+fn the_seeds_of_fuzz_are_what_is_written_today() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+    for (name, text) in seeds() {
+        let path = folder.join(name);
+        if std::env::var_os("FUZZ_SEEDS").is_some() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, &text).unwrap();
+        }
+        let found = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            found == text,
+            "{name} is not as it is written today: set FUZZ_SEEDS=write"
+        );
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(cases(256))]
 
     #[test]
     fn no_stored_journal_makes_a_decision_panic(head in changes(), page in changes(), which in 0..3_u8) {
@@ -174,6 +204,7 @@ proptest! {
                 renew_before: None,
                 max_lifetime: None,
                 pod_waits: false,
+                renews: true,
                 most: None,
             });
         }
@@ -219,6 +250,7 @@ proptest! {
             renew_before: desired.renew_before,
             max_lifetime: desired.max_lifetime,
             pod_waits: false,
+            renews: true,
             most: Some(1),
         });
         let terms = Terms { limits: vec![Limit { limit: 10, window: s(3600) }], newcomers: true };

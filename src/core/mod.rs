@@ -6,6 +6,7 @@ pub mod access;
 pub mod audit;
 pub mod budget;
 pub mod clock;
+pub mod consumers;
 #[cfg(test)]
 mod fuzz;
 pub mod hold;
@@ -18,6 +19,7 @@ pub mod plan;
 pub mod render;
 pub mod schedule;
 pub mod seal;
+pub mod sharing;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

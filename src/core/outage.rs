@@ -332,6 +332,7 @@ impl Outage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::budget::Held;
     use crate::core::journal::tests_support::scope;
     use crate::core::testing::{s, t};
 
@@ -466,6 +467,30 @@ mod tests {
         story.gate.unreachable("refused", t(0));
         story.gate.checked(true, t(5));
         assert!(story.fails("n/a", PLENTY, t(6)));
+    }
+
+    /// Invariant 16.
+    #[test]
+    fn a_bar_ends_at_half_of_the_runway_for_whoever_may_ask_then_and_for_nobody_else() {
+        let mut budget = Budget::new("svc");
+        for (uid, tried_at) in [("owes", None), ("tried", Some(t(3001)))] {
+            let held = Held {
+                namespace: "n".into(),
+                issued_at: t(0),
+                ends_at: t(3600),
+                renew_before: None,
+                tried_at,
+                admitted: None,
+            };
+            budget.hold(&uid.into(), &held);
+        }
+        let until = |but| {
+            let bar = Bar { until: t(9000), but };
+            ["owes", "tried", "new"].map(|uid| bar.of(&uid.into(), &budget))
+        };
+        assert_eq!(until(But::Nobody), [t(9000); 3]);
+        assert_eq!(until(But::OwnTries), [t(3000), t(9000), t(9000)]);
+        assert_eq!(until(But::Everybody), [t(3000), t(3000), t(9000)]);
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub fn succeed(
     deliver: bool,
     now: Time,
 ) -> Option<AuditEvent> {
+    let claim = journal.pending(subject.uid).filter(|claim| claim.id == live.claim);
+    let consumer = claim.and_then(|claim| claim.consumer.clone());
     if !journal.end(
         subject.uid,
         &live.claim,
@@ -81,6 +83,7 @@ pub fn succeed(
         _ => EventType::Provisioned,
     };
     let event = AuditEvent::new(kind, reason, subject, now, deliver).token(live.ends_at, &live.token_ids);
+    let event = event.consumer(consumer.as_ref());
     Some(journal.record_event(subject.uid, event))
 }
 
@@ -115,6 +118,7 @@ pub fn fail(
         now,
         deliver,
     );
+    let event = event.consumer(claim.consumer.as_ref());
     Some(journal.record_event(uid, event))
 }
 
@@ -136,12 +140,18 @@ pub fn failure(journal: &Journal, uid: &str, claim: &Claim, refused: &Refused, p
         timeout: pace.timeout,
         live,
     };
-    let is_past_half = live.is_some_and(|(ends_at, runway)| ends_at - runway / 2 <= now);
+    let half = live.map(|(ends_at, runway)| ends_at - runway / 2);
+    let is_past_half = half.is_some_and(|half| half <= now);
+    // What a server asks for ends at half of the runway.
+    let asked = refused.retry_after.filter(|_| !is_past_half).map(|wait| {
+        let until = now + wait.min(LONGEST_ADVICE);
+        half.map_or(until, |half| until.min(half))
+    });
     let retry_at = match refused.reason {
         // The scope, or the connection, says when; the credential itself may ask as soon as they do.
         Reason::Unauthorized => Some(now),
         Reason::RateLimited if !is_past_half => Some(now),
-        _ => retry_at(failed, bounds, uid, now),
+        _ => retry_at(failed, bounds, uid, now).map(|paced| paced.max(asked.unwrap_or(paced))),
     };
     Failure {
         reason: refused.reason,
@@ -270,6 +280,57 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_that_is_over_is_forgotten_and_a_token_ends_the_doubling() {
+        let mut journal = Journal::new(scope());
+        refuse(&mut journal, "a", 0, None);
+        refuse(&mut journal, "a", 61, None);
+        journal.compact(t(182));
+        assert_eq!(
+            (journal.throttle.blocked_until, journal.throttle.guessed),
+            (None, false)
+        );
+        assert_eq!(journal.throttle.count, 2, "one still tries for all");
+        let claim = claim("b", "n", MintReason::First, t(182), 182);
+        journal.claim("b", claim.clone(), s(3600));
+        let token = live(&claim.id, t(183), t(3783));
+        assert!(succeed(&mut journal, &subject("b", &claim), &token, false, t(183)).is_some());
+        assert_eq!(journal.throttle.count, 0);
+        refuse(&mut journal, "a", 200, None);
+        assert_eq!(journal.throttle.blocked_until, Some(t(261)));
+    }
+
+    #[test]
+    fn a_refused_key_is_tried_again_after_a_quarter_of_an_hour_and_a_token_says_that_it_is_accepted() {
+        let mut journal = Journal::new(scope());
+        let claim = |at, n| claim("a", "n", MintReason::First, t(at), n);
+        let (first, second) = (claim(0, 1), claim(900, 2));
+        journal.claim("a", first.clone(), s(3600));
+        let refused = Refused {
+            reason: Reason::Unauthorized,
+            ..limited(None)
+        };
+        let asked = Asked {
+            key: "digest".to_owned(),
+            ..asked()
+        };
+        fail(
+            &mut journal,
+            &subject("a", &first),
+            &first,
+            &refused,
+            &asked,
+            false,
+            t(1),
+        );
+        let noted = journal.unauthorized.clone().unwrap();
+        assert_eq!((noted.key.as_str(), noted.probe_at), ("digest", t(901)));
+        journal.claim("a", second.clone(), s(3600));
+        let token = live(&second.id, t(901), t(4501));
+        assert!(succeed(&mut journal, &subject("a", &second), &token, false, t(901)).is_some());
+        assert!(journal.unauthorized.is_none());
+    }
+
+    #[test]
     fn what_the_server_asks_for_is_gone_by_and_told_apart_from_a_guess() {
         let mut journal = Journal::new(scope());
         refuse(&mut journal, "a", 0, None);
@@ -293,5 +354,48 @@ mod tests {
         assert_eq!(retry_at(&journal), Some(t(2501)), "when the scope goes on");
         refuse(&mut journal, "a", 3000, None);
         assert!(retry_at(&journal) >= Some(t(3011)), "{:?}", retry_at(&journal));
+    }
+
+    #[test]
+    fn half_of_a_runway_is_that_of_the_runway_asked_for_and_not_of_the_life() {
+        let mut journal = Journal::new(scope());
+        let first = claim("a", "n", MintReason::First, t(0), 0);
+        journal.claim("a", first.clone(), s(3600));
+        let token = Outcome::Published(Box::new(live("claim-0", t(0), t(3600))));
+        assert!(journal.end("a", "claim-0", token, t(0)));
+        let retry_at = |at, renew_before| {
+            let pace = Pace {
+                renew_before: Some(s(renew_before)),
+                ..asked().pace
+            };
+            failure(&journal, "a", &first, &limited(None), pace, t(at)).retry_at
+        };
+        assert_eq!(retry_at(3449, 300), Some(t(3449)));
+        assert!(retry_at(3450, 300) > Some(t(3450)));
+        assert!(retry_at(3001, 1200) > Some(t(3001)));
+    }
+
+    #[test]
+    fn what_an_overloaded_server_asks_for_is_gone_by_at_once_and_up_to_half_of_the_runway() {
+        let mut journal = Journal::new(scope());
+        let first = claim("a", "n", MintReason::First, t(0), 0);
+        let retry_at = |journal: &Journal, at, wait: i64| {
+            let refused = Refused {
+                reason: Reason::BrokerUnavailable,
+                ..limited(Some(wait))
+            };
+            failure(journal, "a", &first, &refused, asked().pace, t(at)).retry_at
+        };
+        assert_eq!(retry_at(&journal, 0, 600), Some(t(600)), "who has no token yet");
+        assert!(retry_at(&journal, 0, 1) >= Some(t(10)), "no sooner than without");
+        journal.claim("a", first.clone(), s(3600));
+        let token = Outcome::Published(Box::new(live("claim-0", t(0), t(3600))));
+        assert!(journal.end("a", "claim-0", token, t(0)));
+        assert_eq!(retry_at(&journal, 2500, 120), Some(t(2620)));
+        assert_eq!(retry_at(&journal, 2500, 1800), Some(t(3000)));
+        assert!(
+            retry_at(&journal, 3000, 1800) < Some(t(3100)),
+            "past half it paces itself"
+        );
     }
 }

@@ -10,7 +10,7 @@ use super::journal::RequestFacts;
 use super::layout::{AnnotationPolicy, Layout, OwnMetadata};
 use super::render;
 use crate::api::{
-    BrokerApi, EphemeralCredential, EphemeralCredentialSpec, Preset, ROTATE_ANNOTATION, Reason, SecretType,
+    Activation, BrokerApi, EphemeralCredential, EphemeralCredentialSpec, Preset, ROTATE_ANNOTATION, Reason, SecretType,
 };
 
 /// A digest of parts, none of which can run into the next, as 32 hexadecimal digits.
@@ -44,6 +44,25 @@ pub struct Desired {
     pub renew_before: Option<TimeDelta>,
     /// Longest use of a token.
     pub max_lifetime: Option<TimeDelta>,
+    /// When there are tokens.
+    pub activation: Activation,
+    /// How long before its token ends a Pod is warned that has read it once; nothing where Pods are not looked after.
+    pub warn_before: Option<TimeDelta>,
+}
+
+/// How long before its token ends a Pod is warned where the spec does not say.
+const WARN_BEFORE: TimeDelta = TimeDelta::minutes(10);
+
+/// Whether Pods that use the Secrets are to be known.
+#[must_use]
+pub fn looks_after_pods(spec: &EphemeralCredentialSpec) -> bool {
+    spec.activation == Activation::OnDemand || spec.consumers.is_some()
+}
+
+/// The names of the Secrets that a spec asks for, where its credential has that `name`.
+pub fn secret_names<'a>(spec: &'a EphemeralCredentialSpec, name: &'a str) -> impl Iterator<Item = &'a str> {
+    let own = spec.secrets.is_empty().then_some(name);
+    own.into_iter().chain(spec.secrets.iter().map(|s| s.name.as_str()))
 }
 
 impl Desired {
@@ -126,6 +145,11 @@ pub fn desired(
         renew_before: delta(spec.rotation.renew_before.as_ref()),
         max_lifetime: delta(spec.rotation.max_lifetime.as_ref())
             .or_else(|| (api == Some(BrokerApi::Provision)).then_some(PROVISION_LIFETIME)),
+        activation: spec.activation,
+        warn_before: looks_after_pods(spec).then(|| {
+            let asked = spec.consumers.as_ref().and_then(|c| c.warn_before.as_ref());
+            delta(asked).unwrap_or(WARN_BEFORE)
+        }),
     })
 }
 
@@ -170,6 +194,10 @@ const NEEDS: [(&str, &[&str]); 5] = [
 /// What neither schema nor CEL can see: whether the fields fit the connection's API and the type.
 fn fits(spec: &EphemeralCredentialSpec, api: Option<BrokerApi>) -> Result<(), Problem> {
     let invalid = |message: String| Err(Problem::new(Reason::InvalidSpec, message));
+    // The schema sees to that, where it is not written around.
+    if spec.from.is_none() && (spec.service.is_empty() || spec.purpose.is_empty()) {
+        return invalid("spec.service and spec.purpose are required".to_owned());
+    }
     if let Some(problem) = spec
         .context
         .iter()
@@ -293,9 +321,13 @@ pub mod tests_support {
                 run_id: None,
                 type_: None,
                 context: std::collections::BTreeMap::new(),
+                activation: crate::api::Activation::default(),
                 rotation: Rotation::default(),
                 secrets: Vec::new(),
                 suspend: false,
+                shared_with: None,
+                from: None,
+                consumers: None,
             },
         );
         ec.metadata.namespace = Some("runners-1".into());

@@ -8,7 +8,7 @@ use super::journal::Record;
 use super::plan::Verdict;
 use super::schedule::renew_at;
 use super::spec::Desired;
-use crate::api::{ConditionType, EphemeralCredentialStatus, Reason, condition};
+use crate::api::{ConditionType, EphemeralCredentialStatus, InUse, Reason, condition};
 
 /// All that is looked at again of a status that was read or written: tens of thousands are kept.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,6 +19,8 @@ pub struct Told {
     pub renew_at: Option<Time>,
     /// When it ends.
     pub expires_at: Option<Time>,
+    /// How many Pods read its Secrets.
+    pub in_use: Option<InUse>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,6 +50,7 @@ impl Told {
             conditions: conditions.collect(),
             renew_at: status.renew_at,
             expires_at: status.expires_at,
+            in_use: status.in_use,
         }
     }
 
@@ -55,6 +58,14 @@ impl Told {
     #[must_use]
     pub fn tells(&self, status: &EphemeralCredentialStatus) -> bool {
         self.digest == digest(status)
+    }
+
+    /// Whether that is what `status` tells, but for how many Pods read its Secrets.
+    #[must_use]
+    pub fn tells_but_in_use(&self, status: &EphemeralCredentialStatus) -> bool {
+        let mut status = status.clone();
+        status.in_use = self.in_use;
+        self.tells(&status)
     }
 
     /// Whether it was Ready, and why; nothing where it was not looked at yet.
@@ -87,7 +98,15 @@ fn digest(status: &EphemeralCredentialStatus) -> u64 {
     hasher.finish()
 }
 
-/// The status of a credential whose plan came to `verdict`.
+/// When the live token of a `record` is renewed, as `desired` says, or as what it was made for did; spread by `uid`.
+#[must_use]
+pub fn renewal(record: Option<&Record>, desired: Option<&Desired>, uid: &str) -> Option<Time> {
+    let live = record?.live.as_ref()?;
+    let renew_before = desired.map_or_else(|| live.renew_before(), |w| w.renew_before);
+    Some(renew_at(live.issued_at, live.ends_at, renew_before, uid))
+}
+
+/// The status of a credential whose plan came to `verdict`, and whose token is to be replaced at its `renewal`.
 ///
 /// Times are whole seconds: the API server keeps no more, and a status that differs from what is
 /// stored would be written for ever.
@@ -95,8 +114,7 @@ fn digest(status: &EphemeralCredentialStatus) -> u64 {
 pub fn status(
     verdict: &Verdict,
     record: Option<&Record>,
-    desired: Option<&Desired>,
-    uid: &str,
+    renewal: Option<Time>,
     generation: Option<i64>,
     previous: &Told,
     now: Time,
@@ -119,10 +137,6 @@ pub fn status(
         conditions.push(make(ConditionType::Reconciling, true, &verdict.message));
     }
     let live = record.and_then(|r| r.live.as_ref()).filter(|_| verdict.issued);
-    let renews = live.map(|l| {
-        let renew_before = desired.map_or_else(|| l.renew_before(), |w| w.renew_before);
-        renew_at(l.issued_at, l.ends_at, renew_before, uid)
-    });
     let outputs: BTreeSet<String> = live
         .map(|l| l.outputs.iter().map(ToString::to_string).collect())
         .unwrap_or_default();
@@ -134,8 +148,9 @@ pub fn status(
         revision: record.map(|r| r.revision).filter(|r| *r > 0),
         issued_at: live.map(|l| whole(l.issued_at)),
         expires_at: live.map(|l| whole(l.ends_at)),
-        renew_at: renews.map(whole),
+        renew_at: renewal.filter(|_| live.is_some()).map(whole),
         next_attempt_at: verdict.next_attempt.map(whole),
+        in_use: None,
         orphans: record.map(|r| r.orphans.clone()).unwrap_or_default(),
     }
 }

@@ -362,6 +362,7 @@ fn error_at(source: &str, offset: usize, message: &str) -> SyntaxError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::testing::cases;
     use proptest::prelude::*;
     use secrecy::SecretString;
 
@@ -443,6 +444,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(cases(256))]
+
         #[test]
         fn no_text_makes_it_panic_or_write_more_than_it_may(
             source in r#"(\{\{|\}\}|\{%|\||"|\\|npm_token|odd|tojson|default|urlencode|[ -~ü\n])*"#,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use chittyconnect_operator::ops::metrics::Metrics;
 use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Value, json};
 
@@ -63,15 +64,19 @@ fn check_mounts(file: &str, spec: &Value, secrets: &BTreeSet<String>) {
                 .cloned()
                 .collect::<Vec<_>>()
         };
-        for mount in pod.containers.iter().flat_map(|c| uses(&c.volume_mounts)) {
-            assert_eq!((mount.sub_path, mount.read_only), (None, Some(true)), "{file}");
-            mounted += 1;
+        for container in &pod.containers {
+            let own = container.security_context.as_ref().and_then(|c| c.run_as_non_root);
+            for mount in uses(&container.volume_mounts) {
+                assert_eq!((mount.sub_path, mount.read_only), (None, Some(true)), "{file}");
+                let pods = pod.security_context.as_ref().and_then(|c| c.run_as_non_root);
+                assert_eq!(own.or(pods), Some(true), "{file}");
+                mounted += 1;
+            }
         }
     }
     assert!(mounted > 0, "{file} mounts no Secret");
     let context = pod.security_context.expect("a security context");
     assert!(context.fs_group.is_some(), "{file}: 0440 is for the group");
-    assert_eq!(context.run_as_non_root, Some(true), "{file}");
     for env in pod.containers.iter().flat_map(|c| c.env.iter().flatten()) {
         let from_secret = env.value_from.as_ref().is_some_and(|v| v.secret_key_ref.is_some());
         assert!(!from_secret, "{file}: a variable does not follow rotations");
@@ -88,7 +93,9 @@ fn pod_spec(document: &Value) -> Option<&Value> {
 }
 
 /// Kinds of other projects that examples use: here they take whatever is written.
-const FOREIGN: [(&str, &str, &str, &str); 2] = [
+const FOREIGN: [(&str, &str, &str, &str); 4] = [
+    ("argoproj.io", "v1alpha1", "Application", "applications"),
+    ("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules"),
     ("tekton.dev", "v1", "TaskRun", "taskruns"),
     ("argoproj.io", "v1alpha1", "Workflow", "workflows"),
 ];
@@ -141,15 +148,30 @@ fn the_api_server_takes_every_example_without_a_warning() {
         cluster.apply(&foreign(group, version, kind, plural).to_string());
     }
     succeed(&mut cluster.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]));
-    cluster.apply(
-        r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "examples",
-            "labels": {"pod-security.kubernetes.io/warn": "restricted"}}}"#,
-    );
     let (manifests, values_files) = examples();
-    assert!(manifests.len() >= 11 && values_files.len() >= 3);
+    assert!(manifests.len() >= 16 && values_files.len() >= 4);
+    // What names no namespace is applied to this one.
+    let text = |file: &String| read(&repository("examples").join(file));
+    let named_in = manifests.iter().flat_map(|file| documents(&text(file)));
+    let named_in = named_in.filter_map(|d| Some(d["metadata"]["namespace"].as_str()?.to_owned()));
+    let namespaces: BTreeSet<String> = named_in.chain(["examples".to_owned()]).collect();
+    for namespace in namespaces {
+        let labels = json!({"pod-security.kubernetes.io/warn": "restricted"});
+        let manifest =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}});
+        cluster.apply(&manifest.to_string());
+    }
     let dry = |manifest: &str, of: &str| -> Vec<Value> {
-        let mut apply = cluster.kubectl(&["apply", "--dry-run=server", "--validate=strict", "--namespace=examples"]);
-        let output = Cluster::with_input(apply.args(["--output=json", "-f", "-"]), manifest);
+        let mut items = documents(manifest);
+        for item in &mut items {
+            if !["Namespace", "ChittyConnection"].contains(&item["kind"].as_str().unwrap()) {
+                let metadata = item["metadata"].as_object_mut().unwrap();
+                metadata.entry("namespace").or_insert_with(|| json!("examples"));
+            }
+        }
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+        let mut apply = cluster.kubectl(&["apply", "--dry-run=server", "--validate=strict"]);
+        let output = Cluster::with_input(apply.args(["--output=json", "-f", "-"]), &list);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.is_empty(), "{of}: {said}");
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -214,6 +236,20 @@ fn the_api_server_takes_every_example_without_a_warning() {
             .any(|c| c["name"] == "runner")
     );
 
+    let dind = values("arc-dind.values.yaml");
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "dind", "namespace": "privileged"}, "spec": dind["template"]["spec"]});
+    cluster.apply(r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "privileged"}}"#);
+    let spec = &dry(&pod.to_string(), "docker in docker")[0]["spec"];
+    check_mounts("arc-dind.values.yaml", spec, &secrets);
+    // The daemon, whom a job can ask for anything, has no tokens.
+    let daemon = spec["initContainers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|c| c["name"] == "dind");
+    let mounts = daemon.unwrap()["volumeMounts"].as_array().unwrap();
+    assert!(mounts.iter().all(|m| m["name"] != "credentials"));
+
     let gitlab = values("gitlab-runner.values.yaml");
     let config = gitlab["runners"]["config"].as_str().expect("runners.config");
     let (_, volume) = config
@@ -257,4 +293,48 @@ fn the_runners_hook_in_the_examples_is_the_one_that_is_tested() {
     let map = manifest.iter().find(|d| d["kind"] == "ConfigMap").expect("the hook");
     let script = map["data"]["job-started.sh"].as_str().unwrap();
     assert_eq!(script, read(&repository("actions/getchitty-creds/job-started.sh")));
+}
+
+#[test]
+fn each_example_begins_with_when_to_take_it() {
+    for entry in fs::read_dir(repository("examples")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            continue;
+        }
+        let text = read(&path);
+        let comments = text
+            .lines()
+            .skip_while(|l| l.starts_with("#!"))
+            .take_while(|l| l.starts_with('#'));
+        let comments: Vec<&str> = comments.collect();
+        let file = path.display();
+        assert!(
+            comments.len() >= 3,
+            "{file} has {} lines that say when to take it",
+            comments.len()
+        );
+        assert!(comments[0].starts_with("# Take it "), "{file}: {}", comments[0]);
+    }
+}
+
+#[test]
+fn the_teams_alerts_ask_for_what_is_measured() {
+    let known: BTreeSet<String> = Metrics::new().described().into_iter().map(|m| m.name).collect();
+    let rules = documents(&read(&repository("examples/alerts.yaml"))).remove(0);
+    let rules = rules["spec"]["groups"][0]["rules"].as_array().unwrap().clone();
+    assert_eq!(rules.len(), 2);
+    for rule in rules {
+        let (_, name) = rule["expr"]
+            .as_str()
+            .unwrap()
+            .split_once('(')
+            .unwrap()
+            .1
+            .split_once('(')
+            .unwrap();
+        let (name, labels) = name.split_once('{').unwrap();
+        assert!(known.contains(name), "{name}");
+        assert!(labels.starts_with("namespace=\"runners-web\""), "{labels}");
+    }
 }

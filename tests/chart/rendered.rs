@@ -38,7 +38,7 @@ const EVERYTHING: &[&str] = &[
     "--set-json=dnsConfig={\"options\":[{\"name\":\"ndots\",\"value\":\"1\"}]}",
     "--set-json=hostAliases=[{\"ip\":\"10.0.0.1\",\"hostnames\":[\"broker.example\"]}]",
     "--set-json=networkPolicy.extraEgress=[{\"ports\":[{\"port\":3128}]}]",
-    "--set=scope.namespaces={ci-a,ci-b},scope.connections={default},metrics.perCredential=true,tracing.otlpEndpoint=http://collector.monitoring:4318",
+    "--set=scope.namespaces={ci-a,ci-b},scope.connections={default},metrics.perCredential=true,consumers.restart=true,tracing.otlpEndpoint=http://collector.monitoring:4318",
     "--set=dnsPolicy=Default,proxy.httpsProxy=http://proxy.example:3128,leaderElection.leaseDuration=30s,connection.existingSecret=key",
     "--set-json=networkPolicy.metricsFrom=[{\"namespaceSelector\":{}}]",
 ];
@@ -253,6 +253,7 @@ fn the_controller_may_do_this_and_no_more() {
             "ephemeralcredentials/status : update",
             "events : create",
             "namespaces : get list watch",
+            "pods : list watch",
             "secrets : get list watch create update delete",
         ]
     );
@@ -281,6 +282,33 @@ fn the_controller_may_do_this_and_no_more() {
         of_kind(&rendered, "ClusterRole").len() + of_kind(&rendered, "Role").len(),
         5
     );
+}
+
+#[test]
+fn pods_are_watched_and_workloads_restarted_only_where_the_values_say_so() {
+    let of = |values: &[&str]| {
+        let rendered = render(values);
+        let roles = of_kind(&rendered, "ClusterRole");
+        let ours = roles.iter().find(|r| r["metadata"]["name"] == "chittyconnect-operator");
+        let arguments =
+            of_kind(&rendered, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["args"].clone();
+        let restarts = arguments.as_array().unwrap().contains(&"--restart-workloads".into());
+        (rights(ours.unwrap()), restarts)
+    };
+    let named = |rights: &[String], what: &str| rights.iter().any(|right| right.starts_with(what));
+    let (rights, restarts) = of(&["--set=rbac.pods=false"]);
+    assert!(!named(&rights, "pods") && !named(&rights, "deployments") && !restarts);
+    let (rights, restarts) = of(&["--set=consumers.restart=true"]);
+    for granted in [
+        "pods : list watch",
+        "replicasets : get",
+        "deployments : get patch",
+        "statefulsets : get patch",
+        "daemonsets : get patch",
+    ] {
+        assert!(rights.iter().any(|right| right == granted), "{granted}: {rights:?}");
+    }
+    assert!(restarts);
 }
 
 #[test]
@@ -316,6 +344,7 @@ fn with_a_scope_nothing_is_cluster_wide_but_the_connections_it_names() {
                 "ephemeralcredentials : get list watch",
                 "ephemeralcredentials/status : update",
                 "events : create",
+                "pods : list watch",
                 "secrets : get list watch create update delete",
             ]
         );

@@ -347,3 +347,39 @@ async fn an_edit_to_shorter_lives_without_room_costs_nobody_a_token_and_says_whe
     let most = case.broker.ledger().max_posts_in_any_window(WINDOW, Scope::Service);
     assert!(most <= 5, "{most}");
 }
+
+#[tokio::test]
+async fn a_namespace_takes_no_more_mints_than_its_rule_says_reads_why_and_holds_nobody_up() {
+    let case = Case::new().await;
+    let other = format!("{}-other", case.namespace);
+    create_namespace(&case.client, &other, &json!({})).await;
+    let rules = |most: u32| {
+        let rule = |namespace: &str, most: u32| json!({"namespaces": [namespace], "services": ["*"], "purposes": ["*"], "repos": ["*"], "maxMintsPerWindow": most});
+        json!({"access": [rule(&case.namespace, most), rule(&other, 100)]})
+    };
+    case.connect_seen(rules(2)).await;
+    // Each is renewed once and a half in an hour.
+    case.issued("a", json!({})).await;
+    case.apply("b", json!({})).await;
+    let waiting = case.until_ready_is("b", "False", "RateLimited").await;
+    let message = condition(&waiting, "Ready").2;
+    assert!(
+        message.contains("may take 2 of the mints of chittyid in an hour (maxMintsPerWindow"),
+        "{message}"
+    );
+    assert!(
+        message.contains("it takes 1.5, and this one needs 1.5 more"),
+        "{message}"
+    );
+    let mut manifest = case.manifest("c", json!({}));
+    manifest["metadata"]["namespace"] = json!(other);
+    let others: Api<EphemeralCredential> = Api::namespaced(case.client.clone(), &other);
+    apply(&others, &manifest).await;
+    wait_for("the other namespace's", || async {
+        let now = others.get("c").await.ok()?;
+        (condition(&now, "Ready").0 == "True").then_some(())
+    })
+    .await;
+    case.connect_seen(rules(3)).await;
+    case.until_ready_is("b", "True", "Issued").await;
+}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 use testbed::chittyconnect::{Fault, Match};
 
 use crate::support::*;
@@ -238,34 +238,40 @@ async fn after_an_outage_of_the_api_server_work_resumes_and_nothing_is_minted_tw
 }
 
 #[tokio::test]
-async fn an_edited_journal_stops_minting_and_says_how_to_mend_it() {
+async fn an_edited_or_unsigned_journal_stops_minting_and_says_how_to_mend_it() {
     let world = World::start("edited").await;
     let case = Setup::within(world.clone(), generous()).case().await;
     case.issued("a", json!({})).await;
-    let journal = case.journal("chittyid").await.unwrap();
     let maps: Api<ConfigMap> = Api::namespaced(case.client.clone(), SYSTEM);
-    let text = journal.data.clone().unwrap()["journal.json"].replace("\"attempts\":[", "\"attempts\": [");
-    world.kill_controller();
-    let edit = json!({"data": {"journal.json": text}});
-    maps.patch(&journal.name_any(), &PatchParams::default(), &Patch::Merge(edit))
-        .await
-        .unwrap();
-    world.start_controller();
-    case.apply("b", json!({})).await;
-    let stopped = case.until_ready_is("b", "False", "ConnectionNotReady").await;
-    let message = condition(&stopped, "Ready").2;
-    assert!(
-        message.contains(&journal.name_any()) && message.contains("Restore it, or delete it"),
-        "{message}"
-    );
-    assert!(case.secret("a").await.is_some());
-    assert_eq!(case.posts_for("chittyid"), 1);
-    let restore = json!({"data": journal.data});
-    maps.patch(&journal.name_any(), &PatchParams::default(), &Patch::Merge(restore))
-        .await
-        .unwrap();
-    case.until_ready_is("b", "True", "Issued").await;
-    assert_eq!(case.posts_for("chittyid"), 2);
+    let patch = async |name: &str, patch: Value| {
+        let params = PatchParams::default();
+        maps.patch(name, &params, &Patch::Merge(patch)).await.unwrap();
+    };
+    for (name, says) in [("b", "edited by hand"), ("c", "no signature")] {
+        let posts = case.posts_for("chittyid");
+        let journal = case.journal("chittyid").await.unwrap();
+        let text = journal.data.clone().unwrap()["journal.json"].replace("\"attempts\":[", "\"attempts\": [");
+        let edit = match name {
+            "b" => json!({"data": {"journal.json": text}}),
+            _ => json!({"metadata": {"annotations": {"connect.chitty.cc/signature": null}}}),
+        };
+        world.kill_controller();
+        patch(&journal.name_any(), edit).await;
+        world.start_controller();
+        case.apply(name, json!({})).await;
+        let stopped = case.until_ready_is(name, "False", "ConnectionNotReady").await;
+        let message = condition(&stopped, "Ready").2;
+        for part in [journal.name_any().as_str(), says, "Restore it, or delete it"] {
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(case.secret("a").await.is_some());
+        assert_eq!(case.posts_for("chittyid"), posts);
+        let annotations = journal.metadata.annotations.clone();
+        let restore = json!({"data": journal.data, "metadata": {"annotations": annotations}});
+        patch(&journal.name_any(), restore).await;
+        case.until_ready_is(name, "True", "Issued").await;
+        assert_eq!(case.posts_for("chittyid"), posts + 1);
+    }
 }
 
 #[tokio::test]

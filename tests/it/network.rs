@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use serde_json::{Value, json};
-use testbed::Proxy;
+use testbed::{Chronicle, Proxy};
 
 use crate::support::*;
 
@@ -196,4 +196,34 @@ async fn a_suspended_connection_mints_nothing_and_says_so_and_goes_on_where_it_w
     case.patch_connection(json!({"spec": {"suspend": false}})).await;
     case.until_ready_is("b", "True", "Issued").await;
     case.until("a", |c| condition(c, "Ready").0 == "True").await;
+}
+
+#[tokio::test]
+async fn chittychronicle_is_trusted_by_its_own_bundle_and_not_by_chittyconnects() {
+    let world = World::start("bundles").await;
+    let chronicle = Chronicle::builder().tls(["127.0.0.1"]).start().unwrap();
+    let setup = Setup::within(world, generous().tls(["127.0.0.1"]));
+    let (connects, chronicles) = (setup.broker.ca_pem().unwrap().to_owned(), chronicle.ca_pem().unwrap());
+    let case = setup.connection(json!({"suspend": true})).case().await;
+    // Whoever went by ChittyConnect's would trust both.
+    let both = write_bundle(&case, "both", &format!("{connects}{chronicles}")).await;
+    let own = write_bundle(&case, "own", chronicles).await;
+    let mut spec = events_to(&case, &chronicle).await;
+    spec["suspend"] = json!(false);
+    spec["caBundleRef"] = both;
+    case.connect(spec.clone()).await;
+    case.issued("a", json!({})).await;
+    wait_for("the session that did not come about", || async {
+        case.world
+            .log()
+            .contains("ChittyChronicle cannot be reached: no TLS session")
+            .then_some(())
+    })
+    .await;
+    assert!(chronicle.entries().is_empty());
+
+    spec["audit"]["chronicle"]["caBundleRef"] = own;
+    case.connect(spec).await;
+    wait_for("the event", || async { chronicle.entries().first().cloned() }).await;
+    case.issued("b", json!({})).await;
 }

@@ -1,5 +1,7 @@
 //! A ChittyConnect that does not answer: what is spent on it, what is told, and how it ends.
 
+use std::time::Duration;
+
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -83,6 +85,43 @@ async fn while_nothing_is_answered_one_tries_for_all_and_an_answer_lets_all_go_o
         case.until_ready_is(name, "True", "Issued").await;
     }
     until_available_is(&case, "True").await;
+}
+
+/// A live credential, and another one that was answered with `refusal`; then the live one's own try at half of its runway.
+async fn until_its_own_try(refusal: Canned, reason: &str) -> Case {
+    // Due after 30 s; half of the runway has passed after 37.5 s.
+    let case = Case::with_ttl(Duration::from_secs(45)).await;
+    case.issued("live", json!({})).await;
+    case.broker.on(Match::any()).times(1).fault(refusal);
+    case.apply("other", json!({})).await;
+    case.until_ready_is("other", "False", reason).await;
+    case.until_revision("live", 2).await;
+    let posts: Vec<Duration> = case.broker.ledger().posts.iter().map(|p| p.since_start).collect();
+    let waited = posts[2].saturating_sub(posts[0]);
+    assert!(
+        waited > Duration::from_secs(36),
+        "asked after {waited:?}, though it was told to wait"
+    );
+    case
+}
+
+/// Invariant 16.
+#[tokio::test]
+async fn a_refused_key_holds_a_live_credential_up_to_half_of_its_runway_and_no_longer() {
+    let refusal = Canned::status(401).json(&json!({"error": "API key is inactive"}));
+    let case = until_its_own_try(refusal, "Unauthorized").await;
+    case.until_ready_is("other", "True", "Issued").await;
+}
+
+/// Invariant 16.
+#[tokio::test]
+async fn a_429_holds_a_live_credential_up_to_half_of_its_runway_and_no_longer() {
+    let limited = Canned::status(429).header("Retry-After", "1800");
+    let limited = limited.json(&json!({"error": "Rate limit exceeded"}));
+    let case = until_its_own_try(limited, "RateLimited").await;
+    // Whoever has no token waits for as long as was asked.
+    assert_eq!(case.posts(), 3);
+    case.until_ready_is("other", "False", "RateLimited").await;
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! What a change costs does not grow: the bench's figures in a smaller form, on an API server of their own.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use serde_json::json;
 
@@ -47,6 +49,30 @@ async fn hundreds_in_one_budget_and_over_many_are_each_minted_once_with_few_call
     let read = world.secrets_read().await - before;
     assert!(read <= 5, "{read} Secrets were read after a restart");
     assert_eq!(minted(), all.len());
+}
+
+/// Invariant 13.
+#[tokio::test]
+async fn a_budget_in_which_nothing_matters_any_more_is_let_go_of_and_begun_anew_when_it_is_needed() {
+    let world = World::without_controller("idle-budgets").await;
+    let soon = ["CLOSE_IDLE_AFTER=1".to_owned()];
+    let kubeconfig = world.controller_kubeconfig();
+    let _running = world.spawn_with(&soon, "idle", &kubeconfig);
+    let short = json!({"rateLimit": {"limit": 20, "window": "5s"}});
+    let case = Setup::within(world.clone(), generous().ttl(Duration::from_secs(20)))
+        .connection(short)
+        .case()
+        .await;
+    for round in 1..=2 {
+        case.issued("x", json!({"service": "of-a-day"})).await;
+        case.delete("x").await;
+        wait_for("its journal to go, and then all that is kept of its budget", || async {
+            let let_go = world.log().matches("a budget is let go of").count();
+            (let_go == round && case.journal("of-a-day").await.is_none()).then_some(())
+        })
+        .await;
+        assert_eq!(case.posts_for("of-a-day"), round);
+    }
 }
 
 /// How often objects of the controller's concern were written so far, dry runs included, and Secrets read.

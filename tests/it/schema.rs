@@ -48,7 +48,7 @@ async fn try_connection(case: &Case, spec: Value) -> Result<(), String> {
 #[tokio::test]
 async fn the_api_server_refuses_bad_credentials_and_says_why() {
     let case = Case::new().await;
-    let refused: [(Value, &str); 27] = [
+    let refused: [(Value, &str); 30] = [
         (
             json!({"secrets": [{"name": "a", "data": {"x": "{% for i in range(9) %}"}}]}),
             "spec.secrets[0].data.x",
@@ -57,6 +57,12 @@ async fn the_api_server_refuses_bad_credentials_and_says_why() {
             json!({"secrets": [{"name": "a", "data": {"x": "a {{# comment #}"}}]}),
             "spec.secrets[0].data.x",
         ),
+        (json!({"activation": "Sometimes"}), "spec.activation"),
+        (
+            json!({"consumers": {"warnBefore": "25h"}}),
+            "warnBefore must be between 0s and 24h",
+        ),
+        (json!({"consumers": {"warnBefore": "soon"}}), "warnBefore"),
         (json!({"service": ""}), "spec.service"),
         (json!({"service": "x".repeat(51)}), "spec.service"),
         (json!({"service": "a b"}), "spec.service"),

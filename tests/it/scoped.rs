@@ -30,7 +30,7 @@ async fn with_roles_alone_tokens_are_issued_rotated_healed_revoked_and_refused_a
     let reach = Reach {
         namespaces: &["team-a", "team-b"],
         connections: &["team-a"],
-        unread: false,
+        ..Reach::default()
     };
     let world = World::of_reach("scoped", reach).await;
     world.start_controller();
@@ -121,6 +121,7 @@ async fn where_namespaces_may_not_be_read_a_selector_matches_none_and_the_status
         namespaces: &["team-a", "team-b"],
         connections: &["team-a"],
         unread: true,
+        ..Reach::default()
     };
     let world = World::of_reach("unread", reach).await;
     world.start_controller();

@@ -45,6 +45,8 @@ pub struct Reach {
     pub namespaces: &'static [&'static str],
     pub connections: &'static [&'static str],
     pub unread: bool,
+    /// More values.
+    pub more: &'static [&'static str],
 }
 
 impl Reach {
@@ -59,7 +61,7 @@ impl Reach {
         Self {
             namespaces: names,
             connections: names,
-            unread: false,
+            ..Self::default()
         }
     }
 
@@ -147,11 +149,11 @@ impl World {
         for namespace in self.reach.namespaces {
             create_namespace(&client, namespace, &json!({"purpose": "test"})).await;
         }
-        self.grant();
+        self.grant(self.reach.more);
     }
 
     /// The chart's service account, RBAC and admission policy: the controller runs under exactly these.
-    fn grant(&self) {
+    pub fn grant(&self, more: &[&str]) {
         let binaries = Binaries::find_or_build(&[Tool::Helm], |_| {}).expect("helm");
         let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/chittyconnect-operator");
         let rendered = Command::new(binaries.path(Tool::Helm).unwrap())
@@ -166,6 +168,7 @@ impl World {
                 "1.35.0",
             ])
             .args(self.reach.values())
+            .args(more)
             .args(
                 [
                     "templates/serviceaccount.yaml",
@@ -268,6 +271,20 @@ impl World {
         let metrics = self.client().await.request_text(request).await.unwrap();
         let picked = |line: &&str| line.starts_with("apiserver_request_total{") && which(line);
         let counts = metrics.lines().filter(picked).filter_map(|l| l.rsplit_once(' '));
+        counts.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
+    }
+
+    /// How many watches of a resource go on.
+    pub async fn watches_of(&self, resource: &str) -> u64 {
+        let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
+        let metrics = self.client().await.request_text(request).await.unwrap();
+        let labels = [format!("resource=\"{resource}\""), "verb=\"WATCH\"".to_owned()];
+        let counts = metrics
+            .lines()
+            .filter(|l| {
+                l.starts_with("apiserver_longrunning_requests{") && labels.iter().all(|label| l.contains(label))
+            })
+            .filter_map(|l| l.rsplit_once(' '));
         counts.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
     }
 
@@ -574,9 +591,16 @@ impl Case {
 
     /// Waits until no reconcile could still be on its way: an unrelated credential is issued and gone.
     pub async fn settle(&self) {
+        self.settle_as(json!({})).await;
+    }
+
+    /// The same, with what such a credential needs besides.
+    pub async fn settle_as(&self, over: Value) {
         // Two full rounds of the controller over this namespace: whatever was due has been done.
         let probe = format!("probe-{:08x}", rand::random::<u32>());
-        self.issued(&probe, json!({"service": "probe"})).await;
+        let mut spec = json!({"service": "probe"});
+        merge(&mut spec, over);
+        self.issued(&probe, spec).await;
         self.delete(&probe).await;
         wait_for("the probe's Secret to go", || async {
             self.secret(&probe).await.is_none().then_some(())
@@ -831,8 +855,15 @@ pub fn merge(base: &mut Value, over: Value) {
 /// A ChittyChronicle, and the connection field that sends events to it.
 pub async fn chronicle(case: &Case) -> (Chronicle, Value) {
     let chronicle = Chronicle::start().unwrap();
+    let field = events_to(case, &chronicle).await;
+    (chronicle, field)
+}
+
+/// The connection field that sends events to `chronicle`, with a token in a Secret that is bound to it.
+pub async fn events_to(case: &Case, chronicle: &Chronicle) -> Value {
     let name = format!("{}-chronicle", case.connection);
-    let host = chronicle.url().trim_start_matches("http://").to_owned();
+    let url = chronicle.url();
+    let (_, host) = url.split_once("://").unwrap();
     apply(
         &case.keys(),
         &json!({
@@ -842,7 +873,5 @@ pub async fn chronicle(case: &Case) -> (Chronicle, Value) {
         }),
     )
     .await;
-    let field =
-        json!({"audit": {"chronicle": {"url": chronicle.url(), "tokenSecretRef": {"name": name, "key": "token"}}}});
-    (chronicle, field)
+    json!({"audit": {"chronicle": {"url": url, "tokenSecretRef": {"name": name, "key": "token"}}}})
 }

@@ -74,6 +74,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
+{{- if .Values.rbac.pods }}
+# Which Pods use a Secret decides whether there is a token on demand. No more is kept of them.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
+{{- end }}
+{{- if .Values.consumers.restart }}
+# Workloads that ask for it are restarted before a token ends that their Pods have read once; a Pod tells of its Deployment
+# by a ReplicaSet.
+- apiGroups: [apps]
+  resources: [replicasets]
+  verbs: [get]
+- apiGroups: [apps]
+  resources: [deployments, statefulsets, daemonsets]
+  verbs: [get, patch]
+{{- end }}
 {{- end }}
 
 {{- define "chittyconnect.connectionNames" }}

@@ -361,6 +361,7 @@ impl Writer {
             });
             self.sizes = LiteMap::default();
             self.count();
+            self.publish(&Ok(()));
         } else {
             self.unsure = true;
         }

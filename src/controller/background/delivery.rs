@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -31,8 +32,11 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 const DEAD_LETTERS: &str = "chittyconnect-audit-dead-letters";
 const MOST_DEAD_LETTERS: usize = 500;
 
-/// Delivers what the journal of a scope holds until the term is over.
+/// Delivers what the journal of a scope holds until nothing is left, or the term is over; where that is not under way.
 pub fn start(context: &Arc<Context>, scheduler: &Arc<BudgetScheduler>) {
+    if scheduler.delivering.swap(true, Ordering::AcqRel) {
+        return;
+    }
     let mut delivery = Delivery::new(Arc::clone(context), Arc::clone(scheduler));
     context.spawn("audit delivery", async move { delivery.run().await });
 }
@@ -53,6 +57,25 @@ enum Destination {
     Nowhere,
     /// Its connection is gone or cannot be used now.
     Unknown,
+}
+
+/// How it went with one event.
+enum Brought {
+    /// It is where it goes, or where a person finds it.
+    Done,
+    /// It is tried again, after this at the earliest.
+    NotYet(Option<Duration>),
+    /// No other one would be taken now either.
+    Unavailable {
+        message: String,
+        retry_after: Option<Duration>,
+    },
+}
+
+impl Brought {
+    const fn kept(kept: bool, again: Option<Duration>) -> Self {
+        if kept { Self::Done } else { Self::NotYet(again) }
+    }
 }
 
 struct Delivery {
@@ -89,12 +112,25 @@ impl Delivery {
             // Boxed: there is one of these for each scope, and it mostly waits.
             match Box::pin(self.round(&journal)).await {
                 Next::Rest(rest) => tokio::time::sleep(rest).await,
-                Next::News(None) => news.await,
+                Next::News(None) => {
+                    self.scheduler.delivering.store(false, Ordering::Release);
+                    // Whoever came meanwhile took it to be under way.
+                    if self.is_behind(&journal).await && !self.scheduler.delivering.swap(true, Ordering::AcqRel) {
+                        continue;
+                    }
+                    return;
+                }
                 Next::News(Some(longest)) => {
                     let _ = tokio::time::timeout(longest, news).await;
                 }
             }
         }
+    }
+
+    /// Whether there is something to deliver that `seen` did not show.
+    async fn is_behind(&self, seen: &Arc<Journal>) -> bool {
+        let now = self.scheduler.journal.view().await;
+        now.is_ok_and(|now| !Arc::ptr_eq(&now, seen) && !now.audit.is_empty())
     }
 
     /// Delivers what can be delivered now.
@@ -108,58 +144,20 @@ impl Delivery {
             if self.delivered.contains(&key(event)) || held.contains(event.uid.as_str()) {
                 continue;
             }
-            let chronicle = match self.destination(event) {
-                Destination::Chronicle(chronicle) => chronicle,
-                Destination::Nowhere => {
-                    // Waiting for nobody, it would fill the backlog until minting stops.
-                    if self
-                        .keep_as_dead_letter(event, "its connection has no spec.audit any more")
-                        .await
-                    {
-                        self.note(event);
-                    } else {
-                        held.insert(&event.uid);
-                    }
-                    continue;
-                }
-                Destination::Unknown => {
-                    // Its own later events wait too.
-                    held.insert(&event.uid);
-                    continue;
-                }
-            };
             if is_planted(Bug::AckBeforeDelivery) {
                 self.note(event);
             }
-            match chronicle.deliver(event).await {
-                Ok(()) => {
-                    self.context.metrics.delivered();
-                    self.note(event);
-                    self.backoff = FIRST_BACKOFF;
-                }
-                Err(NotDelivered::Refused { status }) => {
-                    self.context.metrics.undelivered();
-                    let tries = self.refused.entry(event.id.clone()).or_default();
-                    *tries += 1;
-                    if *tries >= TRIES
-                        && self
-                            .keep_as_dead_letter(event, &format!("ChittyChronicle refuses it with {status}"))
-                            .await
-                    {
-                        self.note(event);
-                        continue;
-                    }
+            match self.bring(event).await {
+                Brought::Done => self.note(event),
+                // Its credential's later events wait too.
+                Brought::NotYet(again) => {
                     held.insert(&event.uid);
-                    rest = Some(FIRST_BACKOFF);
+                    rest = again.or(rest);
                 }
-                Err(NotDelivered::Unavailable { message, retry_after }) => {
-                    self.context.metrics.undelivered();
-                    tracing::warn!(
-                        scope = self.scheduler.scope.title(),
-                        waiting = journal.audit.len(),
-                        "{message}"
-                    );
-                    rest = Some(retry_after.and_then(|d| d.to_std().ok()).unwrap_or(self.backoff));
+                Brought::Unavailable { message, retry_after } => {
+                    let (scope, waiting) = (self.scheduler.scope.title(), journal.audit.len());
+                    tracing::warn!(scope, waiting, "{message}");
+                    rest = Some(retry_after.unwrap_or(self.backoff));
                     self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
                     break;
                 }
@@ -177,6 +175,41 @@ impl Delivery {
             // Its connection may come back.
             None if !held.is_empty() => Next::News(Some(NOT_NOW)),
             None => Next::News(None),
+        }
+    }
+
+    /// Brings one event to where it goes.
+    async fn bring(&mut self, event: &AuditEvent) -> Brought {
+        let chronicle = match self.destination(event) {
+            Destination::Chronicle(chronicle) => chronicle,
+            // Waiting for nobody, it would fill the backlog until minting stops.
+            Destination::Nowhere => {
+                let why = "its connection has no spec.audit any more";
+                return Brought::kept(self.keep_as_dead_letter(event, why).await, None);
+            }
+            Destination::Unknown => return Brought::NotYet(None),
+        };
+        match chronicle.deliver(event).await {
+            Ok(()) => {
+                self.context.metrics.delivered();
+                self.backoff = FIRST_BACKOFF;
+                Brought::Done
+            }
+            Err(NotDelivered::Refused { status }) => {
+                self.context.metrics.undelivered();
+                let tries = self.refused.entry(event.id.clone()).or_default();
+                *tries += 1;
+                let given_up = *tries >= TRIES && {
+                    let why = format!("ChittyChronicle refuses it with {status}");
+                    self.keep_as_dead_letter(event, &why).await
+                };
+                Brought::kept(given_up, Some(FIRST_BACKOFF))
+            }
+            Err(NotDelivered::Unavailable { message, retry_after }) => {
+                self.context.metrics.undelivered();
+                let retry_after = retry_after.and_then(|d| d.to_std().ok());
+                Brought::Unavailable { message, retry_after }
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 use futures::FutureExt;
 use kube::ResourceExt;
 
-use crate::api::{EphemeralCredential, Reason};
+use crate::api::{Activation, EphemeralCredential, Reason};
 use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::journal::MintReason;
@@ -107,6 +107,8 @@ impl Context {
     /// Notes how long a token that was just published was waited for, by what its credential said before.
     pub(crate) fn measure(&self, credential: &EphemeralCredential, kind: MintReason) {
         let since = match kind {
+            // It was wanted when a Pod came.
+            MintReason::First if credential.spec.activation == Activation::OnDemand => None,
             MintReason::First => credential
                 .creation_timestamp()
                 .and_then(|at| Time::from_timestamp(at.0.as_second(), 0)),

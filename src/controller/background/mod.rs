@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod delivery;
 pub mod measure;
+pub mod owed;
 pub mod revoke;
 pub mod status;
 pub mod sweep;

@@ -15,8 +15,6 @@ use crate::core::audit::{AuditEvent, EventType, Subject};
 use crate::core::journal::{EndpointRef, Journal, Revocation, Scope};
 use crate::core::{Problem, Time};
 
-/// How often it is looked whether a list changed, or something of one is due.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The wait after a failed try doubles from the first to the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
@@ -25,49 +23,49 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(900);
 /// How many tokens one `ChittyConnect` is asked to revoke at once.
 const AT_ONCE: usize = 8;
 
-/// Works off what every scope owes. Each `ChittyConnect` is asked by a task of its own: one that does not answer delays
-/// the others by nothing, and is tried with one token at a time until it does.
-pub async fn revoke_for_ever(context: Arc<Context>) {
-    let waits: Arc<Mutex<Waits>> = Arc::default();
-    let mut first_due: HashMap<Scope, Time> = HashMap::new();
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        if !context.leading() {
-            continue;
-        }
-        let now = context.now();
-        let mut look = context.journals.take_changed();
-        look.extend(
-            first_due
-                .iter()
-                .filter(|(_, at)| **at <= now)
-                .map(|(scope, _)| scope.clone()),
-        );
-        let mut due: HashMap<String, Vec<Owed>> = HashMap::new();
-        for scope in look {
-            let scheduler = context.scheduler(&scope);
-            // One that cannot be read changes when it can.
-            let Ok(journal) = scheduler.journal.view().await else {
-                continue;
+/// What is owed, and how it went so far. Each `ChittyConnect` is asked by a task of its own: one that does not answer
+/// delays the others by nothing, and is tried with one token at a time until it does.
+#[derive(Default)]
+pub struct Revocations {
+    waits: Arc<Mutex<Waits>>,
+    /// When the first one of each scope is due.
+    first_due: HashMap<Scope, Time>,
+    due: HashMap<String, Vec<Owed>>,
+}
+
+impl Revocations {
+    /// The scopes of which something is due.
+    pub fn due(&self, now: Time) -> impl Iterator<Item = &Scope> {
+        self.first_due
+            .iter()
+            .filter(move |(_, at)| **at <= now)
+            .map(|(scope, _)| scope)
+    }
+
+    /// Notes what `journal`, that of `scheduler`, says is owed.
+    pub fn note(&mut self, scheduler: &Arc<BudgetScheduler>, journal: &Journal, now: Time) {
+        match journal.revocations.values().map(|r| r.due).min() {
+            Some(at) => self.first_due.insert(scheduler.scope.clone(), at),
+            None => self.first_due.remove(&scheduler.scope),
+        };
+        for revocation in journal.revocations.values().filter(|r| r.due <= now) {
+            let owed = Owed {
+                scheduler: Arc::clone(scheduler),
+                revocation: Arc::clone(revocation),
             };
-            match journal.revocations.values().map(|r| r.due).min() {
-                Some(at) => first_due.insert(scope, at),
-                None => first_due.remove(&scope),
-            };
-            for revocation in journal.revocations.values().filter(|r| r.due <= now) {
-                let owed = Owed {
-                    scheduler: Arc::clone(&scheduler),
-                    revocation: Arc::clone(revocation),
-                };
-                due.entry(format!("{:?}", revocation.endpoint)).or_default().push(owed);
-            }
+            let endpoint = format!("{:?}", revocation.endpoint);
+            self.due.entry(endpoint).or_default().push(owed);
         }
-        for (endpoint, mut owed) in due {
+    }
+
+    /// Tries what is due, of what was noted since this was asked last.
+    pub fn start(&mut self, context: &Arc<Context>) {
+        for (endpoint, mut owed) in self.due.drain() {
             let token = |owed: &Owed| owed.revocation.token_id.clone();
-            if !waits.lock().begin(&endpoint, &mut owed, token, Instant::now()) {
+            if !self.waits.lock().begin(&endpoint, &mut owed, token, Instant::now()) {
                 continue;
             }
-            let (all, waits) = (Arc::clone(&context), Arc::clone(&waits));
+            let (all, waits) = (Arc::clone(context), Arc::clone(&self.waits));
             context.spawn("revocation", async move {
                 revoke_all(&all, &endpoint, owed, &waits).await;
                 waits.lock().busy.remove(&endpoint);

@@ -156,7 +156,10 @@ impl Context {
         };
         let live = journal.live_of(uid);
         let claim = journal.pending(uid);
-        let mut names: BTreeSet<String> = live.iter().flat_map(|l| l.secrets.keys().cloned()).collect();
+        let record = journal.credentials.get(uid);
+        let followed = record.and_then(|r| r.followed.as_deref());
+        let held = live.into_iter().chain(followed);
+        let mut names: BTreeSet<String> = held.flat_map(|l| l.secrets.keys().cloned()).collect();
         names.extend(claim.iter().flat_map(|c| c.secrets.iter().cloned()));
         let owner = Owner {
             namespace: name.namespace.to_string(),

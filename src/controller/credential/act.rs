@@ -12,6 +12,7 @@ use crate::core::ids::ObjectName;
 use crate::core::journal::ActiveToken;
 use crate::core::plan::Action;
 
+use crate::controller::credential::consumers::secrets;
 use crate::controller::credential::observe::Snapshot;
 use crate::controller::credential::reconcile::ReconcileError;
 use crate::controller::credential::recovery::{adopt, give_up, rebuild};
@@ -91,13 +92,15 @@ pub(crate) async fn act(
                 EventType::Released
             };
             let (uid, why) = (owner.uid.clone(), *reason);
+            // Its Secrets are gone by now: whoever has not read it by now does not any more.
+            let read = why == Reason::Idle && is_read(context, credential).await;
             let released = record(context, snapshot, event, *reason, move |journal, _, now| {
                 // An expired token has no life left to revoke, but its broker may not agree.
                 let released = journal.live_of(&uid).is_some();
-                if why == Reason::NotPermitted {
-                    journal.revoke_all(&uid, now, why);
-                } else {
-                    journal.release(&uid, now, why);
+                match why {
+                    Reason::NotPermitted => journal.revoke_all(&uid, now, why),
+                    Reason::Idle => journal.let_go(&uid, read, now),
+                    _ => drop(journal.release(&uid, now, why)),
                 }
                 journal.edit(&uid, |record| record.expired = why == Reason::Expired);
                 released
@@ -108,6 +111,19 @@ pub(crate) async fn act(
             }
             if released != Recorded::Yes {
                 return Ok(false);
+            }
+            if *reason == Reason::Idle {
+                // What its credential had to do is done: no reason to worry anybody.
+                let note = if read {
+                    "no Pod needs a token after this one, which lives to its end; its Secrets are removed"
+                } else {
+                    "no Pod uses the token any more: its Secrets are removed, and it is revoked where that can be"
+                };
+                context
+                    .events
+                    .publish(credential, false, *reason, "Release", note)
+                    .await;
+                return Ok(true);
             }
             let note = match reason {
                 Reason::Expired => "the token reached its end without a successor; its Secrets are removed",
@@ -122,8 +138,17 @@ pub(crate) async fn act(
     }
 }
 
+/// Whether a Pod has read what its Secrets held: the API server's own word, or else it is taken to be so.
+async fn is_read(context: &Context, credential: &EphemeralCredential) -> bool {
+    let read = context.cluster.are_read(&secrets(credential)).await;
+    read.unwrap_or_else(|error| {
+        tracing::debug!(error = %error.brief(), "failed to make sure that no Pod reads a Secret");
+        true
+    })
+}
+
 /// Removes a Secret as it was when looked at.
-async fn remove(context: &Context, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
+pub(crate) async fn remove(context: &Context, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
     let guard = snapshot.seen.get(secret).and_then(|s| s.guard.clone());
     let cluster = &context.cluster;
     cluster.delete_secret(&snapshot.owner.namespace, secret, guard).await?;

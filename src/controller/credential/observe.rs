@@ -21,6 +21,7 @@ use crate::core::plan::{Connection, Observed, SecretState};
 use crate::core::spec::{self, Desired};
 use crate::core::{Problem, Time, access, clock};
 
+use crate::controller::credential::consumers::{self, Readers};
 use crate::controller::credential::reconcile::ReconcileError;
 
 /// A request whose outcome is not told by then is told of itself.
@@ -46,6 +47,17 @@ pub(crate) struct Snapshot {
     pub(crate) most: Option<u32>,
     pub(crate) timeout: TimeDelta,
     pub(crate) deliver: bool,
+    /// Who reads its Secrets.
+    pub(crate) readers: Readers,
+    /// Uid of the credential that this one follows.
+    pub(crate) source: Option<String>,
+}
+
+impl Snapshot {
+    /// The credential whose turn it is to have the token renewed.
+    pub(crate) fn renewed_by(&self) -> &str {
+        self.source.as_deref().unwrap_or(&self.owner.uid)
+    }
 }
 
 pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Option<Snapshot>, ReconcileError> {
@@ -115,17 +127,9 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
     }
     let (secrets, unconfirmed) = look(context, &owner, desired.as_ref().ok(), record.as_ref(), claim.as_ref()).await?;
     let waiting = scope.as_ref().and_then(|s| context.scheduler(s).verdict(&owner.uid));
-    let unprepared = {
-        let mut all = context.unprepared.lock();
-        // A changed spec deserves another try at once.
-        if all
-            .get(&owner.uid)
-            .is_some_and(|(_, _, g)| g.is_some() && *g != credential.metadata.generation)
-        {
-            all.remove(&owner.uid);
-        }
-        all.get(&owner.uid).map(|(problem, until, _)| (problem.clone(), *until))
-    };
+    let unprepared = context.unprepared_of(&owner.uid, credential.metadata.generation);
+    let readers = consumers::readers(context, credential);
+    let users = consumers::users(credential, &readers);
     let most = permitted.as_ref().ok().copied().flatten();
     let permitted = permitted.map(|_| ());
     let observed = Observed {
@@ -133,6 +137,10 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
         terminating: leaving,
         suspended: credential.spec.suspend,
         desired,
+        users,
+        kept: scope
+            .as_ref()
+            .is_none_or(|scope| context.scheduler(scope).keeps(&owner.uid)),
         permitted,
         connection,
         secrets: secrets
@@ -164,6 +172,8 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
         most,
         timeout: usable.map_or(TimeDelta::seconds(10), |u| u.timeout),
         deliver: usable.is_some_and(|u| u.chronicle.is_some()),
+        source: None,
+        readers,
     }))
 }
 
@@ -217,10 +227,10 @@ pub(crate) fn connection_state(
 
 /// What the journals say of one credential.
 #[derive(Default)]
-struct Known {
+pub(crate) struct Known {
     owning_scope: Option<Scope>,
-    live_scope: Option<Scope>,
-    record: Option<Record>,
+    pub(crate) live_scope: Option<Scope>,
+    pub(crate) record: Option<Record>,
     claim: Option<Claim>,
     /// As in [`Snapshot`].
     seq: u64,
@@ -228,7 +238,7 @@ struct Known {
 
 /// The scope, record and claim that count: those with a claim, else with the newest live token,
 /// else those of the current scope.
-async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scope>) -> Result<Known, JournalError> {
+pub(crate) async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scope>) -> Result<Known, JournalError> {
     let mut scopes = context.index.lock().records_of(uid);
     if let Some(scope) = scope
         && !scopes.contains(scope)

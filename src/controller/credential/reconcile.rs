@@ -12,19 +12,23 @@ use crate::cluster::journal::JournalError;
 use crate::cluster::secrets::WriteError;
 use crate::controller::state::context::{Context, WATCH_BEHIND};
 use crate::controller::state::credentials::Seen;
-use crate::core::budget::{Demand, Held};
+use crate::core::budget::{Demand, Held, Renews};
+use crate::core::consumers::{Users, consumer};
 use crate::core::ids::ObjectName;
 use crate::core::journal::MintReason;
-use crate::core::plan::{self, Action};
-use crate::core::status;
+use crate::core::plan::{self, Action, Plan};
+use crate::core::{Time, status};
 
 use crate::controller::credential::act::act;
+use crate::controller::credential::consumers::{self, Reader};
+use crate::controller::credential::follow;
+use crate::controller::credential::followers::tell_followers;
 use crate::controller::credential::observe::{Snapshot, observe};
 use crate::controller::mint::mint_queue::QueueEntry;
 use crate::planted::{Bug, is_planted};
 
 /// Deadlines are looked at again at least this often: a requeue runs on another clock than the wall's.
-const LONGEST: Duration = Duration::from_secs(600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(600);
 /// How soon a credential is looked at again that has changed since it was read: the watch tells of that in a moment.
 const BEHIND: Duration = Duration::from_millis(100);
 
@@ -61,6 +65,7 @@ pub async fn reconcile(
         Ok(Some(seen)) => pass(name, &seen, context, waited).await.map(Some),
         Ok(None) => {
             context.told.lock().remove(name);
+            tell_followers(context, name, None);
             context.sweep_name(name).await;
             Ok(None)
         }
@@ -89,15 +94,18 @@ async fn pass(
     if is_planted(Bug::StatusTrusted) && !synced && seen.told.ready().is_some_and(|(is, _)| is) {
         return Ok(LONGEST);
     }
+    if credential.metadata.deletion_timestamp.is_some() {
+        // Somebody's finalizer keeps it; what it held goes all the same.
+        context.sweep_name(name).await;
+    }
+    if let Some(source) = &credential.spec.from {
+        return Box::pin(follow::pass(seen, source, context)).await;
+    }
     let connection = &credential.spec.connection;
     let held = context.caches.connections.get(connection).map(|r| r.held);
     if !context.cluster.reach.serves(connection) || held.is_some_and(|held| held.is_err()) {
         // Another installation's: not even its status is ours. That it becomes ours is told.
         return Ok(LONGEST);
-    }
-    if credential.metadata.deletion_timestamp.is_some() {
-        // Somebody's finalizer keeps it; what it held goes all the same.
-        context.sweep_name(name).await;
     }
     let Some(snapshot) = observe(seen, context).await? else {
         return Ok(Duration::from_secs(1));
@@ -120,27 +128,47 @@ async fn pass(
         context.traces.forget(&snapshot.owner.uid);
     }
     queue(context, &snapshot, plan.demand, credential);
+    tell_followers(context, name, Some((credential, &snapshot)));
     if again {
         return Ok(Duration::ZERO);
     }
-    if let Some(verdict) = &plan.verdict {
+    report(context, seen, &snapshot, plan, now).await
+}
+
+/// Writes the status that a plan comes to, where that is news, and tells Pods what they are to know; returns how soon to look
+/// again.
+pub(crate) async fn report(
+    context: &Arc<Context>,
+    seen: &Seen,
+    snapshot: &Snapshot,
+    mut plan: Plan,
+    now: Time,
+) -> Result<Duration, ReconcileError> {
+    let mut soon: Vec<Duration> = Vec::new();
+    if let Some(verdict) = &mut plan.verdict {
+        consumers::tell_unseen(&snapshot.readers, &snapshot.observed.users, verdict);
         context.tell(&snapshot.owner, verdict, snapshot.observed.told);
-        let desired = snapshot.observed.desired.as_ref().ok();
-        let next = status::status(
+        let (observed, record) = (&snapshot.observed, snapshot.observed.record.as_ref());
+        let renewal = status::renewal(record, observed.desired.as_ref().ok(), snapshot.renewed_by());
+        let mut next = status::status(
             verdict,
-            snapshot.observed.record.as_ref(),
-            desired,
-            &snapshot.owner.uid,
-            credential.metadata.generation,
+            record,
+            renewal.filter(|_| observed.users.renew() != Some(false)),
+            seen.credential.metadata.generation,
             &seen.told,
             now,
         );
-        if !seen.told.tells(&next) && !write_status(context, seen, verdict, &next).await? {
+        next.in_use = consumers::in_use(&snapshot.readers, &seen.told);
+        let put_off = consumers::put_off(context, snapshot, &seen.told, &next);
+        if put_off.is_none() && !seen.told.tells(&next) && !write_status(context, seen, verdict, &next).await? {
             return Ok(BEHIND);
         }
+        soon.extend(put_off);
     }
+    soon.extend(consumers::look_after(context, snapshot, plan.verdict.as_ref()).await);
     let now = context.now();
-    let mut wait = plan.wake.map_or(LONGEST, |at| (at - now).to_std().unwrap_or_default());
+    soon.extend(plan.wake.map(|at| (at - now).to_std().unwrap_or_default()));
+    let mut wait = soon.into_iter().min().unwrap_or(LONGEST);
     if plan.actions.iter().any(|a| matches!(a, Action::Restore { .. })) {
         // A restoration that was put off is due when the rest is over.
         wait = wait.min(Duration::from_secs(30));
@@ -183,8 +211,8 @@ async fn write_status(
 /// An Event for each new objection; outcomes of mints have Events of their own.
 async fn tell_of_change(context: &Context, seen: &Seen, verdict: &plan::Verdict) {
     use Reason::{
-        AuditBacklog, ConnectionNotFound, ConnectionNotReady, InvalidSpec, InvalidTemplate, NotPermitted, RateLimited,
-        SecretConflict, SecretRefused, Suspended, Tampered,
+        AuditBacklog, ConnectionNotFound, ConnectionNotReady, InvalidSpec, InvalidTemplate, NotPermitted, NotShared,
+        RateLimited, SecretConflict, SecretRefused, SourceNotFound, Suspended, Tampered,
     };
     let told = matches!(
         verdict.reason,
@@ -194,9 +222,11 @@ async fn tell_of_change(context: &Context, seen: &Seen, verdict: &plan::Verdict)
             | InvalidSpec
             | InvalidTemplate
             | NotPermitted
+            | NotShared
             | RateLimited
             | SecretConflict
             | SecretRefused
+            | SourceNotFound
             | Suspended
             | Tampered
     );
@@ -228,12 +258,27 @@ fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>
     let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
     let moved = live.filter(|l| snapshot.live_scope.as_ref() != Some(scope) && desired.is_served_by(&l.request));
     scheduler.reserve(uid, moved.map(|l| (name.clone(), Held::of(&name.namespace, l))));
+    if let Some(renewed) = snapshot.observed.users.renew() {
+        let renews = if renewed {
+            Renews::Yes(snapshot.most)
+        } else {
+            Renews::No
+        };
+        scheduler.renew(uid, Some(renews));
+    }
     let Some(reason) = demand else {
         scheduler.forget(uid);
         return;
     };
+    let readers = snapshot.readers.as_ref().map_or(&[][..], Vec::as_slice);
+    let starts = |(pod, _): &Reader| pod.starting && !pod.leaving;
     // A credential that never had a token waits since it was created, restarts or not.
     let since = match reason {
+        // One on demand does so since its Pods do.
+        MintReason::First if snapshot.observed.users != Users::Anybody => {
+            let waiting = readers.iter().filter(|reader| starts(reader));
+            waiting.map(|(pod, _)| pod.bound).min().unwrap_or_else(|| context.now())
+        }
         MintReason::First => credential
             .creation_timestamp()
             .and_then(|t| chrono::DateTime::from_timestamp(t.0.as_second(), 0))
@@ -248,9 +293,11 @@ fn queue(context: &Arc<Context>, snapshot: &Snapshot, demand: Option<MintReason>
             since,
             renew_before: desired.renew_before,
             max_lifetime: desired.max_lifetime,
-            pod_waits: false,
+            pod_waits: readers.iter().any(starts),
+            renews: snapshot.observed.users.renew() != Some(false),
             most: snapshot.most,
         },
+        consumer: consumer(readers.iter().filter(|reader| starts(reader)).map(|(pod, _)| pod)).map(|c| c.to_string()),
         asks: desired.digest,
         seq: snapshot.seq,
         connection: desired.connection.clone(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::api::{EphemeralCredential, Reason};
 use crate::controller::mint::execute::look_for_orphans;
 use crate::controller::state::context::Context;
-use crate::core::journal::ActiveToken;
+use crate::core::journal::{ActiveToken, Claim};
 use crate::core::outcome::{self, Asked, Pace, Refused};
 use crate::core::plan::SecretState;
 use crate::core::seal::{Seal, live_of};
@@ -49,17 +49,9 @@ pub(crate) async fn adopt(context: &Arc<Context>, snapshot: &Snapshot) -> Result
     Ok(true)
 }
 
-pub(crate) async fn give_up(
-    context: &Arc<Context>,
-    snapshot: &Snapshot,
-    credential: &EphemeralCredential,
-) -> Result<bool, ReconcileError> {
-    let (Some(claim), Some(owning_scope)) = (&snapshot.observed.claim, &snapshot.owning_scope) else {
-        return Ok(false);
-    };
-    let (owner, deliver) = (snapshot.owner.clone(), snapshot.deliver);
-    let known = claim.minted.is_some();
-    let (reason, message) = if known {
+/// What is told of a claim whose holder went before it was over.
+fn gave_up(claim: &Claim) -> Refused {
+    let (reason, message) = if claim.minted.is_some() {
         (
             Reason::SecretRefused,
             "a token was made, and its Secrets could not be written before its holder went: it is revoked where that \
@@ -71,17 +63,31 @@ pub(crate) async fn give_up(
             "a request was sent and its answer never came: a token may have been made that nobody holds; it stays counted",
         )
     };
-    // Written to some of its Secrets, a token has ids that are known.
-    let sealed = seals(snapshot, Some(&claim.id));
-    let written: Vec<String> = sealed.iter().flat_map(|s| s.live.token_ids.clone()).collect();
-    let (claim, window, timeout) = (claim.clone(), snapshot.window, snapshot.timeout);
-    let refused = Refused {
+    Refused {
         reason,
         message: message.to_owned(),
         counted: true,
         retry_after: None,
         own_limit: false,
+    }
+}
+
+pub(crate) async fn give_up(
+    context: &Arc<Context>,
+    snapshot: &Snapshot,
+    credential: &EphemeralCredential,
+) -> Result<bool, ReconcileError> {
+    let (Some(claim), Some(owning_scope)) = (&snapshot.observed.claim, &snapshot.owning_scope) else {
+        return Ok(false);
     };
+    let (owner, deliver) = (snapshot.owner.clone(), snapshot.deliver);
+    let known = claim.minted.is_some();
+    let refused = gave_up(claim);
+    let (reason, message) = (refused.reason, refused.message.clone());
+    // Written to some of its Secrets, a token has ids that are known.
+    let sealed = seals(snapshot, Some(&claim.id));
+    let written: Vec<String> = sealed.iter().flat_map(|s| s.live.token_ids.clone()).collect();
+    let (claim, window, timeout) = (claim.clone(), snapshot.window, snapshot.timeout);
     let event = context
         .scheduler(owning_scope)
         .journal
@@ -121,7 +127,7 @@ pub(crate) async fn give_up(
     }
     if let Some(event) = event {
         context.log_event(&event);
-        context.events.publish(credential, true, reason, "Mint", message).await;
+        context.events.publish(credential, true, reason, "Mint", &message).await;
     }
     Ok(true)
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -21,7 +21,7 @@ use crate::controller::state::connections::Usable;
 use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::budget::{
-    Admitted, Decision, Demand, Follower, Held, Limit, Rate, Terms, Usage, Waiting, is_untouched,
+    Admitted, Decision, Demand, Follower, Held, Limit, Rate, Renews, Terms, Usage, Waiting, is_untouched,
 };
 use crate::core::ids::{ObjectName, SpecDigest, Uid};
 use crate::core::journal::{Claim, Journal, Scope};
@@ -58,6 +58,8 @@ pub struct BudgetScheduler {
     budget: Mutex<Follower>,
     usage: Mutex<Usage>,
     notify: Notify,
+    /// Whether a task brings its audit events to where they go.
+    pub delivering: AtomicBool,
 }
 
 /// A claim that lacks only its commit.
@@ -81,11 +83,18 @@ impl BudgetScheduler {
             scope,
             usage: Mutex::default(),
             notify: Notify::new(),
+            delivering: AtomicBool::new(false),
         });
         let (task, context) = (Arc::clone(&scheduler), Arc::clone(context));
         let supervisor = Arc::clone(&context);
         supervisor.spawn("budget", async move { task.run(&context).await });
         scheduler
+    }
+
+    /// Whether nobody waits for anything of it, and nothing of it matters any more.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.journal.is_closed() && self.queue.lock().is_idle()
     }
 
     /// Looks at the line anew.
@@ -103,6 +112,19 @@ impl BudgetScheduler {
     /// Notes that the token of `uid`, which another scope holds, is renewed here; or that none is.
     pub fn reserve(&self, uid: &str, held: Option<(ObjectName, Held)>) {
         self.queue.lock().reserve(uid, held);
+    }
+
+    /// Notes whether the tokens of `uid` are renewed, or forgets that.
+    pub fn renew(&self, uid: &str, renews: Option<Renews>) {
+        if self.queue.lock().renew(uid, renews) {
+            self.notify.notify_one();
+        }
+    }
+
+    /// Whether the budget keeps the renewals of the token of `uid`, where it has one.
+    #[must_use]
+    pub fn keeps(&self, uid: &str) -> bool {
+        self.budget.lock().keeps(uid)
     }
 
     /// Takes a credential out of the line.
@@ -145,7 +167,11 @@ impl BudgetScheduler {
                 Some(at) => (at - context.now()).to_std().unwrap_or_default(),
                 None => LONGEST,
             };
-            let wait = wait.clamp(Duration::from_millis(10), LONGEST);
+            if context.close_idle(self) {
+                return;
+            }
+            let longest = LONGEST.min(context.journals.close_after());
+            let wait = wait.clamp(Duration::from_millis(10), longest);
             tokio::select! {
                 () = self.notify.notified() => {}
                 () = tokio::time::sleep(wait) => {}
@@ -211,7 +237,13 @@ impl BudgetScheduler {
         self.queue.lock().update(&mut follower, barred, now);
         let (decision, selection) = follower.decide(journal, terms, now);
         *self.usage.lock() = selection.usage;
-        let (news, soon) = self.queue.lock().tell(&follower.budget, selection.front, now);
+        let (news, soon) = {
+            let mut queue = self.queue.lock();
+            let told = queue.tell(&follower.budget, selection.front, now);
+            queue.shed();
+            told
+        };
+        follower.budget.shed();
         for name in news {
             context.trigger(&name);
         }
@@ -427,7 +459,11 @@ fn draft(entry: &QueueEntry, p: &Prepared, journal: &Journal, identity: &str) ->
         seq: entry.seq,
         asks: entry.asks,
         gone: journal.credentials.get(uid.as_str()).is_some_and(|r| r.gone),
-        claim: new_claim(p, identity),
+        claim: Claim {
+            once: !entry.demand.renews,
+            consumer: entry.consumer.clone(),
+            ..new_claim(p, identity)
+        },
         window: p.window,
         uid,
     }

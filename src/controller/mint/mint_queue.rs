@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::core::Time;
-use crate::core::budget::{Budget, Demand, Follower, Held, Waiting};
+use crate::core::budget::{Budget, Demand, Follower, Held, Renews, Waiting};
 use crate::core::ids::{ObjectName, SpecDigest, Uid};
 use crate::core::outage::Bar;
 
@@ -25,6 +25,8 @@ pub struct QueueEntry {
     pub seq: u64,
     /// Name of the connection.
     pub connection: String,
+    /// Whose run waits for it, where that is known.
+    pub consumer: Option<String>,
 }
 
 #[derive(Debug)]
@@ -49,6 +51,10 @@ pub(crate) struct MintQueue {
     lines: HashMap<String, Line>,
     /// Tokens of other scopes' journals that are renewed here.
     reserved: HashMap<Uid, (ObjectName, Held)>,
+    /// Whether tokens are renewed, of those on demand,
+    renews: HashMap<Uid, Renews>,
+    /// and for whom that is news.
+    renewed: HashSet<Uid>,
     /// Whose wishes or reservations have changed; and whether they left the line in between.
     changed: HashMap<Uid, bool>,
     front: Vec<Uid>,
@@ -69,6 +75,11 @@ enum News {
 impl MintQueue {
     pub(crate) fn get(&self, uid: &str) -> Option<&QueueEntry> {
         self.entries.get(uid).map(|e| &e.entry)
+    }
+
+    /// Whether it is of no use to anybody.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.entries.is_empty() && self.reserved.is_empty() && self.changed.is_empty()
     }
 
     /// Why somebody waits, as they were told last.
@@ -114,6 +125,17 @@ impl MintQueue {
         }
     }
 
+    /// Lets go of the room that the line took, once nobody is in it.
+    pub(crate) fn shed(&mut self) {
+        if self.entries.is_empty() && self.changed.is_empty() {
+            *self = Self {
+                reserved: std::mem::take(&mut self.reserved),
+                behind: std::mem::take(&mut self.behind),
+                ..Self::default()
+            };
+        }
+    }
+
     /// Takes somebody out of the line. Says whether they were in it.
     pub(crate) fn remove(&mut self, uid: &str) -> bool {
         let Some((uid, place)) = self.entries.remove_entry(uid) else {
@@ -137,6 +159,21 @@ impl MintQueue {
         };
     }
 
+    /// Notes whether the tokens of `uid` are renewed, or forgets that. Says whether anything changed.
+    pub(crate) fn renew(&mut self, uid: &str, renews: Option<Renews>) -> bool {
+        let before = self.renews.get(uid).copied();
+        // All tokens are, unless something else was said.
+        if before == renews || before.is_none() && renews != Some(Renews::No) {
+            return false;
+        }
+        let uid = Uid::from(uid);
+        match renews {
+            Some(renews) => self.renews.insert(uid.clone(), renews),
+            None => self.renews.remove(&uid),
+        };
+        self.renewed.insert(uid)
+    }
+
     /// Everybody who asks by `connection`.
     pub(crate) fn line(&self, connection: &str) -> Vec<ObjectName> {
         let line = self.lines.get(connection).into_iter().flat_map(|line| &line.uids);
@@ -155,6 +192,12 @@ impl MintQueue {
             }
         }
         self.reserved.retain(|_, (_, held)| held.ends_at > now);
+        for uid in std::mem::take(&mut self.renewed) {
+            match self.renews.get(&uid) {
+                Some(renews) => follower.renew(&uid, *renews, now),
+                None => follower.forget(&uid, now),
+            }
+        }
         for (uid, left) in std::mem::take(&mut self.changed) {
             follower.reserve(&uid, self.reserved.get(&uid).map(|(_, held)| held.clone()), now);
             if left {
@@ -251,11 +294,13 @@ mod tests {
                 renew_before: None,
                 max_lifetime: None,
                 pod_waits: false,
+                renews: true,
                 most: None,
             },
             asks: SpecDigest::default(),
             seq: 0,
             connection: connection.to_owned(),
+            consumer: None,
         }
     }
 
@@ -305,6 +350,41 @@ mod tests {
         assert!(queue.remove("a") && !queue.remove("a"));
         queue.update(&mut follower, |_| None, t(5));
         assert_eq!(decide(&mut follower, 10, t(5)).0, ["b", "c"]);
+    }
+
+    #[test]
+    fn a_line_that_everybody_left_takes_no_room_and_keeps_what_is_reserved() {
+        let (mut queue, mut follower) = (MintQueue::default(), Follower::new("svc"));
+        for uid in 0..100 {
+            queue.put(entry(&uid.to_string(), "c"));
+        }
+        let held = Held {
+            namespace: "n".into(),
+            issued_at: t(0),
+            ends_at: t(3600),
+            renew_before: None,
+            tried_at: None,
+            admitted: None,
+        };
+        queue.reserve("other", Some((ObjectName::new("n", "other"), held)));
+        queue.update(&mut follower, |_| None, t(0));
+        decide(&mut follower, 10, t(0));
+        for uid in 0..100 {
+            queue.remove(&uid.to_string());
+        }
+        queue.shed();
+        assert_eq!(queue.changed.len(), 100, "the budget is still to be told");
+        queue.update(&mut follower, |_| None, t(1));
+        queue.shed();
+        assert_eq!(
+            (
+                queue.entries.capacity(),
+                queue.changed.capacity(),
+                queue.lines.capacity()
+            ),
+            (0, 0, 0)
+        );
+        assert!(!queue.is_idle());
     }
 
     #[test]

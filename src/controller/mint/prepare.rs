@@ -221,6 +221,8 @@ pub(crate) fn new_claim(p: &Prepared, identity: &str) -> Claim {
         counts_from: None,
         max_lifetime_ms: p.desired.max_lifetime.map(|d| d.num_milliseconds()),
         period_ms: None,
+        once: false,
+        consumer: None,
         minted: None,
         id,
     }

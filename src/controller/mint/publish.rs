@@ -107,6 +107,7 @@ pub async fn publish(
         period_ms: claim.period_ms,
         token_ids: answer.token_ids.clone(),
         outputs: answer.outputs.keys().map(Text::from).collect(),
+        source: None,
         secrets: LiteMap::new(),
     };
     let layouts = desired.secrets.iter().map(|s| (s.name.as_str(), &s.layout));
@@ -210,7 +211,7 @@ async fn write_all(
                 absent: context.caches.is_absent(&at),
             };
             let write = async {
-                let _room = context.room_for(secret.size).await;
+                let _room = context.rendering.room_for(secret.size).await;
                 let data = secret.render(answer, live.ends_at).map_err(Published::No)?;
                 let cluster = &context.cluster;
                 Ok(cluster

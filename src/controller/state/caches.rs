@@ -14,6 +14,7 @@ use crate::cluster::Cluster;
 use crate::controller::state::connections::Connections;
 use crate::controller::state::context::CachedInspection;
 use crate::controller::state::credentials::Credentials;
+use crate::controller::state::pods::Pods;
 use crate::controller::state::secret_index::SecretIndex;
 use crate::core::ids::ObjectName;
 use crate::core::seal::SealKey;
@@ -32,6 +33,8 @@ pub struct Caches {
     pub connection_store: Store<ChittyConnection>,
     /// The namespaces.
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
+    /// The Pods that read Secrets, while a credential needs to know them.
+    pub pods: Pods,
     /// The managed Secrets.
     pub secrets: Mutex<SecretIndex>,
     /// Secrets that are not as they were written, or of which the watch has yet to tell, as last looked at: by uid and
@@ -62,6 +65,7 @@ impl Caches {
             credentials: Credentials::default(),
             connection_store,
             namespaces,
+            pods: Pods::default(),
             secrets: Mutex::default(),
             inspection_cache: Mutex::default(),
             unlisted: Mutex::default(),

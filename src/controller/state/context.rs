@@ -19,11 +19,11 @@ use crate::cluster::lease::Leading;
 use crate::cluster::records::Events;
 use crate::cluster::secrets::{InspectedSecret, Owner};
 use crate::cluster::{Cluster, Error, bounded};
-use crate::controller::background::delivery;
 use crate::controller::mint::budget_scheduler::BudgetScheduler;
 use crate::controller::state::caches::Caches;
 use crate::controller::state::credential_index::CredentialIndex;
 use crate::controller::state::credentials::{Facts, Look, Seen};
+use crate::controller::state::pods_told::PodsTold;
 use crate::controller::state::shared::Shared;
 use crate::controller::supervisor::Supervisor;
 use crate::core::audit::AuditEvent;
@@ -67,15 +67,23 @@ pub struct Context {
     /// prepared long before it is claimed.
     pub minting: Arc<Semaphore>,
     /// So many bytes of what tokens were written into are in memory at once.
-    pub rendering: Semaphore,
+    pub rendering: Rendering,
     /// Why a mint could not be prepared, by uid.
     pub unprepared: Mutex<HashMap<String, Unprepared>>,
     /// What each credential that is not ready waits for, and since when; with its uid, by name.
     pub told: Mutex<HashMap<ObjectName, (String, Reason, Time)>>,
+    /// What Pods were told, and what was told of them.
+    pub pods_told: Mutex<PodsTold>,
+    /// Whether workloads are restarted that ask for it.
+    pub restart_workloads: bool,
     /// Namespaces as last read.
     pub fresh_namespaces: Shared<Option<ObjectMeta>>,
     /// Whether this installation serves a connection, as last read.
     pub fresh_holds: Shared<bool>,
+    /// Credentials that others follow, as last read.
+    pub fresh_sources: Shared<Option<Arc<EphemeralCredential>>>,
+    /// What those who follow a credential go by, by its name.
+    pub offers: Mutex<HashMap<ObjectName, u64>>,
     /// When each Secret of a credential was last restored, and how often in a row.
     pub restored: Mutex<HashMap<ObjectName, (Instant, u32)>>,
     /// When a key that was refused may be tried again, by its digest.
@@ -163,12 +171,31 @@ impl CachedInspection {
 /// Twice what the API server is asked at the same time: each also waits for `ChittyConnect` and for its journal.
 pub const MINTS_AT_ONCE: usize = MOST_CALLS * 2;
 /// How many credentials of the greatest length are rendered at once; of shorter ones as many more.
-pub const RENDERED_AT_ONCE: usize = 8;
+const RENDERED_AT_ONCE: usize = 8;
 /// How far the watch of Secrets may be behind a write whose answer is taken for what is there.
 pub const WATCH_BEHIND: Duration = Duration::from_secs(3);
 /// So many restorations in a row, each within this time of the one before; then a rest as long.
 const RESTORES: u32 = 5;
 const RESTORE_MEMORY: Duration = Duration::from_secs(30);
+
+/// What is rendered, and not yet written.
+pub struct Rendering(Semaphore);
+
+impl Default for Rendering {
+    fn default() -> Self {
+        Self(Semaphore::new(RENDERED_AT_ONCE * MOST_RENDERED))
+    }
+}
+
+impl Rendering {
+    /// Waits until so many bytes more may be rendered: as much as [`RENDERED_AT_ONCE`] of the longest credentials are in
+    /// memory at once. Nobody holds that for longer than one write takes.
+    pub async fn room_for(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        let bytes = u32::try_from(bytes.min(MOST_RENDERED)).unwrap_or(u32::MAX);
+        // Fails only where it was closed, which nobody does.
+        self.0.acquire_many(bytes).await.ok()
+    }
+}
 
 impl Context {
     /// Runs `task` until it ends or the term is over.
@@ -182,14 +209,6 @@ impl Context {
         let mints = u32::try_from(mints.min(MINTS_AT_ONCE)).unwrap_or(1);
         // Fails only where it was closed, which nobody does.
         Arc::clone(&self.minting).acquire_many_owned(mints).await.ok()
-    }
-
-    /// Waits until so many bytes more may be rendered: as much as [`RENDERED_AT_ONCE`] of the longest credentials are in
-    /// memory at once. Nobody holds that for longer than one write takes.
-    pub async fn room_for(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
-        let bytes = u32::try_from(bytes.min(MOST_RENDERED)).unwrap_or(u32::MAX);
-        // Fails only where it was closed, which nobody does.
-        self.rendering.acquire_many(bytes).await.ok()
     }
 
     /// Has a credential looked at.
@@ -229,11 +248,24 @@ impl Context {
     /// The budget task of `scope`, started where there is none yet.
     pub fn scheduler(self: &Arc<Self>, scope: &Scope) -> Arc<BudgetScheduler> {
         let mut scopes = self.scopes.lock();
-        Arc::clone(scopes.entry(scope.clone()).or_insert_with(|| {
-            let scheduler = BudgetScheduler::start(self, scope.clone());
-            delivery::start(self, &scheduler);
-            scheduler
-        }))
+        let start = || BudgetScheduler::start(self, scope.clone());
+        Arc::clone(scopes.entry(scope.clone()).or_insert_with(start))
+    }
+
+    /// Lets go of a scope of which nothing matters any more. Says whether it did: then its task is to end.
+    pub fn close_idle(&self, scheduler: &Arc<BudgetScheduler>) -> bool {
+        let mut scopes = self.scopes.lock();
+        // One is held here and one by its task: whoever has another is about to use it.
+        let idle = Arc::strong_count(scheduler) <= 2 && scheduler.is_idle();
+        if idle {
+            scopes.remove(&scheduler.scope);
+            self.journals.forget(&scheduler.scope);
+            tracing::debug!(
+                scope = scheduler.scope.title(),
+                "a budget is let go of: nothing in it matters any more"
+            );
+        }
+        idle
     }
 
     /// Takes a credential out of the line it is in, and its renewals out of that budget, unless that is
@@ -244,6 +276,7 @@ impl Context {
         if let Some(scheduler) = left.and_then(|left| self.scopes.lock().get(&left).cloned()) {
             scheduler.forget(uid);
             scheduler.reserve(uid, None);
+            scheduler.renew(uid, None);
         }
     }
 
@@ -305,6 +338,18 @@ impl Context {
         true
     }
 
+    /// Why the last try to prepare a mint came to nothing, and until when that holds: no longer than for this generation,
+    /// for a changed spec deserves another try at once.
+    pub fn unprepared_of(&self, uid: &str, generation: Option<i64>) -> Option<(Problem, Time)> {
+        let mut all = self.unprepared.lock();
+        let (problem, until, of) = all.get(uid)?;
+        if of.is_some() && *of != generation {
+            all.remove(uid);
+            return None;
+        }
+        Some((problem.clone(), *until))
+    }
+
     /// What a credential waits for, and since when.
     pub fn told_of(&self, owner: &Owner, told: &Told) -> Option<(Reason, Time)> {
         let name = owner.object_name();
@@ -322,7 +367,11 @@ impl Context {
     pub fn tell(&self, owner: &Owner, verdict: &Verdict, before: Option<(Reason, Time)>) {
         let name = owner.object_name();
         if verdict.ready {
-            self.told.lock().remove(&name);
+            let mut told = self.told.lock();
+            told.remove(&name);
+            if told.is_empty() {
+                *told = HashMap::new();
+            }
             return;
         }
         let goes_on = before.filter(|(reason, _)| *reason == verdict.reason);
@@ -365,6 +414,8 @@ impl Context {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     fn look(version: &str, written: Option<Instant>) -> CachedInspection {
@@ -374,6 +425,21 @@ mod tests {
             seen: InspectedSecret::absent(),
             written,
         }
+    }
+
+    #[tokio::test]
+    async fn at_most_eight_of_the_longest_credentials_are_rendered_at_once_or_as_much_of_shorter_ones() {
+        let rendering = Rendering::default();
+        let room = |bytes| rendering.room_for(bytes).now_or_never().flatten();
+        // One that claims to be longer takes no more than the longest can.
+        let mut longest: Vec<_> = (0..8).filter_map(|_| room(MOST_RENDERED * 2)).collect();
+        assert_eq!(longest.len(), 8);
+        assert!(room(1).is_none());
+        longest.pop();
+        let shorter: Vec<_> = (0..2).filter_map(|_| room(MOST_RENDERED / 2)).collect();
+        assert!(shorter.len() == 2 && room(1).is_none());
+        drop(longest);
+        assert!(room(MOST_RENDERED).is_some());
     }
 
     fn holds(look: &CachedInspection, listed: Option<&str>) -> bool {

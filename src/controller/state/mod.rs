@@ -7,6 +7,8 @@ pub mod context;
 pub mod credential_index;
 pub mod credentials;
 pub mod parts;
+pub mod pods;
+pub mod pods_told;
 pub mod poll;
 pub mod secret_index;
 pub mod shared;

@@ -165,7 +165,7 @@ fn relisted<K: Resource<DynamicType = ()>>(list: Vec<K>, known: Vec<K>) -> impl 
 }
 
 /// The namespace is gone, and the rights in it too; or they were not given yet.
-fn is_refusal(error: &WatchError) -> bool {
+pub fn is_refusal(error: &WatchError) -> bool {
     let (WatchError::InitialListFailed(error) | WatchError::WatchStartFailed(error)) = error else {
         return false;
     };

@@ -15,11 +15,12 @@ use kube::runtime::watcher::{Error as WatchError, Event};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{ChittyConnection, EphemeralCredential};
 use crate::cluster::keys::managed_selector;
+use crate::cluster::pods::{IN_USE, WatchedPod};
 use crate::cluster::reach::Part;
 use crate::cluster::{Cluster, Error, bounded};
 use crate::controller::background::clock::Term;
@@ -32,6 +33,10 @@ use crate::controller::state::{parts, poll};
 use crate::controller::supervisor::Supervisor;
 use crate::core::ids::ObjectName;
 
+/// How long Pods are still watched that matter to nobody any more.
+const PODS_LINGER: Duration = Duration::from_secs(10);
+/// How long a start waits for them.
+const PODS_WITHIN: Duration = Duration::from_secs(10);
 /// How many objects one answer to a list has: while it is read, it takes ten times its length.
 const LISTED_AT_ONCE: u32 = 100;
 
@@ -129,6 +134,7 @@ pub fn start(
         stop,
         watch_namespaces(feed.clone(), writers.namespaces),
     );
+    supervisor.spawn("watch of Pods", stop, watch_pods(feed.clone()));
     supervisor.spawn("watch of Secrets", stop, watch_secrets(feed));
 }
 
@@ -158,8 +164,87 @@ pub async fn await_synced(caches: &Caches) {
     while !caches.secrets.lock().synced() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    let pods = async {
+        while *caches.credentials.looks_after().borrow() && !caches.pods.settled() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Whoever is on demand waits for them, and nobody else for long.
+    let _ = tokio::time::timeout(PODS_WITHIN, pods).await;
     let all = &caches.connection_store;
     caches.connections.refresh(&caches.cluster, &caches.seal, all).await;
+}
+
+/// Pods that are bound to a node and have not finished, as long as it matters to a credential which Secrets they read.
+async fn watch_pods(feed: Feed) {
+    let mut matters = feed.caches.credentials.looks_after();
+    // These fail only when the process ends.
+    while matters.wait_for(|matters| *matters).await.is_ok() {
+        let parts = feed.caches.cluster.parts_by_namespace::<DeserializeGuard<WatchedPod>>();
+        feed.caches.pods.begin(parts.iter().map(|part| part.name.clone()));
+        let watching = parts.into_iter().map(|part| watch_pods_of(feed.clone(), part));
+        let watching = futures::future::join_all(watching);
+        tokio::select! {
+            _ = watching => {}
+            () = rests(&mut matters) => {}
+        }
+        feed.caches.pods.clear();
+    }
+}
+
+/// Waits until it has mattered to nobody for a while: a tenant who makes and removes a credential again and again has not
+/// all Pods listed each time.
+async fn rests(matters: &mut watch::Receiver<bool>) {
+    loop {
+        let _ = matters.wait_for(|matters| !*matters).await;
+        if tokio::time::timeout(PODS_LINGER, matters.wait_for(|matters| *matters))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+async fn watch_pods_of(feed: Feed, part: Part<DeserializeGuard<WatchedPod>>) {
+    let config = watcher::Config::default().fields(IN_USE).page_size(LISTED_AT_ONCE);
+    let mut events = Box::pin(tolerant(watcher::watcher(part.api, config).default_backoff()));
+    let (name, pods) = (part.name.as_str(), &feed.caches.pods);
+    let in_part = |at: &ObjectName| name.is_empty() || *at.namespace == *name;
+    while let Some(event) = events.next().await {
+        let mut touched = Vec::new();
+        let mut news = false;
+        match event {
+            Ok(Event::Init) => pods.list(name),
+            Ok(Event::InitApply(pod) | Event::Apply(pod)) => touched = pods.put(name, &name_of(&pod), pod.trimmed()),
+            Ok(Event::InitDone) => (touched, news) = pods.listed(name),
+            Ok(Event::Delete(pod)) => touched = pods.put(name, &name_of(&pod), None),
+            Err(error) if parts::is_refusal(&error) => {
+                news = pods.refused(name);
+                if news {
+                    tracing::warn!(%error, "Pods may not be watched: no credential with activation: OnDemand is issued");
+                }
+            }
+            error @ Err(_) => note(&error, "Pods"),
+        }
+        let credentials = &feed.caches.credentials;
+        feed.tell(|context| {
+            for secret in &touched {
+                let own = credentials.looking_after(secret).into_iter();
+                for credential in own.chain(credentials.sources_of(secret)) {
+                    context.trigger(&credential);
+                }
+            }
+            if news {
+                context.trigger_where(|at, facts| !facts.looks_after.is_empty() && in_part(at));
+                credentials.for_each(|at, facts| {
+                    if let Some(follows) = facts.follows.as_ref().filter(|_| in_part(at)) {
+                        context.trigger(&follows.source);
+                    }
+                });
+            }
+        });
+    }
 }
 
 async fn watch_credentials(feed: Feed) {
@@ -193,7 +278,15 @@ async fn watch_credentials(feed: Feed) {
                 vec![name]
             }
         };
-        feed.tell(|context| changed.iter().for_each(|name| context.trigger(name)));
+        feed.tell(|context| {
+            for name in &changed {
+                context.trigger(name);
+                // Who reads its Secrets counts for what it follows.
+                if let Some(follows) = known.facts(name).and_then(|facts| facts.follows) {
+                    context.trigger(&follows.source);
+                }
+            }
+        });
     }
 }
 

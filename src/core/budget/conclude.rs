@@ -2,10 +2,9 @@
 
 use crate::core::Time;
 
-use super::nanos::instant;
+use super::nanos::{instant, nanos};
 use super::projection::Projection;
 use super::select::Outcome;
-use super::series::expected_period;
 use super::text::Figures;
 use super::timeline::Timeline;
 use super::{Budget, Last, Selection, Stops, Usage};
@@ -65,7 +64,10 @@ impl Budget {
             blocked_until: stops.blocked_until.filter(|at| *at > now),
         };
         let next_end = self.projection.next_end().filter(|_| !front.is_empty());
-        let later = [next_end, self.queue.next_due(), self.queue.next_rested()];
+        // Whoever comes to half of its runway then does not wait for a server any longer.
+        let blocked = usage.blocked_until.is_some();
+        let next_half = self.own_tries.first_after(nanos(now)).filter(|_| blocked);
+        let later = [next_end, next_half, self.queue.next_due(), self.queue.next_rested()];
         wakes.extend(later.into_iter().flatten().map(instant));
         wakes.extend(outcome.again);
         self.last = last;
@@ -82,7 +84,7 @@ impl Budget {
         let tightest = tightest(&self.projection)?;
         let (mut credentials, mut needed) = (self.projection.len(), tightest.load.plain);
         for (group, count) in self.queue.groups.iter().filter(|(g, _)| !g.holds) {
-            let period = expected_period(self.projection.typical(), group.renew_before, group.max_lifetime);
+            let period = group.period(self.projection.typical());
             credentials += count;
             needed += tightest.load_of(period).plain * i64::try_from(*count).unwrap_or(0);
         }

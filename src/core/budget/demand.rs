@@ -8,6 +8,8 @@ use crate::core::Time;
 use crate::core::ids::{ObjectName, Uid};
 use crate::core::journal::MintReason;
 
+use super::series::{ONCE, expected_period};
+
 /// Somebody who wants to mint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Demand {
@@ -25,6 +27,8 @@ pub struct Demand {
     pub max_lifetime: Option<TimeDelta>,
     /// A Pod waits for the Secret.
     pub pod_waits: bool,
+    /// Whoever gets the token has it renewed: otherwise it takes one mint, and no more.
+    pub renews: bool,
     /// Mints a window that its namespace may take, live and new ones together; `None` for as many as there are.
     pub most: Option<u32>,
 }
@@ -46,6 +50,7 @@ impl Demand {
             renew_before: self.renew_before,
             max_lifetime: self.max_lifetime,
             holds: credential_state.holds,
+            renews: self.renews,
             most: self.most,
         }
     }
@@ -70,8 +75,21 @@ pub(super) struct Group {
     pub(super) max_lifetime: Option<TimeDelta>,
     /// Renewals are planned for it.
     pub(super) holds: bool,
+    /// Its token is to be renewed.
+    pub(super) renews: bool,
     /// What its namespace may take.
     pub(super) most: Option<u32>,
+}
+
+impl Group {
+    /// From one mint to the next, where tokens live as long as the last one did.
+    pub(super) fn period(&self, typical: Option<TimeDelta>) -> i64 {
+        if self.renews {
+            expected_period(typical, self.renew_before, self.max_lifetime)
+        } else {
+            ONCE
+        }
+    }
 }
 
 /// Since when, name and uid: the order within a lane.

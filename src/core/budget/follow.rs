@@ -1,7 +1,7 @@
 //! A budget that follows its scope's journal: it is told what differs between two views, and a decision is taken
 //! on a view and holds for the commit only while nothing it depends on has changed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use chrono::TimeDelta;
@@ -37,6 +37,27 @@ pub struct Decision {
     terms: Terms,
 }
 
+/// What is known of a token whose renewals are not planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lapse {
+    /// Nobody needs any.
+    Unused,
+    /// They are planned as soon as there is room, where a namespace may take so many mints a window.
+    Resumes(Option<u32>),
+}
+
+/// Whether tokens are renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renews {
+    /// They are, by a namespace that may take so many mints a window.
+    Yes(Option<u32>),
+    /// Nobody needs that.
+    No,
+}
+
+/// How many who wait for room are looked at in one pass.
+const RESUMED_AT_ONCE: usize = 16;
+
 /// The budget of one scope, and the view of its journal that it was last told of.
 #[derive(Debug)]
 pub struct Follower {
@@ -45,6 +66,10 @@ pub struct Follower {
     seen: Option<Arc<Journal>>,
     /// Tokens that other scopes' journals hold and whose renewals count here.
     foreign: HashMap<Uid, Held>,
+    /// Whose tokens are not renewed, or are again as soon as there is room for that.
+    unrenewed: HashMap<Uid, Lapse>,
+    /// Those of them that wait for room, and maybe some that did.
+    resuming: VecDeque<Uid>,
     longest: TimeDelta,
     /// When the first newcomer's request leaves the window that shares are counted in.
     spent_until: Time,
@@ -58,6 +83,8 @@ impl Follower {
             budget: Budget::new(title),
             seen: None,
             foreign: HashMap::new(),
+            unrenewed: HashMap::new(),
+            resuming: VecDeque::new(),
             longest: TimeDelta::zero(),
             spent_until: Time::MIN_UTC,
         }
@@ -71,6 +98,57 @@ impl Follower {
         };
         if let Some(seen) = self.seen.clone() {
             self.plan(uid.as_str(), &seen, now);
+        }
+    }
+
+    /// Notes whether the tokens of `uid` are renewed. What was not, and is again, keeps its place only if there is room
+    /// for that, as a newcomer would: nobody else lost any by it.
+    pub fn renew(&mut self, uid: &Uid, renews: Renews, now: Time) {
+        let before = self.unrenewed.get(uid.as_str()).copied();
+        let after = match renews {
+            Renews::No => Some(Lapse::Unused),
+            Renews::Yes(most) => before.map(|_| Lapse::Resumes(most)),
+        };
+        match after.filter(|_| before != after) {
+            Some(lapse) => self.unrenewed.insert(uid.clone(), lapse),
+            None => return,
+        };
+        if after == Some(Lapse::Unused) {
+            self.plan_again(uid, now);
+        } else {
+            self.resume(uid.clone(), now);
+        }
+    }
+
+    /// Whether the renewals of the live token of `uid` are planned, where it has one.
+    #[must_use]
+    pub fn keeps(&self, uid: &str) -> bool {
+        !self.unrenewed.contains_key(uid)
+    }
+
+    /// Forgets that the tokens of `uid` are not renewed.
+    pub fn forget(&mut self, uid: &Uid, now: Time) {
+        if self.unrenewed.remove(uid.as_str()).is_some() {
+            self.plan_again(uid, now);
+        }
+    }
+
+    fn plan_again(&mut self, uid: &Uid, now: Time) {
+        if let Some(seen) = self.seen.clone() {
+            self.plan(uid.as_str(), &seen, now);
+        }
+    }
+
+    /// Plans the renewals of `uid` again, if there is room.
+    fn resume(&mut self, uid: Uid, now: Time) {
+        let (Some(Lapse::Resumes(most)), Some(seen)) = (self.unrenewed.get(uid.as_str()), &self.seen) else {
+            return;
+        };
+        let held = self.held(uid.as_str(), seen, now);
+        if held.is_none_or(|held| self.budget.has_room_for(&held, *most, now)) {
+            self.forget(&uid, now);
+        } else if !self.resuming.contains(&uid) {
+            self.resuming.push_back(uid);
         }
     }
 
@@ -118,18 +196,29 @@ impl Follower {
             .set_spent(by_namespace.into_iter().map(|(n, count)| (n.into(), count)));
     }
 
+    /// The token of `uid` whose renewals count here: one that waits for its Secrets takes over from the one in them.
+    fn held(&self, uid: &str, journal: &Journal, now: Time) -> Option<Held> {
+        let record = journal.credentials.get(uid);
+        let unpublished = record.and_then(|r| Held::unpublished(r.unpublished.as_ref()?));
+        let here = record.and_then(|r| Some(held_of(r, r.live.as_ref()?)));
+        let held = unpublished.or(here).filter(|held| held.ends_at > now);
+        held.or_else(|| self.foreign.get(uid).filter(|h| h.ends_at > now).cloned())
+    }
+
     /// Tells the budget what is planned for `uid`: of a claim, of its token here, or of one elsewhere.
     fn plan(&mut self, uid: &str, journal: &Journal, now: Time) {
         let uid = Uid::from(uid);
+        if journal.claims.get(uid.as_str()).is_some_and(|claim| !claim.once) {
+            // It was admitted with its renewals.
+            self.unrenewed.remove(uid.as_str());
+        }
+        let keeps = self.keeps(uid.as_str());
         let record = journal.credentials.get(uid.as_str());
         let live = record.and_then(|r| Some((r, r.live.as_ref()?)));
-        let held_here = live.map(|(record, live)| Held {
-            tried_at: tried_at(record),
-            ..Held::of(&record.namespace, live)
-        });
+        let held_here = live.map(|(record, live)| held_of(record, live));
         let held_elsewhere = self.foreign.get(uid.as_str()).filter(|h| h.ends_at > now).cloned();
         if let Some(claim) = journal.claims.get(uid.as_str()) {
-            match held_here.or(held_elsewhere) {
+            match held_here.or(held_elsewhere).filter(|_| keeps) {
                 Some(mut held) => {
                     // Its own try is not over while it may still fail.
                     held.tried_at = held.tried_at.max(Some(claim.at));
@@ -140,10 +229,7 @@ impl Follower {
             self.budget.open(&uid, &open_of(claim, live.map(|(_, live)| live)));
             return;
         }
-        // A token that waits for its Secrets takes over from the one in them.
-        let unpublished = record.and_then(|r| Held::unpublished(r.unpublished.as_ref()?));
-        let held = unpublished.or(held_here).filter(|held| held.ends_at > now);
-        match held.or(held_elsewhere) {
+        match self.held(uid.as_str(), journal, now).filter(|_| keeps) {
             Some(held) => self.budget.hold(&uid, &held),
             None => self.budget.release(&uid),
         }
@@ -152,6 +238,11 @@ impl Follower {
     /// Decides on the newest view.
     pub fn decide(&mut self, journal: &Arc<Journal>, terms: &Terms, now: Time) -> (Decision, Selection) {
         self.follow(journal, &terms.limits, now);
+        for _ in 0..self.resuming.len().min(RESUMED_AT_ONCE) {
+            if let Some(uid) = self.resuming.pop_front() {
+                self.resume(uid, now);
+            }
+        }
         let selection = self.budget.select(now, usize::MAX, &stops(journal, terms));
         let decision = Decision {
             admitted: selection.admitted.clone(),
@@ -187,6 +278,13 @@ pub fn is_untouched(journal: &Journal, uid: &str, seq: u64) -> bool {
     journal.pending(uid).is_none() && journal.credentials.get(uid).map_or(0, |r| r.seq) == seq
 }
 
+fn held_of(record: &Record, live: &ActiveToken) -> Held {
+    Held {
+        tried_at: tried_at(record),
+        ..Held::of(&record.namespace, live)
+    }
+}
+
 /// When the last try began that failed.
 fn tried_at(record: &Record) -> Option<Time> {
     record.failure.as_ref().map(|f| f.asked_at.unwrap_or(f.at))
@@ -204,6 +302,7 @@ fn open_of(claim: &Claim, live: Option<&ActiveToken>) -> Open {
             .into_iter()
             .flatten()
             .min(),
+        once: claim.once,
     }
 }
 

@@ -114,8 +114,7 @@ impl<'a> Line<'a> {
         let Some(lane) = self.queue.lanes.get(&key.lane()) else {
             return;
         };
-        let after = (Excluded((key.place(), group)), Unbounded);
-        if let Some((place, group)) = lane.heads.range(after).next() {
+        if let Some((place, group)) = lane.heads.after(&(key.place(), group)) {
             self.push(key, place, Next::Head(*group));
         }
     }

@@ -52,7 +52,7 @@ use shares::Shares;
 use spare::OwnTries;
 
 pub use demand::Demand;
-pub use follow::{Decision, Follower, Terms, is_untouched};
+pub use follow::{Decision, Follower, Renews, Terms, is_untouched};
 pub use limits::{Limit, effective, learn};
 pub use select::{Admitted, Rate};
 pub use series::{Held, Open};
@@ -232,6 +232,16 @@ impl Budget {
         }
     }
 
+    /// Whether the renewals of that token can be planned too, in a namespace that may take `most` mints a window: what is
+    /// planned for others, and what newcomers leave over, stays theirs.
+    pub fn has_room_for(&mut self, held: &Held, most: Option<u32>, now: Time) -> bool {
+        self.move_to(now);
+        let series = Series::of_held(held);
+        let share = self.shares.with(&held.namespace, self.shares.rate_of(series.period), 0);
+        most.is_none_or(|most| share <= u64::from(most) * 1000)
+            && self.projection.fits_from(series.first, series.period)
+    }
+
     /// Notes a request of `uid` that is under way, in place of what was noted before.
     pub fn open(&mut self, uid: &Uid, open: &Open) {
         let before = self.projection.open(uid, open);
@@ -349,6 +359,17 @@ impl Budget {
         self.projection.take_back(std::mem::take(&mut outcome.undo));
         self.projection.settle();
         self.conclude(outcome, spending, now, stops)
+    }
+
+    /// Lets go of the room that whoever was in line took, once nobody is: there may be thousands of budgets, and in most
+    /// of them nobody waits most of the time.
+    pub fn shed(&mut self) {
+        if self.queue.len() == 0 {
+            self.queue = Queue::default();
+            self.memo = Memo::default();
+            self.last = Last::default();
+            self.projection.shed();
+        }
     }
 
     /// Brings everything to `now`.

@@ -9,7 +9,7 @@ use crate::core::ids::Uid;
 use super::limits::Limit;
 use super::nanos::length;
 use super::sent::Sent;
-use super::series::{ASSUMED_LIFETIME, Open, Series};
+use super::series::{ASSUMED_LIFETIME, ONCE, Open, Series};
 use super::timeline::{Run, Timeline};
 
 /// What was sent, and what the live credentials will send.
@@ -84,6 +84,13 @@ impl Projection {
 
     pub(super) fn get(&self, uid: &str) -> Option<&Series> {
         self.series.get(uid)
+    }
+
+    /// Lets go of the room of claims that are not open any more.
+    pub(super) fn shed(&mut self) {
+        if self.opens.is_empty() {
+            self.opens = HashMap::new();
+        }
     }
 
     /// How many claims are open.
@@ -241,7 +248,8 @@ impl Projection {
     }
 
     pub(super) fn longest(&self) -> i64 {
-        self.periods.last_key_value().map_or(0, |(period, _)| *period)
+        let renewed = self.periods.range(..ONCE).next_back();
+        renewed.map_or(0, |(period, _)| *period)
     }
 
     /// Plans what admitting `uid` now would lead to; returns what was planned for it before.

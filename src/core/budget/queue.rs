@@ -4,21 +4,83 @@
 //! a lane those who will ask the same of the budget stand together, so that all of them can be passed
 //! over at once.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+
+use litemap::LiteMap;
 
 use crate::core::ids::Uid;
 
 use super::demand::{CredentialState, Demand, Group, Key, LaneId, Place};
 use super::shares::Shares;
 
+/// There are many with one or two in them, and few with many groups: no trees, whose nodes have room for eleven.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lane {
-    pub(super) groups: BTreeMap<Group, BTreeSet<Place>>,
-    /// The first of each group.
-    pub(super) heads: BTreeSet<(Place, Group)>,
+    pub(super) groups: LiteMap<Group, BTreeSet<Place>>,
+    pub(super) heads: Heads,
     /// How the lane stands in the index.
     key: Option<Key>,
+}
+
+/// The first of each group, in order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Heads(Vec<(Place, Group)>);
+
+impl Heads {
+    pub(super) fn first(&self) -> Option<&(Place, Group)> {
+        self.0.first()
+    }
+
+    pub(super) fn after(&self, head: &(Place, Group)) -> Option<&(Place, Group)> {
+        self.0.get(self.0.partition_point(|other| other <= head))
+    }
+
+    fn add(&mut self, head: (Place, Group)) {
+        if let Err(at) = self.0.binary_search(&head) {
+            self.0.insert(at, head);
+        }
+    }
+
+    /// Says whether it was one.
+    fn remove(&mut self, head: &(Place, Group)) -> bool {
+        let found = self.0.binary_search(head);
+        if let Ok(at) = found {
+            self.0.remove(at);
+        }
+        found.is_ok()
+    }
+}
+
+impl Lane {
+    fn enter(&mut self, place: Place, group: Group) {
+        let Some(others) = self.groups.get_mut(&group) else {
+            self.heads.add((place.clone(), group));
+            self.groups.insert(group, BTreeSet::from([place]));
+            return;
+        };
+        if let Some(first) = others.first().filter(|first| place < **first) {
+            self.heads.remove(&(first.clone(), group));
+            self.heads.add((place.clone(), group));
+        }
+        others.insert(place);
+    }
+
+    fn leave(&mut self, place: Place, group: Group) {
+        let Some(others) = self.groups.get_mut(&group) else {
+            return;
+        };
+        others.remove(&place);
+        let next = others.first().cloned();
+        if next.is_none() {
+            self.groups.remove(&group);
+        }
+        if self.heads.remove(&(place, group))
+            && let Some(next) = next
+        {
+            self.heads.add((next, group));
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -155,15 +217,7 @@ impl Queue {
             self.newcomers += 1;
             let (id, place, group) = (demand.lane(), demand.place(), demand.group(credential_state));
             *self.groups.entry(group).or_default() += 1;
-            let lane = self.lanes.entry(id.clone()).or_default();
-            let others = lane.groups.entry(group).or_default();
-            if others.first().is_none_or(|first| place < *first) {
-                if let Some(first) = others.first() {
-                    lane.heads.remove(&(first.clone(), group));
-                }
-                lane.heads.insert((place.clone(), group));
-            }
-            others.insert(place);
+            self.lanes.entry(id.clone()).or_default().enter(place, group);
             self.index_lane(&id, shares);
         }
     }
@@ -186,19 +240,7 @@ impl Queue {
                 }
             }
             let Some(lane) = self.lanes.get_mut(&id) else { return };
-            let Some(others) = lane.groups.get_mut(&group) else {
-                return;
-            };
-            others.remove(&place);
-            let next = others.first().cloned();
-            if next.is_none() {
-                lane.groups.remove(&group);
-            }
-            if lane.heads.remove(&(place, group))
-                && let Some(next) = next
-            {
-                lane.heads.insert((next, group));
-            }
+            lane.leave(place, group);
             self.index_lane(&id, shares);
         }
     }

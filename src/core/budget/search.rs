@@ -18,7 +18,7 @@ const TESTS: usize = 2000;
 /// and of those, for one namespace.
 const TESTS_EACH: usize = 8;
 /// Ranges of the timelines that the searches of one pass look at, and the tests: some milliseconds.
-const WORK: usize = 200_000;
+pub(super) const WORK: usize = 200_000;
 
 /// What was found out about periods, or about those who hold something, since the facts last changed.
 #[derive(Clone, Debug, Default)]

@@ -14,7 +14,7 @@ use super::nanos::{instant, nanos};
 use super::projection::Projection;
 use super::queue::Queue;
 use super::search::{Memo, Search};
-use super::series::{Series, expected_period};
+use super::series::{ONCE, Series, expected_period};
 use super::shares::Shares;
 use super::slots::Slot;
 use super::spare::OwnTries;
@@ -111,6 +111,9 @@ impl Pass<'_> {
     /// What somebody in line is expected to need from now on.
     fn period(&self, projection: &Projection, uid: &Uid) -> Option<i64> {
         let demand = self.queue.in_line(uid.as_str())?;
+        if !demand.renews {
+            return Some(ONCE);
+        }
         let expected = expected_period(projection.typical(), demand.renew_before, demand.max_lifetime);
         let live = projection.get(uid.as_str()).filter(|_| !demand.reason.is_newcomer());
         // What is renewed lives no longer than before, whatever others do.
@@ -135,7 +138,8 @@ impl Pass<'_> {
         };
         if let (Some(demand), Some((period, keeps))) = (self.queue.in_line(uid.as_str()), periods) {
             // Before any token was seen it is but assumed how long they live.
-            let known = search.projection.typical().map(|_| TimeDelta::nanoseconds(keeps));
+            let known = search.projection.typical().filter(|_| period < ONCE);
+            let known = known.map(|_| TimeDelta::nanoseconds(keeps));
             outcome.rates.insert(uid.clone(), Admitted { period: known, rate });
             search.admit(uid, &demand.name.namespace, period);
             outcome.admitted.push(uid.clone());
@@ -350,7 +354,7 @@ impl Pass<'_> {
     fn is_hopeless(&self, search: &Search) -> bool {
         self.queue.groups.len() <= 64
             && self.queue.groups.keys().all(|group| {
-                let period = expected_period(search.projection.typical(), group.renew_before, group.max_lifetime);
+                let period = group.period(search.projection.typical());
                 !group.holds && search.is_hopeless(period)
             })
     }

@@ -14,6 +14,9 @@ use super::nanos::{length, nanos};
 /// A lifetime to plan with before `ChittyConnect` has shown one: what it documents.
 pub(super) const ASSUMED_LIFETIME: TimeDelta = TimeDelta::hours(1);
 
+/// The period of a token that is not renewed: a hundred years, in nanoseconds.
+pub(super) const ONCE: i64 = 100 * 365 * 86_400 * 1_000_000_000;
+
 /// A live token whose renewals count here, whoever holds it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Held {
@@ -80,6 +83,8 @@ pub struct Open {
     pub renew_before: Option<TimeDelta>,
     /// Longest use of a token; of a renewal, at most as long as the token that it replaces.
     pub max_lifetime: Option<TimeDelta>,
+    /// It is not renewed.
+    pub once: bool,
 }
 
 /// Renewals at their latest safe times, in nanoseconds.
@@ -109,7 +114,11 @@ impl Series {
     }
 
     pub(super) fn of_open(open: &Open, typical: Option<TimeDelta>) -> Self {
-        let period = expected_period(typical, open.renew_before, open.max_lifetime);
+        let period = if open.once {
+            ONCE
+        } else {
+            expected_period(typical, open.renew_before, open.max_lifetime)
+        };
         Self {
             namespace: Arc::clone(&open.namespace),
             first: nanos(open.at).saturating_add(period),

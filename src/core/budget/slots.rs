@@ -1,6 +1,7 @@
 //! What is free in the projected future: now, and next.
 
 use super::projection::Projection;
+use super::search::WORK;
 use super::timeline::{PARTS, Timeline};
 
 /// How many times a series is moved on, past the next window that has no room for it.
@@ -75,6 +76,18 @@ impl Projection {
         self.timelines
             .iter()
             .all(|t| t.conflict(self.now, period, t.cap(renewal), work).is_none())
+    }
+
+    /// Whether a newcomer's series of this period may begin at `first`.
+    pub(super) fn fits_from(&mut self, first: i64, period: i64) -> bool {
+        if self.is_too_dense(period) || self.fits_in_any_phase(period, false) {
+            return !self.is_too_dense(period);
+        }
+        self.look_ahead();
+        let (first, mut work) = (first.max(self.now), WORK);
+        self.timelines
+            .iter()
+            .all(|t| t.conflict(first, period, t.cap(false), &mut work).is_none())
     }
 
     /// Enough, whatever the phases of the renewals: what every window can hold at most.

@@ -18,6 +18,8 @@ use super::timeline::Timeline;
 struct OwnTry {
     /// Half of the runway.
     half: i64,
+    /// From a token's issue to half of its runway.
+    after: i64,
     /// From one renewal to the next.
     period: i64,
     ends: i64,
@@ -39,6 +41,7 @@ impl OwnTries {
         let half = held.half();
         let own = OwnTry {
             half: nanos(half),
+            after: nanos(half) - nanos(held.issued_at),
             period: held.period(),
             ends: nanos(held.ends_at),
             made: held.tried_at.is_some_and(|at| at >= half),
@@ -120,9 +123,11 @@ impl OwnTries {
                 continue;
             };
             let mut at = (*half).max(now);
+            // Whoever is due is renewed now at the earliest.
+            let mut next = (*half + own.period).max(now + own.after);
             while at < until && halves.len() <= most {
                 halves.push(at);
-                at = at.saturating_add(own.period);
+                (at, next) = (next, next.saturating_add(own.period));
             }
         }
         if halves.len() > most {

@@ -30,6 +30,8 @@ pub enum MintReason {
     Heal,
     /// The live token nears its end.
     Renewal,
+    /// It does so, and no renewal was kept for it: nobody read it by a volume for a while, and others took the room.
+    Resume,
 }
 
 impl MintReason {
@@ -129,6 +131,12 @@ pub struct Claim {
         skip_serializing_if = "Option::is_none"
     )]
     pub period_ms: Option<i64>,
+    /// What it brings is not renewed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub once: bool,
+    /// Whose run waits for it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<String>,
     /// Set once the answer is in and only its Secrets remain to be written: what was minted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minted: Option<Minted>,
@@ -274,6 +282,63 @@ pub struct Record {
     /// The last token ended before it could be renewed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expired: bool,
+    /// Another credential's token, which this one follows, as it is in this one's Secrets. It is that one's to renew and
+    /// to revoke: no budget counts it here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed: Option<Box<ActiveToken>>,
+    /// The credential that was followed last, as namespace/name: whoever was given its tokens may know of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Text>,
+    /// The last token that was let go because nobody needed it any longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub let_go: Option<Box<LetGo>>,
+    /// Tokens that were replaced and have not ended: whoever has read one still has it.
+    #[serde(default, rename = "o", skip_serializing_if = "Vec::is_empty")]
+    pub older: Vec<Span>,
+}
+
+/// So many that were replaced are remembered: no token has more successors in its life.
+const MOST_OLDER: usize = 3;
+
+/// A token by the time in which it is good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(i64, i64)", into = "(i64, i64)")]
+pub struct Span {
+    /// When it was issued.
+    pub issued_at: Time,
+    /// When it ends.
+    pub ends_at: Time,
+}
+
+impl From<(i64, i64)> for Span {
+    fn from((issued_at, ends_at): (i64, i64)) -> Self {
+        let at = |ms| Time::from_timestamp_millis(ms).unwrap_or_default();
+        Self {
+            issued_at: at(issued_at),
+            ends_at: at(ends_at),
+        }
+    }
+}
+
+impl From<Span> for (i64, i64) {
+    fn from(span: Span) -> Self {
+        (span.issued_at.timestamp_millis(), span.ends_at.timestamp_millis())
+    }
+}
+
+/// A token that was let go with life left in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LetGo {
+    /// When.
+    #[serde(serialize_with = "ts_milliseconds::serialize", deserialize_with = "bounds::moment")]
+    pub at: Time,
+    /// When it was issued.
+    #[serde(serialize_with = "ts_milliseconds::serialize", deserialize_with = "bounds::moment")]
+    pub issued_at: Time,
+    /// When it ends for who has read it.
+    #[serde(serialize_with = "ts_milliseconds::serialize", deserialize_with = "bounds::moment")]
+    pub ends_at: Time,
 }
 
 /// How long a failure is remembered that only delays, once its delay is over: longer than any delay, so that
@@ -298,6 +363,25 @@ impl EndpointRef {
 }
 
 impl Record {
+    /// Remembers the token that was replaced at `now`.
+    pub(super) fn remember(&mut self, old: &ActiveToken, now: Time) {
+        self.older.retain(|token| token.ends_at > now);
+        if self.older.len() >= MOST_OLDER {
+            self.older.remove(0);
+        }
+        self.older.push(old.span());
+    }
+
+    /// The tokens that somebody may still have who has read one.
+    pub fn tokens(&self) -> impl Iterator<Item = Span> {
+        let live = self.live.as_ref().map(ActiveToken::span);
+        let let_go = self.let_go.as_deref().map(|gone| Span {
+            issued_at: gone.issued_at,
+            ends_at: gone.ends_at,
+        });
+        self.older.iter().copied().chain(let_go).chain(live)
+    }
+
     /// Nothing in it decides anything any more: it never held a token, and the delay after its failure is long over.
     /// One that did is kept as long as its credential: revisions are counted on.
     #[must_use]
@@ -313,6 +397,8 @@ impl Record {
             && self.orphans.is_empty()
             && !self.gone
             && !self.expired
+            && self.followed.is_none()
+            && self.let_go.is_none()
     }
 }
 
@@ -362,12 +448,22 @@ pub struct ActiveToken {
     /// Names of its outputs.
     #[serde(default)]
     pub outputs: Box<[Text]>,
+    /// The credential that it was made for, as namespace/name, where this one follows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Text>,
     /// What was written, by Secret name.
     #[serde(deserialize_with = "tight")]
     pub secrets: LiteMap<String, Written>,
 }
 
 impl ActiveToken {
+    fn span(&self) -> Span {
+        Span {
+            issued_at: self.issued_at,
+            ends_at: self.ends_at,
+        }
+    }
+
     pub(super) fn pending_revocation<'a>(&'a self, uid: &'a str) -> PendingRevocation<'a> {
         PendingRevocation {
             uid,
@@ -522,6 +618,40 @@ pub struct Unauthorized {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::journal::Journal;
+    use crate::core::journal::tests_support::{live, scope};
+    use crate::core::testing::t;
+
+    #[test]
+    fn what_is_followed_is_neither_held_nor_owed_and_is_remembered_as_long_as_whoever_follows() {
+        let of = |claim: &str, at: i64| ActiveToken {
+            source: Some("n/source".into()),
+            token_ids: vec!["id".into()],
+            ..live(claim, t(at), t(at + 3600))
+        };
+        let mut journal = Journal::new(scope());
+        assert!(journal.follow("f", ("n", "f"), of("claim-1", 10)));
+        assert!(
+            !journal.follow("f", ("n", "f"), of("claim-0", 0)),
+            "whoever says so is behind"
+        );
+        journal.compact_record("f", t(100_000));
+        let held = journal.credentials["f"].followed.as_ref().map(|l| l.claim.as_str());
+        assert_eq!((held, journal.live_of("f")), (Some("claim-1"), None));
+        let another = ActiveToken {
+            source: Some("n/another".into()),
+            ..of("claim-a", 0)
+        };
+        assert!(
+            journal.follow("f", ("n", "f"), another),
+            "of another credential any will do"
+        );
+        assert!(journal.unfollow("f", Reason::Expired) && !journal.unfollow("f", Reason::Expired));
+        assert_eq!(journal.credentials["f"].source.as_deref(), Some("n/another"));
+        assert!(journal.follow("f", ("n", "f"), of("claim-1", 10)));
+        assert!(journal.forget("f", t(20)), "nothing remains");
+        assert!(journal.revocations.is_empty() && journal.is_blank());
+    }
 
     #[test]
     fn a_secret_stands_in_the_version_that_was_written_with_the_metadata_that_is_wanted() {

@@ -27,8 +27,8 @@ use crate::core::spec::digest;
 use crate::planted::{Bug, is_planted};
 
 pub use entries::{
-    ActiveToken, Attempt, Claim, EndpointRef, Failure, MintReason, Minted, Record, RequestFacts, Revocation, Throttle,
-    Unauthorized, Written, metadata_digest,
+    ActiveToken, Attempt, Claim, EndpointRef, Failure, LetGo, MintReason, Minted, Record, RequestFacts, Revocation,
+    Span, Throttle, Unauthorized, Written, metadata_digest,
 };
 
 /// What a request counts beyond its window at most.
@@ -311,6 +311,9 @@ impl Journal {
                 let used_for = ((live.ends_at - live.issued_at).num_milliseconds() + 999).div_euclid(1000);
                 let lifetime = live.full_lifetime.unwrap_or(used_for).max(1);
                 let old = record.live.replace(live.for_record());
+                if let Some(old) = &old {
+                    record.remember(old, now);
+                }
                 self.typical_lifetime = Some(lifetime);
                 self.throttle.count = 0;
                 self.unauthorized = None;
@@ -411,6 +414,33 @@ impl Journal {
     #[must_use]
     pub fn live_of(&self, uid: &str) -> Option<&ActiveToken> {
         self.credentials.get(uid)?.live.as_ref()
+    }
+
+    /// Notes which token of another credential `uid` follows, and what its Secrets hold of it. False where it holds a later
+    /// one of the same credential: whoever says so is behind.
+    pub fn follow(&mut self, uid: &str, (namespace, name): (&str, &str), token: ActiveToken) -> bool {
+        let record = self.record(uid, namespace, name);
+        let later = |held: &ActiveToken| held.source == token.source && held.issued_at > token.issued_at;
+        if record.followed.as_deref().is_some_and(later) {
+            return false;
+        }
+        (record.gone, record.expired) = (false, false);
+        record.revision = record.revision.max(token.revision);
+        record.source.clone_from(&token.source);
+        record.followed = Some(Box::new(token.for_record()));
+        true
+    }
+
+    /// `uid` holds nothing any more of what it followed. Nothing is owed for that: the tokens are another's. True where
+    /// it held something.
+    pub fn unfollow(&mut self, uid: &str, why: Reason) -> bool {
+        let held = self.credentials.get(uid).is_some_and(|r| r.followed.is_some());
+        held && self
+            .edit(uid, |record| {
+                record.followed = None;
+                record.expired = why == Reason::Expired;
+            })
+            .is_some()
     }
 
     /// Notes tokens that a request whose answer was lost may have made.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::entries::PendingRevocation;
-use super::{ActiveToken, Claim, Journal, Revocation};
+use super::{ActiveToken, Claim, Journal, LetGo, Revocation};
 use crate::api::Reason;
 use crate::core::Time;
 
@@ -72,6 +72,25 @@ impl Journal {
         let live = self.edit(uid, |record| record.live.take())??;
         self.enqueue_revocation(&live.pending_revocation(uid), due, why);
         Some(live)
+    }
+
+    /// Lets go of the live token of `uid`, which nobody needs any longer: it is revoked at once, with all older ones; where
+    /// somebody still has what was `read` of it, it lives to its end.
+    pub fn let_go(&mut self, uid: &str, read: bool, now: Time) {
+        let Some(live) = self.live_of(uid) else { return };
+        let (issued_at, ends_at) = (live.issued_at, live.ends_at);
+        if read {
+            self.release(uid, ends_at, Reason::Idle);
+        } else {
+            self.revoke_all(uid, now, Reason::Idle);
+        }
+        self.edit(uid, |record| {
+            record.let_go = Some(Box::new(LetGo {
+                at: now,
+                issued_at,
+                ends_at,
+            }));
+        });
     }
 
     /// Revokes all tokens of `uid` at once, older ones that still had their time too.

@@ -83,6 +83,7 @@ mod tests {
             renew_before: None,
             max_lifetime: None,
             pod_waits: false,
+            renews: true,
             most: None,
         });
         let terms = Terms {

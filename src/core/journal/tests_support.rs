@@ -51,6 +51,8 @@ pub fn claim(uid: &str, namespace: &str, kind: MintReason, at: Time, n: usize) -
         counts_from: None,
         max_lifetime_ms: None,
         period_ms: None,
+        once: false,
+        consumer: None,
         minted: None,
     }
 }
@@ -71,6 +73,7 @@ pub fn live(claim: &str, issued_at: Time, ends_at: Time) -> ActiveToken {
         period_ms: None,
         token_ids: vec![],
         outputs: Box::default(),
+        source: None,
         secrets: litemap::LiteMap::new(),
     }
 }

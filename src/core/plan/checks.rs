@@ -1,6 +1,7 @@
 //! Why no mint is made now: small checks, each with its reason, its message and its deadline.
 
 use crate::api::Reason;
+use crate::core::consumers::Users;
 use crate::core::journal::{Failure, MintReason};
 use crate::core::{Problem, Time, clock};
 
@@ -45,6 +46,14 @@ impl Blocked {
 
 pub(super) fn not_permitted(o: &Observed) -> Option<Blocked> {
     o.permitted.as_ref().err().cloned().map(Blocked::new)
+}
+
+/// It is on demand, and nobody may see for whom.
+pub(super) fn unseen(o: &Observed) -> Option<Blocked> {
+    match &o.users {
+        Users::Unknown(Some(problem)) => Some(Blocked::new(problem.clone())),
+        _ => None,
+    }
 }
 
 pub(super) fn invalid(o: &Observed) -> Option<Blocked> {

@@ -2,9 +2,11 @@
 
 use crate::api::Reason;
 use crate::core::Time;
+use crate::core::consumers::Users;
 use crate::core::journal::ActiveToken;
+use crate::core::schedule::latest_safe;
 
-use super::{Action, Content, LEFTOVER_POLL, Observed, Plan, SecretState};
+use super::{Action, Content, LEFTOVER_POLL, Observed, Plan, SecretState, is_intact};
 
 /// Collects what must go or be restored whatever else is decided; returns what is live after that.
 pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option<&'a ActiveToken> {
@@ -40,6 +42,7 @@ pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option
         return None;
     };
     let expired = live.ends_at <= now;
+    let unneeded = is_unneeded(o, live, now);
     for (name, state) in &o.secrets {
         let written = live.secrets.contains_key(name);
         let SecretState::Ours {
@@ -66,6 +69,8 @@ pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option
             plan.actions.push(Action::Delete { secret: name.clone() });
         } else if *content == Content::Altered {
             plan.actions.push(Action::DeleteTampered { secret: name.clone() });
+        } else if unneeded {
+            plan.actions.push(Action::Delete { secret: name.clone() });
         } else if *content == Content::Extra || !metadata_matches {
             plan.actions.push(Action::Restore { secret: name.clone() });
         }
@@ -76,8 +81,29 @@ pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option
         });
         return None;
     }
+    if unneeded {
+        plan.actions.push(Action::Release { reason: Reason::Idle });
+        return None;
+    }
     plan.wake_at(live.ends_at);
     Some(live)
+}
+
+/// Nobody needs it longer than it has its runway: whoever comes finds a new one. Nor, where nobody asks for another, if it
+/// is not what the spec asks for, or not as it was written.
+fn is_unneeded(o: &Observed, live: &ActiveToken, now: Time) -> bool {
+    let Users::Pods(uses) = &o.users else { return false };
+    if uses.renews() {
+        return false;
+    }
+    let desired = o.desired.as_ref().ok();
+    let renew_before = desired.map_or_else(|| live.renew_before(), |desired| desired.renew_before);
+    if latest_safe(live.issued_at, live.ends_at, renew_before) <= now {
+        return true;
+    }
+    let last = o.record.as_ref().and_then(|r| r.let_go.as_deref());
+    let stale = desired.is_some_and(|desired| desired.digest != live.digest);
+    (stale || !is_intact(o, live)) && !uses.asks(last)
 }
 
 /// The removal of those Secrets of ours that `which` picks.
@@ -105,7 +131,9 @@ fn rebuildable(o: &Observed, now: Time) -> bool {
         .secrets
         .iter()
         .map(|s| match o.secrets.get(&s.name) {
-            Some(SecretState::Ours { seal: Some(seal), .. }) if seal.live.ends_at > now => {
+            Some(SecretState::Ours { seal: Some(seal), .. })
+                if seal.live.ends_at > now && seal.live.source.is_none() =>
+            {
                 Some(seal.live.claim.as_str())
             }
             _ => None,

@@ -6,7 +6,9 @@ use chrono::TimeDelta;
 
 use crate::api::Reason;
 use crate::core::budget::Waiting;
-use crate::core::journal::{Claim, MintReason, Record};
+use crate::core::consumers::Users;
+use crate::core::ids::ObjectName;
+use crate::core::journal::{ActiveToken, Claim, MintReason, Record};
 use crate::core::seal::Seal;
 use crate::core::spec::Desired;
 use crate::core::{Problem, Time};
@@ -23,6 +25,10 @@ pub struct Observed {
     pub suspended: bool,
     /// What the spec asks for.
     pub desired: Result<Desired, Problem>,
+    /// Who uses its tokens.
+    pub users: Users,
+    /// The budget keeps the renewals of its live token.
+    pub kept: bool,
     /// What its connection allows.
     pub permitted: Result<(), Problem>,
     /// How its connection is.
@@ -75,6 +81,25 @@ pub enum Connection {
         /// For a person.
         message: String,
     },
+}
+
+/// A credential that is followed, as whoever follows it may know it.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// What it is called.
+    pub name: ObjectName,
+    /// Its uid.
+    pub uid: String,
+    /// Its token.
+    pub live: Option<ActiveToken>,
+    /// The journal knows of it: where it has no token then, it let go of the last.
+    pub known: bool,
+    /// Its Secrets, as they were written, hold its outputs as they came.
+    pub legible: bool,
+    /// Runway asked for.
+    pub renew_before: Option<TimeDelta>,
+    /// It has a token only while Pods use it, those of whoever follows among them.
+    pub on_demand: bool,
 }
 
 /// A Secret as it is.
@@ -142,7 +167,7 @@ pub enum Action {
     },
     /// The live token is no more: forget it, owe its revocation.
     Release {
-        /// `Expired` or `NotPermitted`.
+        /// `Expired`, `NotPermitted`, or `Idle`: nobody needs it any longer.
         reason: Reason,
     },
     /// The claim's Secrets were all written: record that.
@@ -175,7 +200,7 @@ pub struct Verdict {
 pub struct Plan {
     /// To do now, in order.
     pub actions: Vec<Action>,
-    /// A mint is wanted: the budget decides when.
+    /// A mint is wanted: the budget decides when. Of one that follows: its Secrets are to be written.
     pub demand: Option<MintReason>,
     /// What to tell; nothing where it would change again at once.
     pub verdict: Option<Verdict>,

@@ -6,6 +6,7 @@
 mod checks;
 mod cleanup;
 mod facts;
+mod follow;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -13,15 +14,17 @@ mod tests;
 use chrono::TimeDelta;
 
 use crate::api::Reason;
+use crate::core::consumers::Users;
 use crate::core::journal::{ActiveToken, Claim, MintReason};
-use crate::core::schedule::{renew_at, runway};
+use crate::core::schedule::{latest_safe, renew_at, runway};
 use crate::core::{Time, clock};
 
 use checks::{
-    Blocked, conflict, failed, healed_already, invalid, not_permitted, suspended, unprepared, unusable, waits,
+    Blocked, conflict, failed, healed_already, invalid, not_permitted, suspended, unprepared, unseen, unusable, waits,
 };
 use cleanup::{cleanup, deletes, is_held};
-pub use facts::{Action, Connection, Content, Observed, Plan, SecretState, Verdict};
+pub use facts::{Action, Connection, Content, Observed, Plan, SecretState, Source, Verdict};
+pub use follow::follow;
 use stall::stalls_at;
 
 /// How soon to look again at a Secret that is not ours and that nothing tells us about.
@@ -42,27 +45,7 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
         return plan;
     }
     if o.journal_unavailable {
-        let Connection::Unusable(problem) = &o.connection else {
-            return plan;
-        };
-        // What a Secret's own seal says of its end holds without the journal.
-        let end = |state: &SecretState| match state {
-            SecretState::Ours { seal: Some(seal), .. } => Some(seal.live.ends_at),
-            _ => None,
-        };
-        plan.actions = deletes(o, |state| end(state).is_some_and(|at| at <= now)).collect();
-        for at in o.secrets.values().filter_map(end).filter(|at| *at > now) {
-            plan.wake_at(at);
-        }
-        plan.verdict = Some(Verdict {
-            ready: false,
-            issued: o.secrets.values().any(|s| matches!(s, SecretState::Ours { .. })),
-            stalled: true,
-            reason: problem.reason,
-            message: problem.message.clone(),
-            next_attempt: None,
-        });
-        plan.wake_at(now + CONFLICT_POLL);
+        without_journal(o, now, &mut plan);
         return plan;
     }
     if let Some(claim) = &o.claim {
@@ -77,8 +60,13 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
     if let Some(at) = credential_state.renews(o).filter(|at| *at > now) {
         plan.wake_at(at);
     }
+    if o.users == Users::Unknown(None) {
+        // A moment: nothing is said that would be something else then.
+        return plan;
+    }
     let blocked = invalid(o)
         .or_else(|| not_permitted(o))
+        .or_else(|| unseen(o))
         .or_else(|| suspended(o))
         .or_else(|| unusable(o, &credential_state, now))
         .or_else(|| conflict(o, now))
@@ -102,6 +90,31 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
     let stalled = stalls.is_some_and(|at| at <= now);
     plan.verdict = verdict(o, &credential_state, blocked, stalled, now);
     plan
+}
+
+/// What can be done while nothing is known but what Secrets tell themselves.
+fn without_journal(o: &Observed, now: Time, plan: &mut Plan) {
+    let Connection::Unusable(problem) = &o.connection else {
+        return;
+    };
+    // What a Secret's own seal says of its end holds without the journal.
+    let end = |state: &SecretState| match state {
+        SecretState::Ours { seal: Some(seal), .. } => Some(seal.live.ends_at),
+        _ => None,
+    };
+    plan.actions = deletes(o, |state| end(state).is_some_and(|at| at <= now)).collect();
+    for at in o.secrets.values().filter_map(end).filter(|at| *at > now) {
+        plan.wake_at(at);
+    }
+    plan.verdict = Some(Verdict {
+        ready: false,
+        issued: o.secrets.values().any(|s| matches!(s, SecretState::Ours { .. })),
+        stalled: true,
+        reason: problem.reason,
+        message: problem.message.clone(),
+        next_attempt: None,
+    });
+    plan.wake_at(now + CONFLICT_POLL);
 }
 
 /// Where a credential stands once Secrets past their end are out of the way.
@@ -129,32 +142,41 @@ impl<'a> CredentialState<'a> {
         };
         let current = live
             .is_some_and(|l| l.digest.request == desired.digest.request && l.digest.layout == desired.digest.layout);
+        let due = |l: &ActiveToken| renew_at(l.issued_at, l.ends_at, desired.renew_before, &o.uid) <= now;
         let need = match live {
             None => Some(MintReason::First),
-            Some(l)
-                if desired.is_served_by(&l.request)
-                    && renew_at(l.issued_at, l.ends_at, desired.renew_before, &o.uid) <= now =>
-            {
-                Some(MintReason::Renewal)
-            }
+            Some(l) if desired.is_served_by(&l.request) && due(l) && o.users.renew() == Some(true) => Some(if o.kept {
+                MintReason::Renewal
+            } else {
+                MintReason::Resume
+            }),
             Some(_) if !current => Some(MintReason::Change),
             Some(_) if !intact => Some(MintReason::Heal),
             Some(l) if l.digest.rotate != desired.digest.rotate => Some(MintReason::Rotate),
             Some(_) => None,
         };
+        let last = o.record.as_ref().and_then(|r| r.let_go.as_deref());
         Self {
             live,
             intact,
             current,
-            need,
+            need: need.filter(|reason| o.users.ask(*reason, last)),
         }
     }
 
-    /// When the live token is due to be renewed.
+    /// When the live token is due to be renewed, or to be let go.
     fn renews(&self, o: &Observed) -> Option<Time> {
-        let renew_before = o.desired.as_ref().ok()?.renew_before;
-        self.live
-            .map(|l| renew_at(l.issued_at, l.ends_at, renew_before, &o.uid))
+        let (live, desired) = (self.live?, o.desired.as_ref().ok()?);
+        Some(if o.users.renew()? {
+            renew_at(live.issued_at, live.ends_at, desired.renew_before, &o.uid)
+        } else {
+            latest_safe(live.issued_at, live.ends_at, desired.renew_before)
+        })
+    }
+
+    /// There is no token, and nobody needs one.
+    fn rests(&self, o: &Observed) -> bool {
+        self.live.is_none() && self.need.is_none() && matches!(o.users, Users::Pods(_)) && o.desired.is_ok()
     }
 
     /// A valid Secret for the current spec is there.
@@ -274,6 +296,7 @@ fn verdict(
             // Nothing is due and the token is good: a spent budget or a failure elsewhere is no news.
             if credential_state.need.is_none()
                 && let Some(live) = rested
+                && !matches!(o.users, Users::Unknown(_))
                 && !matches!(
                     x.problem.reason,
                     Reason::Suspended | Reason::Unauthorized | Reason::ConnectionNotFound | Reason::ConnectionNotReady
@@ -293,6 +316,16 @@ fn verdict(
         }
         // It is about to be minted; the outcome will be told.
         None if credential_state.need.is_some() => None,
+        None if credential_state.rests(o) => Some(Verdict {
+            ready: true,
+            issued: false,
+            stalled: false,
+            reason: Reason::Idle,
+            message:
+                "on demand, and no Pod waits for it: there is a token as soon as a Pod that uses it is bound to a node"
+                    .to_owned(),
+            next_attempt: None,
+        }),
         None => rested.map(|live| good(o, live, now)),
     }
 }
@@ -307,18 +340,50 @@ fn lapsed(o: &Observed, credential_state: &CredentialState<'_>, reason: Reason) 
     }
 }
 
+/// What is told of a token that is not renewed.
+fn unrenewed(o: &Observed, live: &ActiveToken, used: bool, now: Time) -> Verdict {
+    let renew_before = o.desired.as_ref().ok().and_then(|w| w.renew_before);
+    let until = clock(latest_safe(live.issued_at, live.ends_at, renew_before), now);
+    let why = if used {
+        "it is not renewed, for no Pod reads it by a volume"
+    } else {
+        "no Pod uses it"
+    };
+    Verdict {
+        ready: true,
+        issued: true,
+        stalled: false,
+        reason: if used { reason_of(live) } else { Reason::Idle },
+        message: format!(
+            "revision {} is valid until {}; {why}: Pods find it until {until}, then its Secrets are removed",
+            live.revision,
+            clock(live.ends_at, now),
+        ),
+        next_attempt: None,
+    }
+}
+
+const fn reason_of(live: &ActiveToken) -> Reason {
+    if live.revision > 1 {
+        Reason::Rotated
+    } else {
+        Reason::Issued
+    }
+}
+
 fn good(o: &Observed, live: &ActiveToken, now: Time) -> Verdict {
+    if let Users::Pods(uses) = &o.users
+        && !uses.renews()
+    {
+        return unrenewed(o, live, uses.pods > 0, now);
+    }
     let renew = o.desired.as_ref().ok().and_then(|w| w.renew_before);
     let renews = renew_at(live.issued_at, live.ends_at, renew, &o.uid);
     Verdict {
         ready: true,
         issued: true,
         stalled: false,
-        reason: if live.revision > 1 {
-            Reason::Rotated
-        } else {
-            Reason::Issued
-        },
+        reason: reason_of(live),
         message: format!(
             "revision {} is valid until {} and renewed at {}; a job starting until then has at least {}{}",
             live.revision,

@@ -14,7 +14,9 @@ const PATIENCE: TimeDelta = TimeDelta::minutes(2);
 pub fn stalls_at(reason: Reason, since: Time) -> Option<Time> {
     match reason {
         Reason::InvalidSpec | Reason::InvalidTemplate | Reason::Denied | Reason::SecretConflict => Some(since),
-        Reason::NotPermitted | Reason::ConnectionNotFound => Some(since + PATIENCE),
+        Reason::NotPermitted | Reason::SourceNotFound | Reason::NotShared | Reason::ConnectionNotFound => {
+            Some(since + PATIENCE)
+        }
         _ => None,
     }
 }

@@ -1,5 +1,7 @@
 //! Tests of the plan: what each observation leads to.
 
+mod follow;
+mod on_demand;
 mod world;
 
 use std::collections::BTreeMap;
@@ -52,6 +54,8 @@ fn fresh() -> Observed {
         terminating: false,
         suspended: false,
         desired: Ok(desired()),
+        users: Users::Anybody,
+        kept: true,
         permitted: Ok(()),
         connection: Connection::Ready { window: s(3600) },
         secrets: [("a".to_owned(), SecretState::Absent)].into(),

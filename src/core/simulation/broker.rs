@@ -48,16 +48,16 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// Where it is down at `at`: until when.
-    fn down_until(&self, at: i64) -> Option<i64> {
+    /// Where it is down at `at`: since when, and until when.
+    fn down(&self, at: i64) -> Option<(i64, i64)> {
         if at < self.from || at >= self.until {
             return None;
         }
         let Some((down, up)) = self.flaps else {
-            return Some(self.until);
+            return Some((self.from, self.until));
         };
         let begun = at - (at - self.from).rem_euclid(down + up);
-        (at < begun + down).then_some((begun + down).min(self.until))
+        (at < begun + down).then_some((begun, (begun + down).min(self.until)))
     }
 
     /// The end of the last time it is down that begins before `before`.
@@ -145,13 +145,13 @@ impl Broker {
     /// How a request fails that is made at `at`; `None` where it is answered.
     pub fn fault(&self, at: i64) -> Option<Fault> {
         let trouble = self.trouble(at)?;
-        trouble.down_until(at).map(|_| trouble.fault)
+        trouble.down(at).map(|_| trouble.fault)
     }
 
-    /// From when on requests are answered, at `at` or after it.
-    pub fn next_answering(&self, mut at: i64) -> i64 {
-        while let Some(until) = self.trouble(at).and_then(|t| t.down_until(at)) {
-            at = until;
+    /// When requests were answered the last time, at `at` or before it.
+    pub fn last_answering(&self, mut at: i64) -> i64 {
+        while let Some((since, _)) = self.trouble(at).and_then(|t| t.down(at)) {
+            at = since - 1;
         }
         at
     }

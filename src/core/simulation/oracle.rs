@@ -58,6 +58,8 @@ pub struct Token {
     pub until: i64,
     /// It was asked for by a newcomer.
     pub newcomer: bool,
+    /// It ended unreplaced.
+    pub lost: bool,
 }
 
 impl Token {
@@ -70,11 +72,36 @@ impl Token {
         self.ends - (self.ends - self.own_latest) / 2
     }
 
-    fn renewal(&self, from: i64, kept: bool) -> Job {
-        Job {
-            token: *self,
-            from: self.latest.max(from),
-            kept,
+    /// The next one, as long and with as long a runway, asked for at `at`.
+    const fn renewed(&self, at: i64) -> Self {
+        let later = at - self.issued;
+        Self {
+            issued: at,
+            ends: self.ends + later,
+            own_latest: self.own_latest + later,
+            latest: self.latest + later,
+            ..*self
+        }
+    }
+
+    /// By when it and those that follow have to be asked for, before `until`: as late as can be, which asks for the
+    /// fewest. Where its `own` try is kept it has its slot by half of its own runway, and so have those that follow, as
+    /// if each were renewed at its latest safe time.
+    fn deadlines(&self, (from, until): (i64, i64), own: bool, usable: impl Fn(i64) -> i64) -> Vec<i64> {
+        let (mut token, mut all) = (*self, Vec::new());
+        loop {
+            let by = if own {
+                token.own_half().max(from)
+            } else {
+                usable(token.ends - ANSWER)
+            };
+            if by < until {
+                all.push(by);
+            }
+            if by < from || by >= until {
+                return all;
+            }
+            token = token.renewed(if own { token.own_latest.max(from) } else { by });
         }
     }
 }
@@ -139,10 +166,11 @@ impl History {
         let disturbed =
             self.requests.iter().any(own_failed) || self.was_down(half, lost.ends) || broker.refuses(half, lost.ends);
         if !disturbed {
-            return if self.fit_from_half(lost, broker, terms, false) {
-                Loss::Promised
-            } else {
-                Loss::Excused(Excuse::NoRoom)
+            let fit = |but_lost| self.fit_from_half(lost, broker, terms, (but_lost, false));
+            return match (fit(false), fit(true)) {
+                (true, _) => Loss::Promised,
+                (_, true) => Loss::Missed,
+                _ => Loss::Excused(Excuse::NoRoom),
             };
         }
         let up = self
@@ -159,19 +187,28 @@ impl History {
         let known = |since: i64| since + KNOWN + (lost.ends - since).max(0) / 3;
         let from = known(answers.max(told));
         if from < too_late {
-            if self.fit_since(from, answers, terms, true) {
+            // Whenever one ends there may be more to spare.
+            let ends = self.tokens.iter().map(|t| t.until);
+            let ends = ends.filter(|until| (from..too_late).contains(until)).map(known);
+            let moments: Vec<i64> = std::iter::once(from).chain(ends).filter(|at| *at < too_late).collect();
+            let fit = |kept| {
+                moments
+                    .iter()
+                    .any(|at| self.fit_since(lost.who, (*at, answers), terms, kept))
+            };
+            if fit(true) {
                 return Loss::Missed;
             }
-            if self.fit_since(from, answers, terms, false) {
+            if fit(false) {
                 return Loss::Excused(Excuse::Kept);
             }
         } else if known(answers) < too_late {
             return Loss::Excused(Excuse::ToldToWait);
         }
-        if self.next_usable(broker, half) >= too_late {
+        if self.last_usable(broker, too_late - 1) < half {
             return Loss::Excused(Excuse::Unanswered);
         }
-        Loss::Excused(if self.fit_from_half(lost, broker, terms, true) {
+        Loss::Excused(if self.fit_from_half(lost, broker, terms, (true, true)) {
             Excuse::Foresight
         } else {
             Excuse::NoRoom
@@ -220,22 +257,22 @@ impl History {
         self.downs.iter().any(|(down, up)| *down < until && from < *up)
     }
 
-    /// From when on a controller runs and the broker answers, at `at` or after it.
-    fn next_usable(&self, broker: &Broker, mut at: i64) -> i64 {
+    /// When a controller ran and the broker answered the last time, at `at` or before it.
+    fn last_usable(&self, broker: &Broker, mut at: i64) -> i64 {
         loop {
             let down = self.downs.iter().find(|(down, up)| *down <= at && at < *up);
-            let next = broker.next_answering(down.map_or(at, |(_, up)| *up));
-            if next == at {
+            let last = broker.last_answering(down.map_or(at, |(down, _)| *down - 1));
+            if last == at {
                 return at;
             }
-            at = next;
+            at = last;
         }
     }
 
-    /// Whether all that is due by the end of `lost` fits from half of its runway on; `foreseen` where only at times at
-    /// which the broker answers. What was spent in vain before anybody's half, and on newcomers since the broker
-    /// failed, is no excuse.
-    fn fit_from_half(&self, lost: &Token, broker: &Broker, terms: Terms, foreseen: bool) -> bool {
+    /// Whether all that is due by the end of `lost` fits from half of its runway on; but for what is lost by now, and
+    /// `foreseen` where requests are made only while the broker answers. What was spent in vain before anybody's half,
+    /// and on newcomers since the broker failed, is no excuse.
+    fn fit_from_half(&self, lost: &Token, broker: &Broker, terms: Terms, (but_lost, foreseen): (bool, bool)) -> bool {
         let half = lost.half();
         let trouble = broker.trouble_since(lost.issued, half).unwrap_or(i64::MAX);
         let excusable = |r: &&Request| {
@@ -244,26 +281,41 @@ impl History {
             }
             r.sent < trouble || !r.newcomer && (r.how == How::Answered || self.is_own_try(r))
         };
-        let sent = self.requests.iter().filter(excusable).map(|r| r.at).collect();
-        let due = |t: &&Token| {
-            t.issued <= half && t.until > half && t.ends <= lost.ends && !(t.newcomer && t.issued > trouble)
+        let is_due = |t: &&Token| {
+            t.issued <= half
+                && t.until > half
+                && t.ends <= lost.ends
+                && !(t.newcomer && t.issued > trouble)
+                && !(t.lost && but_lost)
         };
-        let tokens = self.tokens.iter().filter(due);
-        let jobs = tokens.map(|t| t.renewal(half, false)).collect();
-        let usable = |at| if foreseen { self.next_usable(broker, at) } else { at };
-        fits(jobs, sent, (half, lost.ends), terms, usable)
+        let usable = |at| if foreseen { self.last_usable(broker, at) } else { at };
+        let time = (half, lost.ends);
+        let tokens = self.tokens.iter().filter(is_due);
+        let by = tokens.flat_map(|t| t.deadlines(time, false, usable)).collect();
+        let sent = self.requests.iter().filter(excusable).map(|r| r.at);
+        can_be_met(by, sent, half, terms)
     }
 
-    /// Whether all that is live at `from` can be kept from then on, with all that was spent but for what newcomers took
-    /// since the broker `answers`; `kept` where whoever has not come to half of its runway has its slot by then, whether
-    /// the broker answers it or not.
-    fn fit_since(&self, from: i64, answers: i64, terms: Terms, kept: bool) -> bool {
+    /// Whether all that is live at `from`, but for what is lost by now, can be kept from then on, with all that was
+    /// spent but for what newcomers took since the broker `answers`; `kept` where whoever has not made its own try, `who`
+    /// apart, has its slot by half of its runway, whether the broker answers it or not.
+    fn fit_since(&self, who: usize, (from, answers): (i64, i64), terms: Terms, kept: bool) -> bool {
         let counts = |r: &&Request| r.sent <= from && r.how != How::Refused && !(r.newcomer && r.sent >= answers);
-        let sent = self.requests.iter().filter(counts).map(|r| r.at).collect();
-        let lives = |t: &&Token| t.issued <= from && t.until > from && !(t.newcomer && t.issued >= answers);
+        let lives = |t: &&Token| t.issued <= from && t.until > from && !t.lost && !(t.newcomer && t.issued >= answers);
+        let time = (from, from + terms.counts_for);
         let live = self.tokens.iter().filter(lives);
-        let jobs = live.map(|t| t.renewal(from, kept && t.half() >= from)).collect();
-        fits(jobs, sent, (from, from + terms.counts_for), terms, |at| at)
+        let own = |t: &Token| kept && t.who != who && !self.has_tried(t, from);
+        let by = live.flat_map(|t| t.deadlines(time, own(t), |at| at)).collect();
+        let sent = self.requests.iter().filter(counts).map(|r| r.at);
+        can_be_met(by, sent, from, terms)
+    }
+
+    /// Whether `token` has been asked for since half of its runway.
+    fn has_tried(&self, token: &Token, at: i64) -> bool {
+        let own = token.own_half() - CLOCKS..=at;
+        self.requests
+            .iter()
+            .any(|r| r.who == token.who && own.contains(&r.sent))
     }
 
     /// Whether the request `r`, which brought nothing, was nobody's own try and took a slot that another token is to have
@@ -281,16 +333,7 @@ impl History {
             .filter(|t| t.own_half() > r.sent + CLOCKS);
         // Nobody gains by going earlier: what is free before its half is left to those whose half comes first, whether
         // they are due already or not.
-        let mut halves: Vec<i64> = owed
-            .flat_map(|t| {
-                // As if each were renewed at its latest safe time.
-                let period = (t.latest - t.issued).max(1);
-                let later = (1..)
-                    .map(move |n| n * period)
-                    .take_while(move |by| t.ends + by <= until);
-                std::iter::once(0).chain(later).map(|by| t.half() + by)
-            })
-            .collect();
+        let mut halves: Vec<i64> = owed.flat_map(|t| t.deadlines((r.sent, until), true, |at| at)).collect();
         halves.sort_unstable();
         let counts = |o: &&Request| o.sent <= r.sent && o.how != How::Refused;
         let sent: Vec<i64> = self.requests.iter().filter(counts).map(|o| o.at).collect();
@@ -315,73 +358,15 @@ impl History {
     }
 }
 
-/// A renewal to be made.
-#[derive(Clone, Copy, Debug)]
-struct Job {
-    token: Token,
-    /// From when on it may be asked for.
-    from: i64,
-    /// It has its slot by half of the runway, and not just before the end; and so have those that follow, as if each
-    /// were renewed at its latest safe time.
-    kept: bool,
-}
-
-impl Job {
-    /// By when it has to be asked for.
-    const fn by(&self) -> i64 {
-        if self.kept {
-            self.token.half()
-        } else {
-            self.token.ends - ANSWER
-        }
-    }
-}
-
-/// Whether all are made in time from `from` to `until`, earliest first: no order does better.
-fn fits(
-    mut jobs: Vec<Job>,
-    mut sent: Vec<i64>,
-    (from, until): (i64, i64),
-    terms: Terms,
-    usable: impl Fn(i64) -> i64,
-) -> bool {
-    sent.sort_unstable();
-    let mut now = usable(from);
-    while !jobs.is_empty() {
-        if jobs.iter().any(|job| job.by() < now) {
-            return false;
-        }
-        let counting = &sent[sent.partition_point(|at| *at + terms.counts_for <= now)..];
-        if counting.len() >= terms.limit {
-            now = usable(counting[counting.len() - terms.limit] + terms.counts_for);
-            continue;
-        }
-        let released = jobs.iter().enumerate().filter(|(_, job)| job.from <= now);
-        let Some((place, _)) = released.min_by_key(|(_, job)| job.by()) else {
-            now = usable(jobs.iter().map(|job| job.from).min().unwrap_or(now + 1));
-            continue;
-        };
-        let Job { token, kept, .. } = jobs.swap_remove(place);
-        sent.insert(sent.partition_point(|at| *at <= now), now);
-        // Its next token lives as long, with as long a runway.
-        let later = if kept {
-            token.latest - token.issued
-        } else {
-            now - token.issued
-        };
-        let next = Token {
-            issued: now,
-            ends: token.ends + later,
-            latest: token.latest + later,
-            ..token
-        };
-        if next.ends <= until {
-            jobs.push(Job {
-                token: next,
-                from: next.latest,
-                kept,
-            });
-        }
-    }
-    true
+/// Whether requests can be made `by` then, from `from` on and for no longer than one counts. In that time a slot that is
+/// free stays so until it is taken, and none that is taken frees again: so it is exact to ask whether by the n-th of these
+/// times n slots are free.
+fn can_be_met(mut by: Vec<i64>, sent: impl Iterator<Item = i64>, from: i64, terms: Terms) -> bool {
+    by.sort_unstable();
+    let mut until: Vec<i64> = sent.map(|at| at + terms.counts_for).collect();
+    until.sort_unstable();
+    by.iter().enumerate().all(|(before, by)| {
+        let counting = until.len() - until.partition_point(|until| until <= by);
+        *by >= from && counting + before < terms.limit
+    })
 }

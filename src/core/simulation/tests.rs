@@ -59,6 +59,7 @@ fn token(who: usize, later: i64) -> Token {
         latest: (2400 + later) * 1000,
         until: i64::MAX,
         newcomer: false,
+        lost: false,
     }
 }
 
@@ -194,4 +195,47 @@ fn slots_that_are_gone_or_kept_for_others_excuse() {
     assert_eq!(judged(&two, &down(2300, 3100), three), Loss::Excused(Excuse::Kept));
     let four = Terms { limit: 4, ..TERMS };
     assert_eq!(judged(&two, &down(2300, 3100), four), Loss::Missed);
+}
+
+#[test]
+fn renewing_as_late_as_can_be_asks_for_the_fewest_slots_and_no_fewer_excuse() {
+    let mut history = with(vec![failed(0, 3000)]);
+    // Renewed when due it would be asked for three times in the hour, as late as can be twice.
+    history.tokens.push(Token {
+        issued: 2_500_000,
+        ends: 4_500_000,
+        own_latest: 3_500_000,
+        latest: 3_500_000,
+        ..token(1, 0)
+    });
+    let with_limit = |limit| judged(&history, &down(2300, 3100), Terms { limit, ..TERMS });
+    assert_eq!(with_limit(3), Loss::Excused(Excuse::Foresight));
+    assert_eq!(with_limit(4), Loss::Excused(Excuse::Kept));
+    assert_eq!(with_limit(5), Loss::Missed);
+}
+
+#[test]
+fn of_two_where_one_could_be_kept_the_second_that_is_lost_was_missed() {
+    let mut history = with(vec![failed(0, 3000), failed(1, 3000)]);
+    history.tokens.push(token(1, -150));
+    let three = Terms { limit: 3, ..TERMS };
+    let judged = |history: &History| judged(history, &down(2300, 3100), three);
+    assert_eq!(judged(&history), Loss::Excused(Excuse::NoRoom));
+    history.tokens[1].lost = true;
+    history.tokens[1].until = history.tokens[1].ends;
+    assert_eq!(judged(&history), Loss::Missed);
+}
+
+#[test]
+fn what_a_deleted_credential_leaves_could_have_kept_another() {
+    let mut history = with(vec![failed(2, 400), failed(0, 3000)]);
+    history.tokens.push(token(1, 700));
+    let three = Terms { limit: 3, ..TERMS };
+    let judged = |history: &History| judged(history, &down(2300, 3100), three);
+    assert_eq!(judged(&history), Loss::Excused(Excuse::Kept));
+    history.tokens[1].until = 3_300_000;
+    assert_eq!(judged(&history), Loss::Missed);
+    // Too late to be noticed.
+    history.tokens[1].until = 3_580_000;
+    assert_eq!(judged(&history), Loss::Excused(Excuse::Kept));
 }

@@ -213,7 +213,7 @@ impl Metrics {
             names: Arc::default(),
             leading: Arc::default(),
             mints: d.metric(COUNTER, "mints", &["connection", "scope", "service", "outcome"], "Requests to ChittyConnect that ended, by outcome: Issued, Rotated, or the reason of the failure", Family::default()),
-            first_tokens: d.metric(HISTOGRAM, "first_token_seconds", &[], "Time from the creation of a credential to its first token", Histogram::new(WAITS)),
+            first_tokens: d.metric(HISTOGRAM, "first_token_seconds", &[], "Time from the creation of a credential to its first token, where there always is one", Histogram::new(WAITS)),
             rotations: d.metric(HISTOGRAM, "rotation_lateness_seconds", &[], "Time from when a renewal was due to its new token", Histogram::new(WAITS)),
             events: d.metric(COUNTER, "audit_events", &["event", "reason"], "Audit events, by event and reason", Family::default()),
             credentials: d.metric(LEADERS, "credentials", &["ready", "reason"], "EphemeralCredentials, by readiness and reason", Family::default()),

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::world::World;
 use super::*;
 use crate::core::clock::{Reading, SteadyClock};
+use crate::core::testing::cases;
 
 /// Invariant 3.
 #[test]
@@ -76,7 +77,7 @@ fn a_projection_of_many_renewals_and_one_very_long_life_lets_nobody_in_by_mistak
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(cases(24))]
 
     /// Invariant 3.
     #[test]

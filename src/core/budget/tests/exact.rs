@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::schedule::latest_safe;
+use crate::core::testing::cases;
 
 /// How far the exact plan reaches.
 #[derive(Clone, Copy)]
@@ -206,7 +207,7 @@ fn renew(budget: &mut Budget, facts: &mut Facts, limits: &[Limit], now: Time) ->
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(cases(96))]
 
     #[test]
     fn what_is_admitted_fits_exactly_and_what_fits_with_room_to_spare_is_admitted(

@@ -8,6 +8,7 @@ use crate::core::clock::Suspension;
 use crate::core::ids::SpecDigest;
 use crate::core::journal::tests_support::{claim, live, scope};
 use crate::core::journal::{Failure, Journal, Outcome};
+use crate::core::testing::cases;
 
 fn terms() -> Terms {
     Terms {
@@ -149,7 +150,7 @@ fn follower() -> Follower {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(cases(96))]
 
     #[test]
     fn whoever_follows_a_journal_knows_what_one_knows_who_reads_it_at_once(events in events()) {
@@ -219,6 +220,47 @@ fn a_decision_holds_for_a_second_and_only_while_nothing_it_counts_on_has_changed
         follower.stands(&decision, &unchanged, t(10)),
         "what is over, or owed, stops nobody"
     );
+}
+
+/// Invariant 16.
+#[test]
+fn a_wait_of_the_journal_that_was_guessed_is_told_from_one_that_was_asked_for() {
+    let mut journal = Journal::new(scope());
+    journal.claim("a", claim("a", "n", MintReason::First, t(0), 0), s(3600));
+    let token = Outcome::Published(Box::new(live("claim-0", t(0), t(3600))));
+    assert!(journal.end("a", "claim-0", token, t(0)));
+    // Its own try, at half of its runway, was refused.
+    journal.claim("a", claim("a", "n", MintReason::Renewal, t(3005), 1), s(3600));
+    let failed = Outcome::Failed {
+        failure: failure(t(3005)),
+        counted: true,
+    };
+    assert!(journal.end("a", "claim-1", failed, t(3005)));
+    journal.throttle.count = 1;
+    journal.throttle.blocked_until = Some(t(3300));
+    for guessed in [true, false] {
+        journal.throttle.guessed = guessed;
+        let mut follower = Follower::new("svc");
+        let renewal = demand("a", "n", MintReason::Renewal, t(3006));
+        follower.budget.enqueue(renewal);
+        let (decision, _) = follower.decide(&Arc::new(journal.clone()), &terms(), t(3020));
+        assert_eq!(decision.admitted.len(), usize::from(guessed), "{decision:?}");
+    }
+}
+
+/// Invariant 16.
+#[test]
+fn a_request_under_way_is_the_own_try_where_it_was_made_since_half_of_the_runway() {
+    for (asked, owes) in [(2500, true), (3005, false)] {
+        let mut journal = Journal::new(scope());
+        journal.claim("a", claim("a", "n", MintReason::First, t(0), 0), s(3600));
+        let token = Outcome::Published(Box::new(live("claim-0", t(0), t(3600))));
+        assert!(journal.end("a", "claim-0", token, t(0)));
+        journal.claim("a", claim("a", "n", MintReason::Renewal, t(asked), 1), s(3600));
+        let mut follower = Follower::new("svc");
+        follower.follow(&Arc::new(journal), &terms().limits, t(asked + 1));
+        assert_eq!(follower.budget.owes_own_try(&"a".into()), owes, "{asked}");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::core::testing::{s, t};
 mod days;
 mod exact;
 mod follow;
+mod on_demand;
 mod outages;
 mod rules;
 mod same;
@@ -29,6 +30,7 @@ fn demand(uid: &str, namespace: &str, reason: MintReason, since: Time) -> Demand
         renew_before: None,
         max_lifetime: None,
         pod_waits: false,
+        renews: true,
         most: None,
     }
 }

@@ -98,6 +98,7 @@ impl World {
                     at: now,
                     renew_before: None,
                     max_lifetime: None,
+                    once: false,
                 };
                 self.budget.open(&uid, &open);
             }

@@ -24,6 +24,7 @@ fn the_first_answer_of_a_scope_is_awaited_before_a_second_newcomer_is_admitted()
         at: t(0),
         renew_before: None,
         max_lifetime: None,
+        once: false,
     };
     budget.open(&"a".into(), &open);
     assert!(budget.select(t(1), 48, &stops).admitted.is_empty());
@@ -53,6 +54,7 @@ fn after_a_429_one_tries_for_all_and_whoever_is_past_half_of_its_runway_by_itsel
         at: t(3030),
         renew_before: None,
         max_lifetime: None,
+        once: false,
     };
     budget.open(&"a".into(), &open);
     let selection = budget.select(t(3031), 48, &stops);
@@ -66,6 +68,74 @@ fn after_a_429_one_tries_for_all_and_whoever_is_past_half_of_its_runway_by_itsel
     let granted = admitted(&mut budget.clone(), t(3031));
     assert_eq!(names(&granted), ["b", "c", "new"], "once a token was granted");
     assert_eq!(names(&budget.select(t(3611), 48, &stops).admitted), ["b"], "past half");
+}
+
+/// Invariant 16.
+#[test]
+fn a_wait_that_was_but_guessed_stops_nobody_past_half_of_its_runway_and_one_that_was_asked_for_does() {
+    let mut budget = budget(&[hourly(30)]);
+    let tried = Held {
+        tried_at: Some(t(3005)),
+        ..held("n", t(0), t(3600))
+    };
+    budget.hold(&"a".into(), &tried);
+    budget.enqueue(demand("a", "n", MintReason::Renewal, t(2400)));
+    let stops = |guessed| Stops {
+        blocked_until: Some(t(3300)),
+        guessed,
+        ..Stops::default()
+    };
+    assert!(budget.select(t(2990), 48, &stops(true)).admitted.is_empty());
+    assert!(budget.select(t(3020), 48, &stops(false)).admitted.is_empty());
+    assert_eq!(names(&budget.select(t(3020), 48, &stops(true)).admitted), ["a"]);
+}
+
+/// Invariant 16.
+#[test]
+fn however_long_a_server_asks_for_the_budget_looks_when_the_first_comes_to_half_of_its_runway() {
+    let mut budget = budget(&[hourly(30)]);
+    for (uid, issued) in [("a", 0), ("b", 60)] {
+        budget.hold(&uid.into(), &held("n", t(issued), t(issued + 3600)));
+        budget.enqueue(demand(uid, "n", MintReason::Renewal, t(2460)));
+    }
+    let stops = Stops {
+        blocked_until: Some(t(9000)),
+        ..Stops::default()
+    };
+    assert_eq!(budget.select(t(2500), 48, &stops).wake, Some(t(3000)));
+    assert_eq!(names(&budget.select(t(3000), 48, &stops).admitted), ["a"]);
+    budget.dequeue(&"a".into());
+    assert_eq!(budget.select(t(3001), 48, &stops).wake, Some(t(3060)));
+}
+
+/// Invariant 16.
+#[test]
+fn behind_however_many_who_wait_for_the_server_whoever_has_its_own_try_makes_it() {
+    let mut budget = budget(&[hourly(100)]);
+    for i in 0..30 {
+        let short = Some(s(300));
+        let uid = format!("u{i}");
+        let held = Held {
+            renew_before: short,
+            ..held("n", t(0), t(3600))
+        };
+        budget.hold(&uid.as_str().into(), &held);
+        budget.enqueue(Demand {
+            renew_before: short,
+            ..demand(&uid, "n", MintReason::Renewal, t(3300))
+        });
+    }
+    // It ends last, and has come to half of its runway.
+    budget.hold(&"own".into(), &held("n", t(100), t(3700)));
+    budget.enqueue(demand("own", "n", MintReason::Renewal, t(2500)));
+    for guessed in [true, false] {
+        let stops = Stops {
+            blocked_until: Some(t(3500)),
+            guessed,
+            ..Stops::default()
+        };
+        assert_eq!(names(&budget.select(t(3310), 48, &stops).admitted), ["own"]);
+    }
 }
 
 /// Invariant 16.
@@ -87,6 +157,7 @@ fn a_newcomer_leaves_a_slot_for_the_own_try_of_each_whose_renewal_is_under_way()
         at: t(2450),
         renew_before: None,
         max_lifetime: None,
+        once: false,
     };
     for uid in ["a", "b"] {
         budget.dequeue(&uid.into());
@@ -99,6 +170,24 @@ fn a_newcomer_leaves_a_slot_for_the_own_try_of_each_whose_renewal_is_under_way()
     }
     let granted = admitted(&mut budget, t(2452));
     assert_eq!(names(&granted), ["c", "new"], "once both are answered");
+}
+
+/// Invariant 16.
+#[test]
+fn whoever_is_due_keeps_slots_as_if_renewed_now_and_no_sooner() {
+    let mut budget = budget(&[hourly(5)]);
+    budget.set_sent([(t(1895), 1), (t(1896), 1), (t(2450), 1)]);
+    // Due since 2400 s, with its own try at 3000 s. Renewed now, its next one has one at 5900 s: slots free before.
+    budget.hold(&"due".into(), &held("n", t(0), t(3600)));
+    let failed = Held {
+        tried_at: Some(t(2450)),
+        ..held("n", t(-600), t(3000))
+    };
+    budget.hold(&"a".into(), &failed);
+    budget.enqueue(demand("a", "n", MintReason::Renewal, t(2450)));
+    assert_eq!(names(&admitted(&mut budget.clone(), t(2900))), ["a"]);
+    budget.set_sent([(t(2300), 1), (t(2301), 1), (t(2450), 1)]);
+    assert!(admitted(&mut budget, t(2900)).is_empty(), "none frees by then");
 }
 
 /// Invariant 3.
@@ -251,6 +340,7 @@ fn of_three_thousand_newcomers_no_more_are_admitted_at_once_than_a_journal_can_c
             at: t(0),
             renew_before: None,
             max_lifetime: None,
+            once: false,
         };
         budget.open(uid, &open);
     }
@@ -335,6 +425,7 @@ fn waiting_pods_go_first() {
     budget.enqueue(newcomer("a", "poor", t(1)));
     budget.enqueue(Demand {
         pod_waits: true,
+        renews: true,
         ..newcomer("b", "rich", t(2))
     });
     assert_eq!(names(&admitted(&mut budget, t(3))), ["b", "a"]);
@@ -417,6 +508,7 @@ fn many_without_hope_whatever_they_ask_delay_nobody_behind_them() {
         budget.enqueue(Demand {
             max_lifetime: Some(s(5_000 + i * 28)),
             pod_waits: true,
+            renews: true,
             ..newcomer(&format!("u{i:03}"), &namespace(usize::try_from(i).unwrap(), 60), t(0))
         });
     }

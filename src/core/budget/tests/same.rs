@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::testing::cases;
 
 /// What can be told a budget, or asked of it.
 #[derive(Clone, Debug)]
@@ -90,6 +91,7 @@ impl Model {
                     at: now,
                     renew_before: None,
                     max_lifetime: Some(s(1800)),
+                    once: false,
                 };
                 budget.open(&uid(*i), &open);
                 // What it holds keeps its own try: the request may fail.
@@ -124,6 +126,7 @@ impl Model {
         let mut wish = Demand {
             max_lifetime: Some(s(*life)).filter(|_| life % 3 == 0),
             pod_waits: life % 4 == 0,
+            renews: true,
             ..demand(&format!("u{i:02}"), &namespace(*i, 4), reason, now)
         };
         budget.enqueue(wish.clone());
@@ -160,7 +163,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(cases(128))]
 
     #[test]
     fn after_any_facts_the_budget_is_what_one_from_scratch_is(facts in facts()) {

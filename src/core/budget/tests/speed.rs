@@ -103,6 +103,7 @@ fn live_and_admitting(limit: Limit, seed: u64) {
                     at: now,
                     renew_before: None,
                     max_lifetime: None,
+                    once: false,
                 };
                 budget.open(uid, &open);
             }
@@ -141,6 +142,7 @@ fn twelve_hundred_hopeless_demands_with_rising_periods_do_not_make_a_look_slow()
             budget.enqueue(Demand {
                 max_lifetime: Some(s(5_000 + i * 7)),
                 pod_waits: true,
+                renews: true,
                 ..newcomer(&format!("u{i:04}"), &format!("bad{:04}", i % namespaces), t(0))
             });
         }

@@ -470,8 +470,8 @@ impl Model for Journals {
             if process.phase == Phase::Written {
                 actions.push(Action::Outcome(who));
             }
-            for uid in 0..UIDS.len() {
-                let pending = known.journal.pending(UIDS[uid]);
+            for (uid, name) in UIDS.iter().enumerate() {
+                let pending = known.journal.pending(name);
                 if pending.is_some_and(|claim| process.phase == Phase::Idle || number(&claim.id) != process.claim) {
                     actions.push(Action::Settle(who, uid));
                 }

@@ -11,7 +11,7 @@ use crate::core::audit::{EventType, Subject};
 use crate::core::ids::SpecDigest;
 use crate::core::journal::tests_support::{claim, live, scope};
 use crate::core::journal::{Claim, Failure, MintReason, Minted, Outcome};
-use crate::core::testing::{s, t};
+use crate::core::testing::{cases, s, t};
 
 /// The objects of one journal, as an API server would keep them.
 #[derive(Clone, Debug, Default)]
@@ -380,7 +380,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 200, ..ProptestConfig::with_cases(24) })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 200, ..cases(24) })]
 
     // Invariants 2, 4 and 8.
     #[test]

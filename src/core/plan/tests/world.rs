@@ -12,6 +12,7 @@ use crate::core::budget::{Demand, Follower, Limit, Terms, is_untouched};
 use crate::core::ids::ObjectName;
 use crate::core::journal::{Journal, Outcome};
 use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at};
+use crate::core::testing::cases;
 
 /// What the world may do to the controllers, and the controllers to each other.
 #[derive(Clone, Copy, Debug)]
@@ -178,6 +179,8 @@ impl World {
             }
         });
         Observed {
+            users: Users::Anybody,
+            kept: true,
             desired: Ok(self.desired.clone()),
             secrets: [("a".to_owned(), state)].into(),
             claim,
@@ -253,6 +256,7 @@ impl World {
                 renew_before: None,
                 max_lifetime: None,
                 pod_waits: false,
+                renews: true,
                 most: None,
             },
             asks: self.desired.digest,
@@ -530,7 +534,7 @@ fn a_view_from_before_a_claim_does_not_remove_what_that_claim_wrote() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(cases(1500))]
 
     #[test]
     fn whatever_happens_no_rule_is_broken_and_afterwards_it_comes_to_rest(

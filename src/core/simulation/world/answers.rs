@@ -168,6 +168,7 @@ impl World {
             latest: 0,
             until: i64::MAX,
             newcomer: claim.kind.is_newcomer(),
+            lost: false,
         });
         self.asked_anew(i);
         if let Some(process) = &mut self.process
@@ -224,6 +225,7 @@ fn token_of(claim: &Claim, now: Time) -> ActiveToken {
         period_ms: claim.period_ms,
         token_ids: Vec::new(),
         outputs: Box::default(),
+        source: None,
         secrets: claim
             .secrets
             .iter()

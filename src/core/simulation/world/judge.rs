@@ -43,6 +43,7 @@ impl World {
             }
         }
         self.history.tokens[place].until = now;
+        self.history.tokens[place].lost = unreplaced;
     }
 
     pub(super) fn oracle_terms(&self) -> oracle::Terms {

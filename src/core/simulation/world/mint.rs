@@ -119,6 +119,8 @@ impl World {
                 counts_from: None,
                 max_lifetime_ms: desired.max_lifetime.map(|d| d.num_milliseconds()),
                 period_ms: admitted.period.map(|p| p.num_milliseconds()),
+                once: !entry.demand.renews,
+                consumer: None,
                 minted: None,
                 id: id.clone(),
             };

@@ -17,6 +17,7 @@ use crate::api::{EphemeralCredential, RateScope, Reason};
 use crate::core::Time;
 use crate::core::budget::{Demand, Follower};
 use crate::core::clock::{Reading, SteadyClock};
+use crate::core::consumers::Users;
 use crate::core::ids::SpecDigest;
 use crate::core::ids::{ObjectName, PageId, Uid};
 use crate::core::journal::pages::{Layout, Page};
@@ -40,7 +41,7 @@ const KEY: &str = "key";
 /// How often the process compares clocks.
 const EVERY: i64 = 30_000;
 /// How long the process looks at its budget at least once in.
-const LOOK: i64 = 120_000;
+const LOOK: i64 = 300_000;
 /// How late a renewal may be where nothing fails.
 const LATE: i64 = 60_000;
 /// How many mints begin in one pass.
@@ -357,6 +358,8 @@ impl World {
             _ => Connection::Ready { window },
         };
         Observed {
+            users: Users::Anybody,
+            kept: true,
             uid: credential.uid.to_string(),
             terminating: false,
             suspended: false,
@@ -455,6 +458,7 @@ impl World {
             renew_before: credential.desired.renew_before,
             max_lifetime: credential.desired.max_lifetime,
             pod_waits: credential.pod_waits && credential.secret.is_none(),
+            renews: true,
             most: None,
         };
         let asks = credential.desired.digest;

@@ -2,7 +2,9 @@
 
 use super::super::Faults;
 use super::{Credential, Event, World};
-use crate::api::{BrokerApi, EphemeralCredential, EphemeralCredentialSpec, ROTATE_ANNOTATION, Reason, Rotation};
+use crate::api::{
+    Activation, BrokerApi, EphemeralCredential, EphemeralCredentialSpec, ROTATE_ANNOTATION, Reason, Rotation,
+};
 use crate::core::ids::ObjectName;
 use crate::core::layout::AnnotationPolicy;
 use crate::core::spec::desired;
@@ -26,9 +28,13 @@ impl World {
                 run_id: None,
                 type_: None,
                 context: BTreeMap::new(),
+                activation: Activation::Always,
                 rotation: self.rotation(),
                 secrets: Vec::new(),
                 suspend: false,
+                shared_with: None,
+                from: None,
+                consumers: None,
             },
         );
         object.metadata.namespace = Some(format!("ns{namespace}"));
