@@ -152,6 +152,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             fresh_sources: shared::Shared::default(),
             offers: Mutex::default(),
             restored: Mutex::default(),
+            outlived: Mutex::default(),
             unauthorized: Mutex::default(),
             triggers,
             metrics: metrics.clone(),

@@ -219,6 +219,11 @@ impl Context {
                 index.add_record(uid.as_str(), &name, scope);
             }
         }
+        let unpublished = journal.credentials.values().filter_map(|r| r.unpublished.as_ref());
+        let mut claims = journal.claims.values().chain(unpublished);
+        if claims.any(|claim| claim.holder != self.identity) {
+            self.outlived.lock().insert(scope.clone(), Instant::now());
+        }
         if let Some(refused) = &journal.unauthorized {
             self.unauthorized.lock().insert(refused.key.clone(), refused.probe_at);
         }

@@ -23,6 +23,9 @@ use crate::core::plan::SecretState;
 
 /// How often everything known is compared with everything there.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// For how long a process that was taken for dead is reckoned with; what it writes after that is read when that journal is
+/// written next.
+const OUTLIVED_FOR: Duration = Duration::from_secs(3600);
 
 impl Context {
     /// The records of `uid`, in every scope that has one.
@@ -209,10 +212,25 @@ impl Context {
         })
     }
 
+    /// Reads anew what a process that was taken for dead may have written to since.
+    async fn read_outlived(self: &Arc<Self>) {
+        let scopes: Vec<Scope> = {
+            let mut outlived = self.outlived.lock();
+            outlived.retain(|_, since| since.elapsed() < OUTLIVED_FOR);
+            outlived.keys().cloned().collect()
+        };
+        for scope in scopes {
+            if let Err(error) = self.scheduler(&scope).journal.fresh(|_| ()).await {
+                tracing::debug!(scope = scope.title(), %error, "failed to read a journal anew");
+            }
+        }
+    }
+
     /// Compares everything known with everything there, again and again.
     pub async fn sweep_for_ever(self: Arc<Self>) {
         loop {
             if self.leading() {
+                self.read_outlived().await;
                 let known = self.index.lock().all();
                 for (uid, name) in known {
                     self.sweep_one(uid.as_str(), &name).await;

@@ -46,10 +46,11 @@ impl Default for Plan {
 /// that does not come, and what is held up until its sender is gone.
 const QUICK: &[(Scenario, &str, Fault, Kill)] = {
     use Fault::{AnswerLost, Down, Gone, Lost, Slow, Stale, Status};
-    use Kill::{No, Restart, Takeover};
+    use Kill::{Freeze, No, Restart, Takeover};
     use Scenario::{Delete, Deny, Heal, Issue, Paged, Renew, Revoke, Rotate};
     &[
         (Renew, "connect POST /api/credentials/provision #1", Down, No),
+        (Rotate, "api PUT secrets/one #1", Lost, Freeze),
         (Rotate, "api WATCH secrets #1", Stale, Takeover),
         (Heal, "api WATCH ephemeralcredentials #1", Gone, No),
         (
