@@ -31,7 +31,7 @@ use crate::{ChittyConnect, Chronicle, ControlPlane, Options};
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 const RELEASE: &str = "chittyconnect-operator";
 /// How long anything takes at most that is not what is looked at.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// What the control plane keeps in every namespace.
 const ROOT_CA: &str = "kube-root-ca.crt";
 
