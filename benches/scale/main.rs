@@ -191,6 +191,7 @@ fn print(phase: &str, figures: &Value) {
     for (name, value) in figures.as_object().into_iter().flatten() {
         match value {
             Value::Object(calls) => {
+                println!("  {name}");
                 for (call, count) in calls {
                     println!("    {count:>8}  {call}");
                 }

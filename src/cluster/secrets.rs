@@ -6,7 +6,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
-use kube::{Api, Resource};
+use kube::{Api, Resource, ResourceExt};
 use secrecy::SecretString;
 use zeroize::Zeroize;
 
@@ -37,6 +37,26 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// That is this credential.
+    #[must_use]
+    pub fn of(credential: &EphemeralCredential) -> Self {
+        Self {
+            namespace: credential.namespace().unwrap_or_default(),
+            name: credential.name_any(),
+            uid: credential.uid().unwrap_or_default(),
+        }
+    }
+
+    /// The one of that name and uid.
+    #[must_use]
+    pub fn named(name: &ObjectName, uid: impl Into<String>) -> Self {
+        Self {
+            namespace: name.namespace.to_string(),
+            name: name.name.to_string(),
+            uid: uid.into(),
+        }
+    }
+
     /// What it is called.
     #[must_use]
     pub fn object_name(&self) -> ObjectName {

@@ -219,16 +219,6 @@ mod tests {
         }
     }
 
-    fn subject<'a>(uid: &'a str, claim: &'a Claim) -> Subject<'a> {
-        Subject {
-            uid,
-            namespace: &claim.namespace,
-            name: &claim.name,
-            request: &claim.request,
-            revision: claim.revision,
-        }
-    }
-
     #[test]
     fn a_token_is_told_of_once_and_not_where_somebody_else_has_ended_its_claim() {
         let mut journal = Journal::new(scope());
@@ -236,9 +226,9 @@ mod tests {
         journal.claim("a", claim.clone(), s(3600));
         let mut token = live(&claim.id, t(1), t(3600));
         token.revision = 2;
-        let told = succeed(&mut journal, &subject("a", &claim), &token, true, t(1)).unwrap();
+        let told = succeed(&mut journal, &claim.subject("a"), &token, true, t(1)).unwrap();
         assert_eq!((told.event, told.reason), (EventType::Rotated, Reason::Rotated));
-        assert!(succeed(&mut journal, &subject("a", &claim), &token, true, t(2)).is_none());
+        assert!(succeed(&mut journal, &claim.subject("a"), &token, true, t(2)).is_none());
         assert_eq!(journal.events_of("a").count(), 1);
     }
 
@@ -250,7 +240,7 @@ mod tests {
         assert!(
             fail(
                 journal,
-                &subject(uid, &claim),
+                &claim.subject(uid),
                 &claim,
                 &limited(retry_after),
                 &asked(),
@@ -293,7 +283,7 @@ mod tests {
         let claim = claim("b", "n", MintReason::First, t(182), 182);
         journal.claim("b", claim.clone(), s(3600));
         let token = live(&claim.id, t(183), t(3783));
-        assert!(succeed(&mut journal, &subject("b", &claim), &token, false, t(183)).is_some());
+        assert!(succeed(&mut journal, &claim.subject("b"), &token, false, t(183)).is_some());
         assert_eq!(journal.throttle.count, 0);
         refuse(&mut journal, "a", 200, None);
         assert_eq!(journal.throttle.blocked_until, Some(t(261)));
@@ -313,20 +303,12 @@ mod tests {
             key: "digest".to_owned(),
             ..asked()
         };
-        fail(
-            &mut journal,
-            &subject("a", &first),
-            &first,
-            &refused,
-            &asked,
-            false,
-            t(1),
-        );
+        fail(&mut journal, &first.subject("a"), &first, &refused, &asked, false, t(1));
         let noted = journal.unauthorized.clone().unwrap();
         assert_eq!((noted.key.as_str(), noted.probe_at), ("digest", t(901)));
         journal.claim("a", second.clone(), s(3600));
         let token = live(&second.id, t(901), t(4501));
-        assert!(succeed(&mut journal, &subject("a", &second), &token, false, t(901)).is_some());
+        assert!(succeed(&mut journal, &second.subject("a"), &token, false, t(901)).is_some());
         assert!(journal.unauthorized.is_none());
     }
 

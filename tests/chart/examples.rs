@@ -162,20 +162,20 @@ fn the_api_server_takes_every_example_without_a_warning() {
         cluster.apply(&manifest.to_string());
     }
     let dry = |manifest: &str, of: &str| -> Vec<Value> {
-        let mut items = documents(manifest);
-        for item in &mut items {
-            if !["Namespace", "ChittyConnection"].contains(&item["kind"].as_str().unwrap()) {
-                let metadata = item["metadata"].as_object_mut().unwrap();
-                metadata.entry("namespace").or_insert_with(|| json!("examples"));
-            }
-        }
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
-        let mut apply = cluster.kubectl(&["apply", "--dry-run=server", "--validate=strict"]);
-        let output = Cluster::with_input(apply.args(["--output=json", "-f", "-"]), &list);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.is_empty(), "{of}: {said}");
-        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
-        answer["items"].as_array().cloned().unwrap_or_else(|| vec![answer])
+        // As it is written: a mode such as 0440 is a number to kubectl, and text to others.
+        let parts = manifest.split("\n---\n").flat_map(|part| {
+            let namespace = documents(part)
+                .first()
+                .and_then(|d| Some(d["metadata"]["namespace"].as_str()?.to_owned()));
+            let namespace = format!("--namespace={}", namespace.as_deref().unwrap_or("examples"));
+            let mut apply = cluster.kubectl(&["apply", "--dry-run=server", "--validate=strict", &namespace]);
+            let output = Cluster::with_input(apply.args(["--output=json", "-f", "-"]), part);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && said.is_empty(), "{of}: {said}");
+            let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+            answer["items"].as_array().cloned().unwrap_or_else(|| vec![answer])
+        });
+        parts.collect()
     };
     let mut secrets = BTreeSet::new();
     let mut pods = Vec::new();

@@ -17,9 +17,10 @@ use crate::support::*;
 
 const NODE: &str = "by-hand";
 
-/// The Pods of a case.
-struct Pods<'a> {
-    case: &'a Case,
+/// The Pods of a namespace.
+pub struct Pods {
+    client: kube::Client,
+    namespace: String,
     api: Api<Pod>,
 }
 
@@ -30,7 +31,7 @@ fn container(over: Value) -> Value {
 }
 
 /// Reads a Secret as a volume.
-fn mounting(secret: &str) -> Value {
+pub fn mounting(secret: &str) -> Value {
     json!({
         "containers": [container(json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}))],
         "volumes": [{"name": "v", "secret": {"secretName": secret}}],
@@ -42,23 +43,30 @@ fn importing(secret: &str) -> Value {
     json!({"containers": [container(json!({"envFrom": [{"secretRef": {"name": secret}}]}))]})
 }
 
-impl<'a> Pods<'a> {
-    async fn of(case: &'a Case) -> Self {
+impl Pods {
+    /// Those of a case.
+    async fn of(case: &Case) -> Self {
+        Self::within(case.client.clone(), &case.namespace).await
+    }
+
+    /// Those of a namespace that was just made.
+    pub async fn within(client: kube::Client, namespace: &str) -> Self {
         // Pods of a node that is not there are collected.
-        let nodes: Api<Node> = Api::all(case.client.clone());
+        let nodes: Api<Node> = Api::all(client.clone());
         apply(
             &nodes,
             &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}),
         )
         .await;
-        let accounts: Api<ServiceAccount> = Api::namespaced(case.client.clone(), &case.namespace);
+        let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
         wait_for("the service account of Pods", || async {
             accounts.get_opt("default").await.unwrap()
         })
         .await;
         Self {
-            case,
-            api: Api::namespaced(case.client.clone(), &case.namespace),
+            api: Api::namespaced(client.clone(), namespace),
+            namespace: namespace.to_owned(),
+            client,
         }
     }
 
@@ -70,7 +78,7 @@ impl<'a> Pods<'a> {
             &self.api,
             &json!({
                 "apiVersion": "v1", "kind": "Pod",
-                "metadata": {"name": name, "namespace": self.case.namespace}, "spec": whole,
+                "metadata": {"name": name, "namespace": self.namespace}, "spec": whole,
             }),
         )
         .await;
@@ -89,7 +97,7 @@ impl<'a> Pods<'a> {
             .unwrap();
     }
 
-    async fn bound(&self, name: &str, spec: Value) {
+    pub async fn bound(&self, name: &str, spec: Value) {
         self.create(name, spec).await;
         self.bind(name).await;
     }
@@ -124,7 +132,7 @@ impl<'a> Pods<'a> {
     /// The Events about a Pod, by reason: type and note.
     async fn events(&self, name: &str, reason: &str) -> Vec<(String, String)> {
         let uid = self.api.get(name).await.unwrap().metadata.uid;
-        let events: Api<Event> = Api::namespaced(self.case.client.clone(), &self.case.namespace);
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
         let all = events.list(&ListParams::default()).await.unwrap().items.into_iter();
         all.filter(|e| e.regarding.as_ref().is_some_and(|r| r.uid == uid) && e.reason.as_deref() == Some(reason))
             .map(|e| (e.type_.unwrap_or_default(), e.note.unwrap_or_default()))
@@ -333,6 +341,45 @@ async fn a_token_is_not_revoked_while_a_pod_has_what_it_read_of_it() {
     })
     .await;
     assert!(chrono::Utc::now() >= end);
+}
+
+/// Invariant 8.
+#[tokio::test]
+async fn a_token_is_not_revoked_either_while_a_pod_has_what_it_read_of_a_followers_secret() {
+    let case = provision().await;
+    let beside = format!("{}-beside", case.namespace);
+    create_namespace(&case.client, &beside, &json!({})).await;
+    let pods = Pods::within(case.client.clone(), &beside).await;
+    let mut shared = revocable(12);
+    merge(&mut shared, json!({"sharedWith": {"namespaces": [beside]}}));
+    case.apply("a", shared).await;
+    let followers: Api<EphemeralCredential> = Api::namespaced(case.client.clone(), &beside);
+    let follower = json!({
+        "apiVersion": "connect.chitty.cc/v1alpha1", "kind": "EphemeralCredential", "metadata": {"name": "f"},
+        "spec": {"from": {"namespace": case.namespace, "name": "a"}},
+    });
+    apply(&followers, &follower).await;
+    pods.bound("p", importing("f")).await;
+    wait_for("the follower's Secret", || async {
+        let found = followers.get("f").await.unwrap();
+        (condition(&found, "Issued").0 == "True").then_some(())
+    })
+    .await;
+    let end = case
+        .until_ready_is("a", "True", "Issued")
+        .await
+        .status
+        .unwrap()
+        .expires_at
+        .unwrap();
+    pods.run("p").await;
+    until_secret(&case, "a", false).await;
+    assert!(chrono::Utc::now() < end);
+    wait_for("its end, and its revocation", || async {
+        case.broker.ledger().mints[0].revoked_at.map(drop)
+    })
+    .await;
+    assert!(chrono::Utc::now() >= end, "it was revoked before its end");
 }
 
 #[tokio::test]
@@ -602,7 +649,11 @@ async fn pods_are_watched_only_while_a_credential_needs_it() {
     let case = Setup::within(world, generous()).case().await;
     let watches = || case.world.watches_of("pods");
     case.issued("a", json!({})).await;
-    let others = watches().await;
+    // The garbage collector watches them, too, and begins when it is ready.
+    let others = wait_for("the garbage collector's own watch", || async {
+        Some(watches().await).filter(|n| *n > 0)
+    })
+    .await;
     case.apply("b", on_demand()).await;
     idle(&case, "b").await;
     assert_eq!(watches().await, others + 1);

@@ -37,8 +37,9 @@ async fn hundreds_in_one_budget_and_over_many_are_each_minted_once_with_few_call
     // One create each is this test's own.
     let tenths = |calls: u64| calls * 10 / all.len() as u64;
     let (writes, reads) = (tenths(more_writes - writes) - 10, tenths(more_reads - reads));
+    // The bench counts 46 on a quiet machine; the less one has to spare, the fewer outcomes share a commit.
+    eprintln!("{writes} writes for ten credentials");
     assert!(writes <= 55, "{writes} writes for ten credentials, dry runs included");
-
     assert!(reads <= 2, "{reads} reads of Secrets for ten credentials");
 
     let before = world.secrets_read().await;

@@ -12,6 +12,7 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
+use crate::on_demand::{Pods, mounting};
 use crate::support::*;
 
 static WORLD: OnceCell<Arc<World>> = OnceCell::const_new();
@@ -680,30 +681,8 @@ async fn a_pod_that_uses_a_followers_secret_asks_for_the_token_of_a_source_on_de
     a.until_ready_is(&case, "f", "True", "Idle").await;
     assert_eq!(case.posts_for("chittyid"), 0);
 
-    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(case.client.clone());
-    apply(
-        &nodes,
-        &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "by-hand"}}),
-    )
-    .await;
-    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(case.client.clone(), &a.name);
-    wait_for("the service account of Pods", || async {
-        accounts.get_opt("default").await.unwrap()
-    })
-    .await;
-    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(case.client.clone(), &a.name);
-    apply(
-        &pods,
-        &json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
-            "spec": {
-                "automountServiceAccountToken": false, "nodeName": "by-hand",
-                "containers": [{"name": "c", "image": "none", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
-                "volumes": [{"name": "v", "secret": {"secretName": "f"}}],
-            },
-        }),
-    )
-    .await;
+    let pods = Pods::within(case.client.clone(), &a.name).await;
+    pods.bound("p", mounting("f")).await;
     a.until_revision(&case, "f", 1).await;
     assert_eq!(a.value("f", "npm_token").await, case.value("deploy", "npm_token").await);
     assert_eq!(case.posts_for("chittyid"), 1);
@@ -716,24 +695,8 @@ async fn a_pod_that_uses_a_followers_secret_asks_for_the_token_of_a_source_on_de
     .await;
     b.follow(&case, "g", "other", json!({})).await;
     b.until_ready_is(&case, "g", "False", "NotShared").await;
-    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(case.client.clone(), &b.name);
-    wait_for("the service account of Pods", || async {
-        accounts.get_opt("default").await.unwrap()
-    })
-    .await;
-    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(case.client.clone(), &b.name);
-    apply(
-        &pods,
-        &json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
-            "spec": {
-                "automountServiceAccountToken": false, "nodeName": "by-hand",
-                "containers": [{"name": "c", "image": "none", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
-                "volumes": [{"name": "v", "secret": {"secretName": "g"}}],
-            },
-        }),
-    )
-    .await;
+    let pods = Pods::within(case.client.clone(), &b.name).await;
+    pods.bound("p", mounting("g")).await;
     case.settle().await;
     case.until_ready_is("other", "True", "Idle").await;
     assert_eq!(case.posts_for("chittyid"), 1);

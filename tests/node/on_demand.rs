@@ -8,7 +8,6 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
-use super::support::{succeed, wait_for};
 use super::{BUSYBOX, World};
 
 const NAMESPACE: &str = "runners-1";
@@ -157,61 +156,4 @@ pub fn jobs_are_served_as_they_are_scheduled(world: &World) {
     let Measured { missing, .. } = measure(world, Way::Env, "by-env", 3);
     world.tell(&format!("those that import one, {} s", told(&missing)));
     assert!(missing[2] <= Duration::from_secs(20), "{missing:?}");
-}
-
-pub fn a_long_pod_sees_the_rotated_file_and_after_it_nothing_is_renewed(world: &World) {
-    // Renewed every 40 s.
-    world.on_demand(
-        "lasting",
-        &json!({"rotation": {"maxLifetime": "60s", "renewBefore": "20s"}}),
-    );
-    world.user(NAMESPACE, "lasting", "lasting");
-    let first = wait_for("the Secret", || world.token(NAMESPACE, "lasting"));
-    world.until_taken(&first);
-    let second = wait_for("its renewal", || {
-        world.token(NAMESPACE, "lasting").filter(|t| *t != first)
-    });
-    world.until_taken(&second);
-    world.tell("a long Pod used the renewed token");
-    world.kubectl(&["delete", "pod/lasting", "--namespace", NAMESPACE, "--timeout=60s"]);
-    let posts = world.posts("lasting");
-    wait_for("the Secret to go", || {
-        world.token(NAMESPACE, "lasting").is_none().then_some(())
-    });
-    world.until_idle("lasting");
-    assert_eq!(world.posts("lasting"), posts);
-    world.tell("after it, nothing was renewed and the Secret went");
-}
-
-pub fn who_has_read_a_token_once_is_warned_before_it_ends(world: &World) {
-    world.on_demand(
-        "frozen",
-        &json!({"rotation": {"maxLifetime": "60s", "renewBefore": "20s"}, "consumers": {"warnBefore": "30s"}}),
-    );
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "frozen", "namespace": NAMESPACE},
-        "spec": {
-            "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0,
-            "containers": [{
-                "name": "c", "image": BUSYBOX, "command": ["sleep", "600"],
-                "envFrom": [{"secretRef": {"name": "frozen"}}],
-            }],
-        },
-    });
-    world.cluster.apply(&pod.to_string());
-    let what = ["pod/frozen", "--namespace", NAMESPACE];
-    let ready = ["--for=condition=Ready", "--timeout=60s"];
-    world.kubectl(&[&["wait"][..], &what, &ready].concat());
-    let describe = || succeed(&mut world.cluster.kubectl(&["describe", what[0], what[1], what[2]]));
-    let line = wait_for("the Warning", || {
-        let described = describe();
-        let warning = described
-            .lines()
-            .find(|line| line.contains("Warning") && line.contains("Expired"))?;
-        Some(warning.trim().to_owned())
-    });
-    assert!(line.contains("ends at"), "{line}");
-    world.tell(&format!("a Pod that has read its token once was told: {line}"));
-    assert_eq!(world.posts("frozen"), 1);
-    world.kubectl(&["delete", what[0], what[1], what[2], "--timeout=60s"]);
 }

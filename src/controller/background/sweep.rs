@@ -164,11 +164,7 @@ impl Context {
         let held = live.into_iter().chain(followed);
         let mut names: BTreeSet<String> = held.flat_map(|l| l.secrets.keys().cloned()).collect();
         names.extend(claim.iter().flat_map(|c| c.secrets.iter().cloned()));
-        let owner = Owner {
-            namespace: name.namespace.to_string(),
-            name: name.name.to_string(),
-            uid: uid.to_owned(),
-        };
+        let owner = Owner::named(name, uid);
         for secret in names {
             if let Err(error) = self.clear_secret(&owner, &secret).await {
                 tracing::warn!(namespace = %name.namespace, %secret, %error, "failed to remove a deleted credential's Secret; it is tried again");

@@ -92,8 +92,10 @@ pub(crate) async fn act(
                 EventType::Released
             };
             let (uid, why) = (owner.uid.clone(), *reason);
-            // Its Secrets are gone by now: whoever has not read it by now does not any more.
-            let read = why == Reason::Idle && is_read(context, credential).await;
+            let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
+            // One without ids ends by itself, whoever has read it: nobody needs to be asked.
+            let ends_by_itself = live.is_some_and(|live| live.token_ids.is_empty());
+            let read = why == Reason::Idle && (ends_by_itself || is_read(context, credential).await);
             let released = record(context, snapshot, event, *reason, move |journal, _, now| {
                 // An expired token has no life left to revoke, but its broker may not agree.
                 let released = journal.live_of(&uid).is_some();
@@ -138,8 +140,12 @@ pub(crate) async fn act(
     }
 }
 
-/// Whether a Pod has read what its Secrets held: the API server's own word, or else it is taken to be so.
+/// Whether a Pod has read what its Secrets held: the API server's own word, or else it is taken to be so. They are gone by
+/// now, and whoever has not read them does not any more; those of whoever follows are still there, and may be read.
 async fn is_read(context: &Context, credential: &EphemeralCredential) -> bool {
+    if !context.followers_of(credential).is_empty() {
+        return true;
+    }
     let read = context.cluster.are_read(&secrets(credential)).await;
     read.unwrap_or_else(|error| {
         tracing::debug!(error = %error.brief(), "failed to make sure that no Pod reads a Secret");
@@ -148,7 +154,7 @@ async fn is_read(context: &Context, credential: &EphemeralCredential) -> bool {
 }
 
 /// Removes a Secret as it was when looked at.
-pub(crate) async fn remove(context: &Context, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
+async fn remove(context: &Context, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
     let guard = snapshot.seen.get(secret).and_then(|s| s.guard.clone());
     let cluster = &context.cluster;
     cluster.delete_secret(&snapshot.owner.namespace, secret, guard).await?;
@@ -205,7 +211,7 @@ async fn record(
     })
 }
 
-pub(crate) async fn restore(context: &Arc<Context>, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
+async fn restore(context: &Arc<Context>, snapshot: &Snapshot, secret: &str) -> Result<(), ReconcileError> {
     let live = snapshot.observed.record.as_ref().and_then(|r| r.live.as_ref());
     let desired = snapshot.observed.desired.as_ref().ok();
     let (Some(live), Some(desired)) = (live, desired) else {

@@ -57,11 +57,12 @@ pub(crate) fn readers(context: &Context, credential: &EphemeralCredential) -> Re
     });
     let here = own.len();
     for (n, secret) in own.into_iter().chain(theirs).enumerate() {
-        match pods.seen(&secret.namespace) {
-            // Elsewhere nobody who may not be seen counts; here nothing would be known.
-            Err(Unseen::Refused) if n >= here => continue,
-            seen => seen.map_err(Some)?,
+        let seen = pods.seen(&secret.namespace);
+        // Elsewhere nobody who may not be seen counts; here nothing would be known.
+        if seen == Err(Unseen::Refused) && n >= here {
+            continue;
         }
+        seen.map_err(Some)?;
         for (pod, ways) in pods.readers(&secret) {
             if let Some(place) = places.get(&pod.uid) {
                 all[*place].1 |= ways;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::TimeDelta;
-use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
 use crate::api::{EphemeralCredential, Reason};
@@ -62,11 +61,7 @@ impl Snapshot {
 
 pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Option<Snapshot>, ReconcileError> {
     let credential = &seen.credential;
-    let owner = Owner {
-        namespace: credential.namespace().unwrap_or_default(),
-        name: credential.name_any(),
-        uid: credential.uid().unwrap_or_default(),
-    };
+    let owner = Owner::of(credential);
     let Some(namespace) = context.caches.namespaces.get(&ObjectRef::new(&owner.namespace)) else {
         return Ok(None);
     };

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use futures::StreamExt;
@@ -58,6 +58,8 @@ pub struct BudgetScheduler {
     budget: Mutex<Follower>,
     usage: Mutex<Usage>,
     notify: Notify,
+    /// When somebody asked for it last.
+    used: Mutex<Instant>,
     /// Whether a task brings its audit events to where they go.
     pub delivering: AtomicBool,
 }
@@ -83,6 +85,7 @@ impl BudgetScheduler {
             scope,
             usage: Mutex::default(),
             notify: Notify::new(),
+            used: Mutex::new(Instant::now()),
             delivering: AtomicBool::new(false),
         });
         let (task, context) = (Arc::clone(&scheduler), Arc::clone(context));
@@ -91,10 +94,15 @@ impl BudgetScheduler {
         scheduler
     }
 
-    /// Whether nobody waits for anything of it, and nothing of it matters any more.
+    /// Notes that somebody asks for it.
+    pub fn used(&self) {
+        *self.used.lock() = Instant::now();
+    }
+
+    /// Whether nobody has asked for it that long, or waits for anything of it, and nothing of it matters any more.
     #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.journal.is_closed() && self.queue.lock().is_idle()
+    pub fn is_idle(&self, unused: Duration) -> bool {
+        self.used.lock().elapsed() >= unused && self.journal.is_closed() && self.queue.lock().is_idle()
     }
 
     /// Looks at the line anew.

@@ -128,11 +128,11 @@ impl MintQueue {
     /// Lets go of the room that the line took, once nobody is in it.
     pub(crate) fn shed(&mut self) {
         if self.entries.is_empty() && self.changed.is_empty() {
-            *self = Self {
-                reserved: std::mem::take(&mut self.reserved),
-                behind: std::mem::take(&mut self.behind),
-                ..Self::default()
-            };
+            self.entries = HashMap::new();
+            self.changed = HashMap::new();
+            self.lines = HashMap::new();
+            self.front = Vec::new();
+            self.untold = VecDeque::new();
         }
     }
 
@@ -350,6 +350,22 @@ mod tests {
         assert!(queue.remove("a") && !queue.remove("a"));
         queue.update(&mut follower, |_| None, t(5));
         assert_eq!(decide(&mut follower, 10, t(5)).0, ["b", "c"]);
+    }
+
+    #[test]
+    fn whose_tokens_are_not_renewed_is_remembered_when_the_line_is_empty() {
+        let (mut queue, mut follower) = (MintQueue::default(), Follower::new("svc"));
+        decide(&mut follower, 10, t(0));
+        assert!(queue.renew("a", Some(Renews::No)));
+        queue.shed();
+        queue.update(&mut follower, |_| None, t(0));
+        assert!(!follower.keeps("a"), "what was said between two looks is told");
+        queue.shed();
+        assert!(!queue.renew("a", Some(Renews::No)), "that is no news");
+        assert!(queue.renew("a", Some(Renews::Yes(None))), "and this is");
+        queue.shed();
+        queue.update(&mut follower, |_| None, t(1));
+        assert!(follower.keeps("a"));
     }
 
     #[test]

@@ -61,11 +61,7 @@ pub(crate) async fn prepare(
     entry: &QueueEntry,
     window: TimeDelta,
 ) -> Result<Prepared, NotPrepared> {
-    let owner = Owner {
-        namespace: entry.demand.name.namespace.to_string(),
-        name: entry.demand.name.name.to_string(),
-        uid: entry.demand.uid.to_string(),
-    };
+    let owner = Owner::named(&entry.demand.name, entry.demand.uid.to_string());
     let api: Api<EphemeralCredential> = Api::namespaced(context.cluster.client.clone(), &owner.namespace);
     let unreachable = |e: crate::cluster::Error| {
         if e.is_passing() {

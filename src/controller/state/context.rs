@@ -38,6 +38,10 @@ use crate::core::{Problem, Time};
 use crate::ops::metrics::{Metrics, ScopeLabels};
 use crate::ops::traces::Traces;
 
+/// How many times as long as its journal a scope is kept that nobody asks for: longer than from one look at a credential to
+/// the next.
+const UNUSED: u32 = 3;
+
 /// Why a mint could not be prepared, until when that holds, and for which generation.
 pub type Unprepared = (Problem, Time, Option<i64>);
 
@@ -252,14 +256,17 @@ impl Context {
     pub fn scheduler(self: &Arc<Self>, scope: &Scope) -> Arc<BudgetScheduler> {
         let mut scopes = self.scopes.lock();
         let start = || BudgetScheduler::start(self, scope.clone());
-        Arc::clone(scopes.entry(scope.clone()).or_insert_with(start))
+        let scheduler = Arc::clone(scopes.entry(scope.clone()).or_insert_with(start));
+        scheduler.used();
+        scheduler
     }
 
-    /// Lets go of a scope of which nothing matters any more. Says whether it did: then its task is to end.
+    /// Lets go of a scope of which nothing matters any more. Says whether it did: then its task is to end. One that a
+    /// credential belongs to is asked for by each look at that: to close it would be to read its journal anew next time.
     pub fn close_idle(&self, scheduler: &Arc<BudgetScheduler>) -> bool {
         let mut scopes = self.scopes.lock();
         // One is held here and one by its task: whoever has another is about to use it.
-        let idle = Arc::strong_count(scheduler) <= 2 && scheduler.is_idle();
+        let idle = Arc::strong_count(scheduler) <= 2 && scheduler.is_idle(UNUSED * self.journals.close_after());
         if idle {
             scopes.remove(&scheduler.scope);
             self.journals.forget(&scheduler.scope);

@@ -31,6 +31,8 @@ const MOST_IN_A_PASS: i64 = 48;
 const ROUNDING: i64 = 2_000_000_000;
 /// Tokens that live shorter than planned by such a part at most are as planned.
 const ABOUT: i64 = 20;
+/// How long an answer takes where the server is slow, in nanoseconds.
+const ANSWER: i64 = 6_000_000_000;
 /// Renewals that are looked at before they are due, in one pass.
 const EARLY: usize = 32;
 
@@ -151,14 +153,17 @@ impl Pass<'_> {
         until.map(Why::Blocked)
     }
 
-    /// Those that are due, then those that may go early, both by end.
+    /// Those that are due and can be kept, by end, then those that end first, then those that may go early, by end.
     fn renewals(&self, search: &mut Search, outcome: &mut Outcome) {
         let backlog = (self.stops.backlog_percent >= 100).then_some(Why::Backlog);
         let stopped = backlog.or_else(|| self.blocked());
         let mut left = EARLY;
-        let due = self.queue.due.iter().map(|(_, uid)| (true, uid));
-        let early = self.queue.early.iter().map(|(_, uid)| (false, uid));
         let now = nanos(self.now);
+        // Whoever ends before an answer can be had is not kept by one, and leaves the slot to those whom it does keep.
+        let in_time = (now.saturating_add(ANSWER), Uid::from(""));
+        let due = self.queue.due.range(in_time.clone()..);
+        let due = due.chain(self.queue.due.range(..in_time)).map(|(_, uid)| (true, uid));
+        let early = self.queue.early.iter().map(|(_, uid)| (false, uid));
         // As of the last one who was admitted.
         let (mut spare, mut known) = (true, false);
         for (is_due, uid) in due.chain(early) {

@@ -1,5 +1,3 @@
-#![expect(clippy::needless_pass_by_value, reason = "JSON that is written in place")]
-
 use serde_json::{Value, json};
 
 use super::*;
@@ -9,7 +7,8 @@ use crate::core::testing::t;
 /// A Pod that is bound to a node at 100 s, as it would be kept.
 fn pod(spec: Value, status: Value) -> Option<Pod> {
     let mut whole = json!({"nodeName": "node"});
-    whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    let Value::Object(spec) = spec else { return None };
+    whole.as_object_mut().unwrap().extend(spec);
     let about = About {
         name: ObjectName::new("n", "p"),
         uid: "u",
@@ -26,7 +25,7 @@ fn reads_as(spec: Value, status: Value) -> Vec<(String, Ways)> {
     reads.iter().map(|(name, ways)| (name.to_string(), *ways)).collect()
 }
 
-fn mounts(mounts: Value) -> Value {
+fn mounts(mounts: &Value) -> Value {
     json!({"name": "c", "volumeMounts": mounts})
 }
 
@@ -46,7 +45,7 @@ fn a_volume_is_read_whole_or_by_a_sub_path_and_not_at_all_where_nobody_mounts_it
         {"name": "v", "mountPath": "/v"}, {"name": "other", "mountPath": "/o"},
         {"name": "p", "mountPath": "/p", "subPath": "key"}, {"name": "p", "mountPath": "/q", "subPathExpr": "$(X)"},
     ]);
-    let spec = json!({"containers": [self::mounts(mounts)], "volumes": volumes});
+    let spec = json!({"containers": [self::mounts(&mounts)], "volumes": volumes});
     let expected = [
         ("a".to_owned(), Ways::VOLUME | Ways::OPTIONAL),
         ("b".to_owned(), Ways::SUB_PATH),
@@ -269,4 +268,12 @@ fn what_was_read_at_a_time_ends_with_the_token_that_was_the_newest_then() {
     assert_eq!(end_of_token_read_at(t(100), tokens), Some(t(3600)));
     assert_eq!(end_of_token_read_at(t(2500), tokens), Some(t(6000)));
     assert_eq!(end_of_token_read_at(t(7000), tokens), None);
+}
+
+#[test]
+fn while_it_is_not_known_who_uses_a_token_none_is_asked_for_and_nothing_is_decided_about_renewals() {
+    let unknown = Users::Unknown(None);
+    assert!(!unknown.ask(MintReason::First, None) && !unknown.ask(MintReason::Renewal, None));
+    assert_eq!(unknown.renew(), None);
+    assert!(Users::Anybody.ask(MintReason::First, None) && Users::Anybody.renew() == Some(true));
 }

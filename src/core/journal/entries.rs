@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::bounds;
 use crate::api::{BrokerApi, KeyRef, Reason};
 use crate::core::Time;
+use crate::core::audit::Subject;
 use crate::core::ids::{PageId, SpecDigest};
 use crate::core::layout::OwnMetadata;
 use crate::core::schedule::CLAIM_FRESH;
@@ -143,6 +144,18 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// What an audit event about it is about, of the credential `uid`.
+    #[must_use]
+    pub fn subject<'a>(&'a self, uid: &'a str) -> Subject<'a> {
+        Subject {
+            uid,
+            namespace: &self.namespace,
+            name: &self.name,
+            request: &self.request,
+            revision: self.revision,
+        }
+    }
+
     /// Asks for a token that is renewed as often as `live`, which it replaces, and no more often.
     pub fn keep_rate_of(&mut self, live: &ActiveToken) {
         self.renew_before_ms = live.renew_before_ms;

@@ -10,22 +10,17 @@ use super::checks::{Blocked, conflict, invalid, not_permitted, suspended, unprep
 use super::cleanup::{deletes, is_held};
 use super::{
     Action, Content, CredentialState, LEFTOVER_POLL, Observed, Plan, SecretState, Source, Verdict, is_intact, lapsed,
-    length_text, stalls, without_journal,
+    length_text, stalls, undecidable,
 };
 
 /// Decides. The live token of `o` is what it holds of another's; `source` is that one, as far as this one may know it. The
 /// plan's demand is for a copy.
 #[must_use]
 pub fn follow(o: &Observed, source: Option<&Source>, now: Time) -> Plan {
+    if let Some(plan) = undecidable(o, now) {
+        return plan;
+    }
     let mut plan = Plan::default();
-    if o.terminating {
-        plan.actions = deletes(o, |_| true).collect();
-        return plan;
-    }
-    if o.journal_unavailable {
-        without_journal(o, now, &mut plan);
-        return plan;
-    }
     let token = source.and_then(|s| s.live.as_ref()).filter(|l| l.ends_at > now);
     let live = held(o, source, now, &mut plan);
     let state = state(o, source, live, token);

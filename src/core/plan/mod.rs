@@ -39,15 +39,10 @@ const WORTH_TELLING: TimeDelta = TimeDelta::seconds(1);
 /// Decides.
 #[must_use]
 pub fn plan(o: &Observed, now: Time) -> Plan {
+    if let Some(plan) = undecidable(o, now) {
+        return plan;
+    }
     let mut plan = Plan::default();
-    if o.terminating {
-        plan.actions = deletes(o, |_| true).collect();
-        return plan;
-    }
-    if o.journal_unavailable {
-        without_journal(o, now, &mut plan);
-        return plan;
-    }
     if let Some(claim) = &o.claim {
         under_way(o, claim, now, &mut plan);
         return plan;
@@ -92,10 +87,18 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
     plan
 }
 
-/// What can be done while nothing is known but what Secrets tell themselves.
-fn without_journal(o: &Observed, now: Time, plan: &mut Plan) {
+/// All there is to do about what is going, or of which nothing is known but what Secrets tell themselves.
+fn undecidable(o: &Observed, now: Time) -> Option<Plan> {
+    let mut plan = Plan::default();
+    if o.terminating {
+        plan.actions = deletes(o, |_| true).collect();
+        return Some(plan);
+    }
+    if !o.journal_unavailable {
+        return None;
+    }
     let Connection::Unusable(problem) = &o.connection else {
-        return;
+        return Some(plan);
     };
     // What a Secret's own seal says of its end holds without the journal.
     let end = |state: &SecretState| match state {
@@ -115,6 +118,7 @@ fn without_journal(o: &Observed, now: Time, plan: &mut Plan) {
         next_attempt: None,
     });
     plan.wake_at(now + CONFLICT_POLL);
+    Some(plan)
 }
 
 /// Where a credential stands once Secrets past their end are out of the way.

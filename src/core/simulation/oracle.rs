@@ -215,17 +215,13 @@ impl History {
         })
     }
 
-    /// What happened in the hour before the end of `lost`, in seconds before that end, for a person.
-    pub fn story(&self, lost: &Token, broker: &Broker) -> String {
-        let end = lost.ends;
+    /// What happened to `who` and all others in the hour and a quarter before `end`, in seconds before that, for a person.
+    pub fn story(&self, who: usize, end: i64, broker: &Broker) -> String {
         let to = |at: i64| (at - end) / 1000;
+        let since = end - 4_500_000;
         let mut told: Vec<(i64, String)> = Vec::new();
-        for r in self
-            .requests
-            .iter()
-            .filter(|r| r.sent > end - 4_500_000 && r.sent < end)
-        {
-            let whose = if r.who == lost.who { "own" } else { "" };
+        for r in self.requests.iter().filter(|r| (since..end).contains(&r.sent)) {
+            let whose = if r.who == who { "own" } else { "" };
             let new = if r.newcomer { "new" } else { "" };
             told.push((r.sent, format!("{whose}{new}#{} {:?} {}", r.who, r.how, to(r.at))));
         }
@@ -234,15 +230,18 @@ impl History {
             .iter()
             .filter(|t| t.issued < end && t.until > end - 1_800_000)
         {
-            told.push((t.half(), format!("half of #{}, which ends {}", t.who, to(t.ends))));
+            let (who, ends) = (t.who, to(t.ends));
+            let let_go = Some(t.until).filter(|until| *until < t.ends);
+            let let_go = let_go.map_or_else(String::new, |until| format!(" and was let go {}", to(until)));
+            told.push((t.own_half(), format!("half of #{who}, which ends {ends}{let_go}")));
         }
-        for (down, up) in self.downs.iter().filter(|(_, up)| *up > end - 4_500_000) {
+        for (down, up) in self.downs.iter().filter(|(_, up)| *up > since) {
             told.push((*down, format!("no controller until {}", to(*up))));
         }
-        for (at, until) in self.waits.iter().filter(|(_, until)| *until > end - 4_500_000) {
+        for (at, until) in self.waits.iter().filter(|(_, until)| *until > since) {
             told.push((*at, format!("told to wait until {}", to(*until))));
         }
-        for t in broker.troubles_between(end - 4_500_000, end) {
+        for t in broker.troubles_between(since, end) {
             told.push((t.from, format!("{:?} {:?} until {}", t.fault, t.flaps, to(t.until))));
         }
         told.sort();
@@ -338,7 +337,9 @@ impl History {
         let counts = |o: &&Request| o.sent <= r.sent && o.how != How::Refused;
         let sent: Vec<i64> = self.requests.iter().filter(counts).map(|o| o.at).collect();
         let has_room = |(before, half): (usize, &i64)| {
-            let counting = sent.iter().filter(|at| **at + terms.counts_for > *half).count();
+            // By which clock is not known.
+            let by = *half + CLOCKS;
+            let counting = sent.iter().filter(|at| **at + terms.counts_for > by).count();
             counting + before < terms.limit
         };
         !halves.iter().enumerate().all(has_room)

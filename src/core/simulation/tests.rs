@@ -155,6 +155,17 @@ fn who_tries_again_with_what_another_is_to_have_for_its_own_try_wastes_it() {
 }
 
 #[test]
+fn a_slot_that_frees_when_another_is_to_have_it_by_one_clock_or_the_other_is_not_wasted() {
+    // The other is to have one by 3300 s, and the first frees at 3301 s, or at 3303 s.
+    for (at, wastes) in [(-304, false), (-302, true)] {
+        let mut history = with(vec![failed(9, at), failed(9, 0), failed(0, 3000), failed(0, 3050)]);
+        history.tokens.push(token(1, 300));
+        let four = Terms { limit: 4, ..TERMS };
+        assert_eq!(history.is_waste(&history.requests[3], four), wastes);
+    }
+}
+
+#[test]
 fn a_slot_is_not_wasted_that_one_who_is_due_leaves_to_one_whose_half_comes_first() {
     let before = [-355, 2000, 2400].map(|at| failed(9, at));
     let mut history = with([before.as_slice(), &[failed(0, 3000), failed(0, 3050)]].concat());

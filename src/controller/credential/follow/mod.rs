@@ -13,10 +13,9 @@ use std::time::Duration;
 use crate::api::{EphemeralCredential, Reason, Source};
 use crate::controller::state::context::Context;
 use crate::controller::state::credentials::Seen;
-use crate::core::ids::ObjectName;
 use crate::core::plan::{self, Action};
 
-use crate::controller::credential::act::{remove, restore};
+use crate::controller::credential::act;
 use crate::controller::credential::observe::Snapshot;
 use crate::controller::credential::reconcile::{ReconcileError, report};
 
@@ -71,19 +70,7 @@ async fn act(
 ) -> Result<bool, ReconcileError> {
     let owner = &snapshot.owner;
     match action {
-        Action::Delete { secret } => {
-            remove(context, snapshot, secret).await?;
-            Ok(false)
-        }
-        Action::Restore { secret } => {
-            let at = ObjectName::new(owner.namespace.as_str(), secret.as_str());
-            if !context.may_restore(&at) {
-                return Ok(false);
-            }
-            restore(context, snapshot, secret).await?;
-            context.caches.inspection_cache.lock().remove(&owner.uid);
-            Ok(true)
-        }
+        Action::Delete { .. } | Action::Restore { .. } => act::act(context, snapshot, action, credential).await,
         Action::Release { reason } => {
             let mut held = false;
             let scopes = context.index.lock().records_of(&owner.uid);

@@ -59,11 +59,7 @@ pub(super) async fn observe(
     context: &Arc<Context>,
 ) -> Result<Result<Following, Duration>, ReconcileError> {
     let credential = &seen.credential;
-    let owner = Owner {
-        namespace: credential.namespace().unwrap_or_default(),
-        name: credential.name_any(),
-        uid: credential.uid().unwrap_or_default(),
-    };
+    let owner = Owner::of(credential);
     let Some(namespace) = context.caches.namespaces.get(&ObjectRef::new(&owner.namespace)) else {
         return Ok(Err(SOON));
     };
@@ -272,11 +268,7 @@ async fn known_of(
     source: &EphemeralCredential,
     resolved: &Resolved,
 ) -> Result<(Option<plan::Source>, Option<Followed>), JournalError> {
-    let owner = Owner {
-        namespace: name.namespace.to_string(),
-        name: name.name.to_string(),
-        uid: source.uid().unwrap_or_default(),
-    };
+    let owner = Owner::of(source);
     let scope = resolved.scope(&source.spec.service);
     let known = known(context, &owner.uid, scope.as_ref()).await?;
     let live = known.record.as_ref().and_then(|record| record.live.clone());

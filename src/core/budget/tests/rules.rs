@@ -643,3 +643,22 @@ fn admitted_newcomers(budget: &mut Budget, now: Time) -> Vec<Uid> {
     };
     budget.select(now, 48, &stops).admitted
 }
+
+/// Invariant 16.
+#[test]
+fn who_ends_before_an_answer_can_be_had_leaves_the_last_slot_to_one_whom_it_keeps() {
+    for (now, first) in [(3590, "a"), (3597, "b")] {
+        let mut budget = budget(&[hourly(30)]);
+        for (uid, issued) in [("a", 0), ("b", 100)] {
+            let tried = Held {
+                tried_at: Some(t(issued + 3001)),
+                ..held("n", t(issued), t(issued + 3600))
+            };
+            budget.hold(&uid.into(), &tried);
+            budget.enqueue(demand(uid, "n", MintReason::Renewal, t(issued + 2400)));
+        }
+        budget.set_sent([(t(1000), 29)]);
+        let selection = budget.select(t(now), 48, &Stops::default());
+        assert_eq!(names(&selection.admitted), [first], "{now}");
+    }
+}

@@ -218,10 +218,19 @@ fn mints_of_a_day(starts: &[i64], lasts: i64, ways: Ways) -> Vec<i64> {
     const LIFE: i64 = 3600;
     let (mut o, mut mints) = (with(used(&[]), fresh()), Vec::new());
     for now in (0..86_400).step_by(5) {
-        let running = starts.iter().filter(|from| (**from..**from + lasts).contains(&now));
         // For the first seconds a Pod has yet to start.
-        let pods: Vec<(bool, Ways)> = running.map(|from| (now < from + 5, ways)).collect();
-        o.users = used(&pods);
+        let running = starts.iter().filter(|from| (**from..**from + lasts).contains(&now));
+        let pods: Vec<Pod> = running
+            .map(|from| Pod {
+                bound: t(*from),
+                ..pod(now < from + 5)
+            })
+            .collect();
+        let mut uses = Uses::default();
+        for pod in &pods {
+            uses.add(pod, ways);
+        }
+        o.users = Users::Pods(uses);
         // What a plan asks for is done until it asks for nothing.
         loop {
             let plan = plan(&o, t(now));
@@ -258,7 +267,7 @@ fn mints_of_a_day(starts: &[i64], lasts: i64, ways: Ways) -> Vec<i64> {
             .and_then(|r| r.live.as_ref())
             .map_or(0, |l| (l.ends_at - t(now)).num_seconds());
         assert!(
-            !pods.iter().any(|(starting, _)| *starting) || left > LIFE / 3 - 5,
+            !pods.iter().any(|pod| pod.starting) || left > LIFE / 3 - 5,
             "{left} s at {now}"
         );
     }

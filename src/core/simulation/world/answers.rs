@@ -1,11 +1,10 @@
 //! What comes back, and what is noted of it.
 
 use super::super::broker::Fault;
-use super::super::oracle::{How, Token};
+use super::super::oracle::{How, Request, Token};
 use super::{Event, KEY, LIFETIME, TIMEOUT, World, ms_of};
 use crate::api::Reason;
 use crate::core::Time;
-use crate::core::audit::Subject;
 use crate::core::journal::{ActiveToken, Claim, Written};
 use crate::core::outage::{Asker, is_no_answer};
 use crate::core::outcome::{Asked, PROBE_EVERY, Pace, Refused, fail, succeed};
@@ -126,7 +125,7 @@ impl World {
         };
         let uid = credential.uid.clone();
         self.commit(uid.as_str(), |j, now| {
-            fail(j, &subject(uid.as_str(), claim), claim, &refused, &asked, false, now);
+            fail(j, &claim.subject(uid.as_str()), claim, &refused, &asked, false, now);
         });
         self.came_of(&claim.id, How::Failed);
         let throttle = &self.journal.throttle;
@@ -156,7 +155,7 @@ impl World {
             return;
         };
         self.commit(uid.as_str(), |j, now| {
-            succeed(j, &subject(uid.as_str(), &claim), token, false, now);
+            succeed(j, &claim.subject(uid.as_str()), token, false, now);
         });
         self.came_of(id, How::Answered);
         self.ends(i, false);
@@ -190,20 +189,13 @@ impl World {
             let request = *request;
             if self.history.is_waste(&request, self.oracle_terms()) {
                 self.report.wasted += 1;
-                let story = format!("#{} took what was kept at {}", request.who, request.sent);
-                self.report.stories.push(story);
+                let Request { who, sent, .. } = request;
+                let story = self.history.story(who, sent + 1, &self.broker);
+                self.report
+                    .stories
+                    .push(format!("#{who} took what was kept at {sent}\n{story}"));
             }
         }
-    }
-}
-
-fn subject<'a>(uid: &'a str, claim: &'a Claim) -> Subject<'a> {
-    Subject {
-        uid,
-        namespace: &claim.namespace,
-        name: &claim.name,
-        request: &claim.request,
-        revision: claim.revision,
     }
 }
 

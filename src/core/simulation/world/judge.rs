@@ -38,7 +38,7 @@ impl World {
                     at(token.issued),
                     at(token.half()),
                     at(token.ends),
-                    self.history.story(&token, &self.broker),
+                    self.history.story(who, token.ends, &self.broker),
                 ));
             }
         }
@@ -123,7 +123,7 @@ impl World {
                 self.report.put_off += 1;
                 self.report.late += usize::from(late * 1000 > LATE);
                 if late * 1000 > LATE || self.report.put_off == 1 {
-                    let story = self.history.story(token, &self.broker);
+                    let story = self.history.story(i, token.ends, &self.broker);
                     let name = &credential.name;
                     self.report.stories.push(format!(
                         "{name} (#{i}) renewed {late} s after half of its runway at {}\n{story}",
