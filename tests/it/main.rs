@@ -30,3 +30,4 @@ mod soak;
 mod support;
 mod tenants;
 mod traces;
+mod walk;

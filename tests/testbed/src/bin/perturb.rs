@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use testbed::perturb::{Fault, Kill, Plan, Scenario, Suite};
+use testbed::perturb::{Fault, Kill, Plan, Scenario, Suite, soak};
 
 /// Has every call of the controller that changes anything meet every fault, with and without its end, and looks whether
 /// it comes to where it would have come anyway.
@@ -21,13 +21,22 @@ struct Arguments {
     /// Which of the quick runs find these bugs: `src/planted.rs` has them, and the controller is built with them.
     #[arg(long, value_delimiter = ',')]
     planted: Vec<String>,
+    /// So many minutes of trouble of every kind, for hundreds of credentials.
+    #[arg(long)]
+    soak: Option<u64>,
+    /// How many credentials are in that.
+    #[arg(long, default_value_t = 300)]
+    credentials: usize,
+    /// What makes its chance.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// Every so manieth of them.
     #[arg(long, default_value_t = 1)]
     every: usize,
     /// These scenarios alone.
     #[arg(long, value_delimiter = ',')]
     scenario: Vec<Scenario>,
-    /// These faults alone: lost, answer-lost, 409, 429, 500, slow; of requests down; of watches stale, cut, gone.
+    /// These faults alone: lost, answer-lost, 409, 429, 500, slow; of requests down; of watches stale, cut, gone, unseen.
     #[arg(long, value_delimiter = ',')]
     fault: Vec<Fault>,
     /// Calls alone that contain this, such as `configmaps/head` or `connect`.
@@ -56,15 +65,22 @@ struct Arguments {
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     ensure!(
-        arguments.all || arguments.quick || !arguments.scenario.is_empty() || !arguments.planted.is_empty(),
-        "say --all, --quick, which --scenario, or which bugs are --planted"
+        arguments.all
+            || arguments.quick
+            || !arguments.scenario.is_empty()
+            || !arguments.planted.is_empty()
+            || arguments.soak.is_some(),
+        "say --all, --quick, which --scenario, how long to --soak, or which bugs are --planted"
     );
     let program = match &arguments.controller {
         Some(program) => program.clone(),
         None => build(!arguments.planted.is_empty())?,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(&arguments, &program))
+    match arguments.soak {
+        Some(minutes) => runtime.block_on(soaked(&arguments, minutes, &program)),
+        None => runtime.block_on(run(&arguments, &program)),
+    }
 }
 
 /// The controller, built as this program was.
@@ -89,6 +105,19 @@ fn build(planted: bool) -> anyhow::Result<PathBuf> {
     }
     ensure!(command.status()?.success(), "the controller does not build");
     Ok(dir.join("chittyconnect-operator"))
+}
+
+async fn soaked(arguments: &Arguments, minutes: u64, program: &Path) -> anyhow::Result<ExitCode> {
+    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{elapsed_precise} {msg}")?);
+    let told = |what: &str| bar.set_message(what.to_owned());
+    let soak = soak(program, arguments.credentials, minutes, arguments.seed, told).await?;
+    bar.finish_and_clear();
+    println!("{soak}");
+    Ok(if soak.violations.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn run(arguments: &Arguments, program: &Path) -> anyhow::Result<ExitCode> {

@@ -199,6 +199,22 @@ impl ControlPlane {
         drop(apiserver);
     }
 
+    /// SIGKILLs etcd. What it had answered is on its disk.
+    pub fn kill_etcd(&self) {
+        let etcd = self.running().etcd.take();
+        drop(etcd);
+    }
+
+    /// Starts etcd again, on the same ports, and waits until it is ready.
+    pub async fn start_etcd(&self) -> anyhow::Result<()> {
+        if self.running().etcd.is_none() {
+            let etcd = self.spawn(Tool::Etcd)?;
+            self.running().etcd = Some(etcd);
+        }
+        let url = components::local_url(self.ports.etcd);
+        self.until(Tool::Etcd, || etcd::check_health(&url)).await
+    }
+
     /// Starts the API server again, on the same port, and waits until it is ready.
     pub async fn start_apiserver(&self) -> anyhow::Result<()> {
         if self.running().apiserver.is_none() {

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use rand::RngExt;
+use rand::seq::IndexedRandom;
 use tokio::sync::{oneshot, watch};
 
 /// Whom a call is for.
@@ -78,6 +80,9 @@ pub enum Fault {
     Cut,
     /// Of a watch: it is cut, and the next is told that what it begins with is gone.
     Gone,
+    /// Of a watch: what it would tell for a while it never tells. Then it is cut, what is there is listed anew, and
+    /// whatever came and went meanwhile was there for nobody.
+    Unseen,
 }
 
 impl Fault {
@@ -90,7 +95,7 @@ impl Fault {
     /// What happens to requests for tokens besides.
     pub const OF_REQUESTS: [Self; 1] = [Self::Down];
     /// What happens to watches.
-    pub const OF_WATCHES: [Self; 3] = [Self::Stale, Self::Cut, Self::Gone];
+    pub const OF_WATCHES: [Self; 4] = [Self::Stale, Self::Cut, Self::Gone, Self::Unseen];
     /// What happens to calls.
     pub const OF_CALLS: [Self; 6] = [
         Self::Lost,
@@ -113,6 +118,7 @@ impl fmt::Display for Fault {
             Self::Stale => f.write_str("stale"),
             Self::Cut => f.write_str("cut"),
             Self::Gone => f.write_str("gone"),
+            Self::Unseen => f.write_str("unseen"),
         }
     }
 }
@@ -202,6 +208,8 @@ struct State {
     last: Option<Instant>,
     /// Until when ChittyConnect answers no request.
     down_until: Option<Instant>,
+    /// How many of all calls meet some fault.
+    flaky: f64,
 }
 
 /// What a proxy does about a mutating call.
@@ -236,25 +244,45 @@ impl Gate {
         };
         let Some(armed) = armed else { return };
         let kind = armed.target.call.trim_start_matches(WATCH).to_owned();
-        self.shared.weather.send_modify(|weather| match armed.fault {
-            Fault::Stale => weather.held = Some(kind),
-            fault => {
-                *weather.cuts.entry(kind.clone()).or_default() += 1;
-                weather.gone = (fault == Fault::Gone).then_some(kind);
+        self.blow(&kind, armed.fault, armed.kill).await;
+        self.over();
+    }
+
+    /// What watches of a kind meet, now; somebody may be killed of it.
+    pub(super) async fn blow(&self, kind: &str, fault: Fault, kill: Option<oneshot::Sender<oneshot::Sender<()>>>) {
+        let holds = matches!(fault, Fault::Stale | Fault::Unseen);
+        let cuts = |weather: &mut Weather| {
+            *weather.cuts.entry(kind.to_owned()).or_default() += 1;
+            weather.gone = (fault != Fault::Cut).then(|| kind.to_owned());
+        };
+        self.shared.weather.send_modify(|weather| {
+            if holds {
+                weather.held = Some(kind.to_owned());
+            } else {
+                cuts(weather);
             }
         });
-        if let Some(kill) = armed.kill {
+        if let Some(kill) = kill {
             tokio::time::sleep(HELD_UP / 5).await;
             let (done, is_done) = oneshot::channel();
             if kill.send(done).is_ok() {
                 let _ = is_done.await;
             }
         }
-        if armed.fault == Fault::Stale {
+        if holds {
             tokio::time::sleep(HELD_UP).await;
-            self.shared.weather.send_modify(|weather| weather.held = None);
+            self.shared.weather.send_modify(|weather| {
+                weather.held = None;
+                if fault == Fault::Unseen {
+                    cuts(weather);
+                }
+            });
         }
-        self.over();
+    }
+
+    /// From now on so many of all calls meet some fault.
+    pub(super) fn flake(&self, rate: f64) {
+        self.state().flaky = rate;
     }
 
     pub(super) fn weather(&self) -> watch::Receiver<Weather> {
@@ -299,9 +327,14 @@ impl Gate {
             state.last = Some(now);
         }
         if !state.counting {
+            let flakes = state.flaky > 0.0 && rand::rng().random_bool(state.flaky);
+            let fault = flakes
+                .then(|| Fault::OF_CALLS.choose(&mut rand::rng()).copied())
+                .flatten();
+            state.held += usize::from(fault.is_some());
             return Verdict {
                 call: None,
-                fault: None,
+                fault,
                 kill: None,
             };
         }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use data_encoding::BASE64;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, ServiceAccount};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
 };
@@ -31,9 +31,13 @@ use crate::{ChittyConnect, Chronicle, ControlPlane, Options};
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 const RELEASE: &str = "chittyconnect-operator";
 /// How long anything takes at most that is not what is looked at.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How much is shown of a log.
+const SHOWN: usize = 6000;
 /// What the control plane keeps in every namespace.
 const ROOT_CA: &str = "kube-root-ca.crt";
+/// Pods are bound to it by hand: there is no kubelet. It is there so that they are not collected.
+const NODE: &str = "by-hand";
 
 /// A control plane with the CRDs, and the controller's program.
 pub struct Lab {
@@ -50,12 +54,16 @@ pub struct Install {
     pub system: String,
     /// The namespace of those who want credentials.
     pub team: String,
+    /// The namespace of those who follow them.
+    pub guests: String,
     /// The only connection it serves.
     pub connection: String,
     /// To the API server, as the chart's service account.
     upstream: reqwest::Client,
     tls: TlsAcceptor,
     dir: PathBuf,
+    /// The chart's manifests.
+    manifests: String,
 }
 
 /// One controller's world, for one run: simulators, proxies, processes.
@@ -89,9 +97,20 @@ impl Lab {
             &["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"],
             "",
         )?;
+        let nodes: Api<Node> = Api::all(lab.client.clone());
+        let node = serde_json::from_value(json!({"metadata": {"name": NODE}}))?;
+        nodes.create(&PostParams::default(), &node).await?;
         // The garbage collector learns of new kinds slowly; restarted it knows them at once.
         lab.plane.restart_controller_manager()?;
         Ok(Arc::new(lab))
+    }
+
+    pub(super) fn plane(&self) -> &ControlPlane {
+        &self.plane
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
     }
 
     fn kubectl(&self, arguments: &[&str], input: &str) -> anyhow::Result<()> {
@@ -109,9 +128,9 @@ impl Lab {
 
     /// Installs the chart once more, confined to namespaces and a connection of its own.
     pub async fn install(self: &Arc<Self>, n: usize) -> anyhow::Result<Arc<Install>> {
-        let (system, team, connection) = (format!("system-{n}"), format!("team-{n}"), format!("conn-{n}"));
+        let [system, team, guests, connection] = ["system", "team", "guests", "conn"].map(|of| format!("{of}-{n}"));
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        for name in [&system, &team] {
+        for name in [&system, &team, &guests] {
             let namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
             namespaces.create(&PostParams::default(), &namespace).await?;
         }
@@ -122,7 +141,7 @@ impl Lab {
             .args(["--set", "crds.enabled=false"])
             .args([
                 "--set",
-                &format!("scope.namespaces={{{team}}},scope.connections={{{connection}}}"),
+                &format!("scope.namespaces={{{team},{guests}}},scope.connections={{{connection},{connection}-deploy}}"),
             ])
             // Its name is that of cluster-wide objects, too.
             .args(["--set", &format!("fullnameOverride={system}")])
@@ -133,7 +152,8 @@ impl Lab {
             "{}",
             String::from_utf8_lossy(&rendered.stderr)
         );
-        self.kubectl(&["apply", "-f", "-"], &String::from_utf8(rendered.stdout)?)?;
+        let manifests = String::from_utf8(rendered.stdout)?;
+        self.kubectl(&["apply", "-f", "-"], &manifests)?;
 
         let user = format!("system:serviceaccount:{system}:{system}");
         let groups = [
@@ -152,14 +172,22 @@ impl Lab {
         let dir = self.plane.kubeconfig().parent().context("a directory")?.join(&system);
         fs::create_dir_all(&dir)?;
         let tls = tls_acceptor(&authority.server("proxy", &[crate::loopback().to_string()])?, None)?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &team);
+        let began = Instant::now();
+        while accounts.get_opt("default").await?.is_none() {
+            ensure!(began.elapsed() < PATIENCE, "there is no account for Pods in {team}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         Ok(Arc::new(Install {
             lab: Arc::clone(self),
             system,
             team,
+            guests,
             connection,
             upstream,
             tls,
             dir,
+            manifests,
         }))
     }
 }
@@ -169,9 +197,29 @@ fn kind(kind: &str) -> ApiResource {
 }
 
 impl Install {
+    /// The other connection that it may serve.
+    #[must_use]
+    pub fn deploys(&self) -> String {
+        format!("{}-deploy", self.connection)
+    }
+
+    /// Makes a namespace that was deleted anew, with the rights of the controller there.
+    pub(super) async fn restore(&self, namespace: &str) -> anyhow::Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.lab.client.clone());
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
+        let params = PatchParams::apply("perturb").force();
+        namespaces.patch(namespace, &params, &Patch::Apply(&object)).await?;
+        self.lab.kubectl(&["apply", "-f", "-"], &self.manifests)
+    }
+
     #[must_use]
     pub fn credentials(&self) -> Api<DynamicObject> {
-        Api::namespaced_with(self.lab.client.clone(), &self.team, &kind("EphemeralCredential"))
+        self.credentials_of(&self.team)
+    }
+
+    #[must_use]
+    pub fn credentials_of(&self, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.lab.client.clone(), namespace, &kind("EphemeralCredential"))
     }
 
     #[must_use]
@@ -194,7 +242,16 @@ impl Install {
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
-        Api::namespaced(self.lab.client.clone(), &self.team)
+        self.of(&self.team)
+    }
+
+    /// What is there of a kind in a namespace.
+    #[must_use]
+    pub fn of<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.lab.client.clone(), namespace)
     }
 
     /// As if it had just been installed.
@@ -205,9 +262,13 @@ impl Install {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             done => drop(done?),
         }
-        self.credentials().delete_collection(&now, &all).await?;
-        self.of_team::<Secret>().delete_collection(&now, &all).await?;
-        self.of_team::<Event>().delete_collection(&now, &all).await?;
+        let at_once = DeleteParams::default().grace_period(0);
+        self.of_team::<Pod>().delete_collection(&at_once, &all).await?;
+        for namespace in [&self.team, &self.guests] {
+            self.credentials_of(namespace).delete_collection(&now, &all).await?;
+            self.of::<Secret>(namespace).delete_collection(&now, &all).await?;
+            self.of::<Event>(namespace).delete_collection(&now, &all).await?;
+        }
         self.of_system::<ConfigMap>().delete_collection(&now, &own).await?;
         self.of_system::<Secret>().delete_collection(&now, &all).await?;
         self.of_system::<Lease>().delete_collection(&now, &all).await?;
@@ -286,6 +347,10 @@ impl Scene {
 
     /// Writes the connection, with these rules.
     pub async fn connect(&self, spec: &Value) -> anyhow::Result<()> {
+        self.connect_as(&self.install.connection, spec).await
+    }
+
+    pub(super) async fn connect_as(&self, name: &str, spec: &Value) -> anyhow::Result<()> {
         let mut all = json!({
             "url": format!("http://{}", self.broker_proxy.authority()),
             "allowInsecure": true,
@@ -301,10 +366,9 @@ impl Scene {
         }
         let object = json!({
             "apiVersion": "connect.chitty.cc/v1alpha1", "kind": "ChittyConnection",
-            "metadata": {"name": self.install.connection}, "spec": all,
+            "metadata": {"name": name}, "spec": all,
         });
         let params = PatchParams::apply("perturb").force();
-        let name = &self.install.connection;
         self.install
             .connections()
             .patch(name, &params, &Patch::Apply(&object))
@@ -314,14 +378,40 @@ impl Scene {
 
     /// Writes a credential.
     pub async fn apply(&self, name: &str, spec: &Value) -> anyhow::Result<()> {
+        self.apply_in(&self.install.team, name, spec).await
+    }
+
+    pub async fn apply_in(&self, namespace: &str, name: &str, spec: &Value) -> anyhow::Result<()> {
         let object = json!({
             "apiVersion": "connect.chitty.cc/v1alpha1", "kind": "EphemeralCredential",
             "metadata": {"name": name}, "spec": spec,
         });
         let params = PatchParams::apply("perturb").force();
         self.install
-            .credentials()
+            .credentials_of(namespace)
             .patch(name, &params, &Patch::Apply(&object))
+            .await?;
+        Ok(())
+    }
+
+    /// A Pod that reads a Secret as a volume, bound to a node.
+    pub async fn mount(&self, name: &str, secret: &str) -> anyhow::Result<()> {
+        let pods = self.install.of_team::<Pod>();
+        let pod = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {
+                "automountServiceAccountToken": false, "schedulerName": NODE,
+                "containers": [{"name": "c", "image": "none", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+                "volumes": [{"name": "v", "secret": {"secretName": secret}}],
+            },
+        }))?;
+        pods.create(&PostParams::default(), &pod).await?;
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
+        });
+        let _: Value = pods
+            .create_subresource("binding", name, &PostParams::default(), &binding)
             .await?;
         Ok(())
     }
@@ -333,8 +423,8 @@ impl Scene {
             format!("KUBECONFIG={}", self.kubeconfig.display()),
             format!("METRICS_ADDR={any}"),
             format!("HEALTH_ADDR={any}"),
-            format!("WATCH_NAMESPACES={}", self.install.team),
-            format!("CONNECTIONS={}", self.install.connection),
+            format!("WATCH_NAMESPACES={},{}", self.install.team, self.install.guests),
+            format!("CONNECTIONS={},{}", self.install.connection, self.install.deploys()),
             format!("POD_NAMESPACE={}", self.install.system),
             format!("POD_NAME={identity}"),
             "LOG_FORMAT=text".to_owned(),
@@ -344,6 +434,11 @@ impl Scene {
         let program = [self.install.lab.program.display().to_string()];
         let arguments = [own.as_slice(), environment, program.as_slice()].concat();
         Process::spawn(Path::new("/usr/bin/env"), &arguments, &self.log)
+    }
+
+    /// A file beside that log.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.install.dir.join(name)
     }
 
     /// What the controllers of this run logged.
@@ -357,7 +452,10 @@ impl Scene {
         let began = Instant::now();
         while !holds().await? {
             if began.elapsed() > PATIENCE {
-                bail!("waited in vain for {what}");
+                let log = self.logged();
+                let from = log.len().saturating_sub(SHOWN);
+                let tail = log.get(from..).unwrap_or_default();
+                bail!("waited in vain for {what}; the log ends so:\n{tail}");
             }
             tokio::time::sleep(Duration::from_millis(30)).await;
         }

@@ -10,6 +10,7 @@ mod lab;
 mod proxy;
 mod run;
 mod scenario;
+mod soak;
 mod state;
 mod suite;
 
@@ -17,4 +18,5 @@ pub use self::gate::{Call, Fault, Gate, Peer, Target};
 pub use self::lab::{Install, Lab, Scene};
 pub use self::run::{Baseline, Outcome, Perturbation, baseline, perturbed};
 pub use self::scenario::{Kill, Scenario};
+pub use self::soak::{Soak, soak};
 pub use self::suite::{Found as FoundBug, Plan, Progress, Suite, Totals};

@@ -152,7 +152,7 @@ async fn handle(request: Request<Incoming>, upstream: Arc<Upstream>, gate: Gate)
             send().await
         }
         // These are no calls.
-        Fault::Stale | Fault::Cut | Fault::Gone => send().await,
+        Fault::Stale | Fault::Cut | Fault::Gone | Fault::Unseen => send().await,
     };
     gate.over();
     reply
@@ -204,7 +204,10 @@ async fn forward(
                         return;
                     }
                 };
-                weather.calm().await;
+                if !weather.calms().await {
+                    let _ = sender.send(Err(io::Error::other("cut"))).await;
+                    return;
+                }
                 let (frame, last) = match chunk {
                     Ok(Some(chunk)) => (Ok(Frame::data(chunk)), false),
                     Ok(None) => return,
@@ -244,10 +247,13 @@ impl Passing {
         std::future::pending().await
     }
 
-    async fn calm(&mut self) {
-        if let Some((kind, weather)) = &mut self.watch {
-            let _ = weather.wait_for(|weather| !weather.holds(kind)).await;
-        }
+    /// Waits until it is held back no more; false where it is cut then.
+    async fn calms(&mut self) -> bool {
+        let Some((kind, weather)) = &mut self.watch else {
+            return true;
+        };
+        let after = weather.wait_for(|weather| !weather.holds(kind)).await;
+        after.is_ok_and(|weather| weather.cuts(kind) == self.cuts)
     }
 }
 

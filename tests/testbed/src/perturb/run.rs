@@ -58,33 +58,41 @@ pub struct Outcome {
 }
 
 /// The controllers of a run.
-struct Controllers {
+pub(super) struct Controllers {
     scene: Arc<Scene>,
     environment: Vec<String>,
     running: Mutex<BTreeMap<&'static str, Process>>,
 }
 
-const LEADER: &str = "one";
-const STANDBY: &str = "two";
+pub(super) const LEADER: &str = "one";
+pub(super) const STANDBY: &str = "two";
 
 impl Controllers {
+    pub(super) fn new(scene: Arc<Scene>, environment: Vec<String>) -> Self {
+        Self {
+            scene,
+            environment,
+            running: Mutex::default(),
+        }
+    }
+
     fn running(&self) -> MutexGuard<'_, BTreeMap<&'static str, Process>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start(&self, identity: &'static str) -> anyhow::Result<()> {
+    pub(super) fn start(&self, identity: &'static str) -> anyhow::Result<()> {
         let process = self.scene.spawn(identity, &self.environment)?;
         self.running().insert(identity, process);
         Ok(())
     }
 
     /// SIGKILL.
-    fn kill(&self, identity: &str) {
+    pub(super) fn kill(&self, identity: &str) {
         let process = self.running().remove(identity);
         tokio::task::block_in_place(|| drop(process));
     }
 
-    fn signal(&self, identity: &str, signal: &str) -> anyhow::Result<()> {
+    pub(super) fn signal(&self, identity: &str, signal: &str) -> anyhow::Result<()> {
         let pid = self.running().get(identity).map(Process::pid);
         let pid = pid.context("it does not run")?.to_string();
         let sent = std::process::Command::new("kill")
@@ -94,7 +102,18 @@ impl Controllers {
         Ok(())
     }
 
-    fn stop(&self) {
+    /// What each has resident, in KiB.
+    pub(super) fn memory(&self) -> Vec<u64> {
+        let running = self.running();
+        let statuses = running.values().filter_map(|process| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+            line.trim().trim_end_matches(" kB").parse().ok()
+        });
+        statuses.collect()
+    }
+
+    pub(super) fn stop(&self) {
         let all = std::mem::take(&mut *self.running());
         tokio::task::block_in_place(|| drop(all));
     }
@@ -110,7 +129,7 @@ pub async fn baseline(install: &Arc<Install>, scenario: Scenario) -> anyhow::Res
     let found = loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         if at_rest() && !scene.gate.calls().is_empty() {
-            let found = Found::look(&scene).await?;
+            let found = Found::look(&scene, scenario).await?;
             if found.end["journal"]["undelivered"] == 0 {
                 break found;
             }
@@ -148,15 +167,11 @@ async fn begin(
         format!("LEASE_DURATION={}s", LEASE.as_secs()),
         "CLAIM_GRACE=1s".to_owned(),
     ];
-    let controllers = Arc::new(Controllers {
-        scene: Arc::clone(scene),
-        environment: [&usual, environment].concat(),
-        running: Mutex::default(),
-    });
+    let controllers = Arc::new(Controllers::new(Arc::clone(scene), [&usual, environment].concat()));
     if scenario.begins_running() {
         controllers.start(LEADER)?;
         scenario.set(scene).await?;
-        if kill.has_standby() {
+        if kill.has_standby() || scenario.hands_over() {
             controllers.start(STANDBY)?;
             // It has nothing to write: that it is there shows in its log alone.
             scene
@@ -172,6 +187,9 @@ async fn begin(
             })
             .await?;
         scene.gate.begin(armed);
+        if scenario.hands_over() {
+            controllers.signal(LEADER, "TERM")?;
+        }
     } else {
         scenario.set(scene).await?;
         scene.gate.begin(armed);
@@ -198,16 +216,17 @@ pub async fn perturbed(
     let controllers = begin(&scene, scenario, environment, what.kill, Some(armed)).await?;
     let killer = tokio::spawn({
         let (controllers, how) = (Arc::clone(&controllers), what.kill);
+        let victim = if scenario.hands_over() { STANDBY } else { LEADER };
         async move {
             let Ok(done) = to_kill.await else { return Ok(()) };
             match how {
                 Kill::No => {}
-                Kill::Restart | Kill::Takeover => controllers.kill(LEADER),
-                Kill::Freeze => controllers.signal(LEADER, "STOP")?,
+                Kill::Restart | Kill::Takeover => controllers.kill(victim),
+                Kill::Freeze => controllers.signal(victim, "STOP")?,
             }
             let _ = done.send(());
             if how == Kill::Restart {
-                controllers.start(LEADER)
+                controllers.start(victim)
             } else {
                 Ok(())
             }
@@ -227,7 +246,7 @@ pub async fn perturbed(
         scenario.act(&scene).await
     };
     let end = (!outage).then_some(&baseline.end);
-    let mut found = converged(&scene, end, &mut outcome).await?;
+    let mut found = converged(&scene, scenario, end, &mut outcome).await?;
     outcome.perturbed = scene.gate.is_spent();
     scene.gate.disarm();
     storm.await?;
@@ -240,7 +259,7 @@ pub async fn perturbed(
         controllers.signal(LEADER, "CONT")?;
         // As long as it may take it to learn that it does not lead any more.
         tokio::time::sleep(LEASE / 2).await;
-        found = converged(&scene, end, &mut outcome).await?;
+        found = converged(&scene, scenario, end, &mut outcome).await?;
     }
     controllers.stop();
     if let Err(error) = acted {
@@ -257,7 +276,12 @@ pub async fn perturbed(
 }
 
 /// Waits until everything is as it was without faults; where that is not to be waited for, until nothing is under way.
-async fn converged(scene: &Scene, end: Option<&Value>, outcome: &mut Outcome) -> anyhow::Result<Found> {
+async fn converged(
+    scene: &Scene,
+    scenario: Scenario,
+    end: Option<&Value>,
+    outcome: &mut Outcome,
+) -> anyhow::Result<Found> {
     let began = Instant::now();
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -266,7 +290,7 @@ async fn converged(scene: &Scene, end: Option<&Value>, outcome: &mut Outcome) ->
         if !quiet && !late {
             continue;
         }
-        let found = Found::look(scene).await?;
+        let found = Found::look(scene, scenario).await?;
         let journal = &found.end["journal"];
         let same = match end {
             Some(end) => found.end == *end,
@@ -288,15 +312,15 @@ async fn converged(scene: &Scene, end: Option<&Value>, outcome: &mut Outcome) ->
 }
 
 /// The events that ChittyChronicle has.
-struct Events {
+pub(super) struct Events {
     /// How many there are of each type and reason, repeats left out.
-    counts: BTreeMap<(String, String), usize>,
+    pub(super) counts: BTreeMap<(String, String), usize>,
     /// How many outcomes are told of each request.
-    outcomes: BTreeMap<String, usize>,
-    problems: Vec<String>,
+    pub(super) outcomes: BTreeMap<String, usize>,
+    pub(super) problems: Vec<String>,
 }
 
-fn events(scene: &Scene) -> Events {
+pub(super) fn events(scene: &Scene) -> Events {
     let mut known: BTreeMap<String, Value> = BTreeMap::new();
     let mut last: BTreeMap<String, u64> = BTreeMap::new();
     let mut events = Events {

@@ -43,6 +43,14 @@ pub enum Scenario {
     Overflow,
     /// A new token, where the journal has pages.
     Paged,
+    /// The credential is deleted and made anew before anybody has looked.
+    Recreate,
+    /// A Pod comes that uses a credential on demand.
+    OnDemand,
+    /// The token that a credential of another namespace follows is replaced.
+    Follow,
+    /// A new token is wanted while the leader stops and a standby takes over.
+    HandOver,
 }
 
 /// Who is killed when something happens.
@@ -102,6 +110,10 @@ impl fmt::Display for Scenario {
             Self::Delete => "delete",
             Self::Overflow => "overflow",
             Self::Paged => "paged",
+            Self::Recreate => "recreate",
+            Self::OnDemand => "on-demand",
+            Self::Follow => "follow",
+            Self::HandOver => "hand-over",
         })
     }
 }
@@ -117,7 +129,7 @@ impl FromStr for Scenario {
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::Issue,
         Self::IssueDeploy,
         Self::Rotate,
@@ -129,6 +141,10 @@ impl Scenario {
         Self::Delete,
         Self::Overflow,
         Self::Paged,
+        Self::Recreate,
+        Self::OnDemand,
+        Self::Follow,
+        Self::HandOver,
     ];
 
     /// Who may be killed: a standby is of interest where something is going on already, and elsewhere makes things slow.
@@ -136,7 +152,41 @@ impl Scenario {
     pub const fn kills(self) -> &'static [Kill] {
         match self {
             Self::Issue | Self::IssueDeploy | Self::RotateDeploy | Self::Overflow => &[Kill::No, Kill::Restart],
+            // Its leader goes anyway.
+            Self::HandOver => &[Kill::No, Kill::Restart],
             _ => &Kill::ALL,
+        }
+    }
+
+    /// Whether the leader stops by itself when it begins, and a standby takes over.
+    #[must_use]
+    pub(super) const fn hands_over(self) -> bool {
+        matches!(self, Self::HandOver)
+    }
+
+    /// Whether several credentials hold tokens of their own.
+    #[must_use]
+    pub(super) const fn has_many_tokens(self) -> bool {
+        matches!(self, Self::Overflow | Self::Paged)
+    }
+
+    /// What is watched while it runs.
+    #[must_use]
+    pub(super) const fn watches(self) -> &'static [&'static str] {
+        match self {
+            Self::Issue | Self::IssueDeploy => &[],
+            Self::OnDemand => &["secrets", "ephemeralcredentials", "chittyconnections", "pods"],
+            _ => &["secrets", "ephemeralcredentials", "chittyconnections"],
+        }
+    }
+
+    /// Where there are credentials.
+    pub(super) fn namespaces(self, scene: &Scene) -> Vec<&str> {
+        let (team, guests) = (scene.install.team.as_str(), scene.install.guests.as_str());
+        if self == Self::Follow {
+            vec![team, guests]
+        } else {
+            vec![team]
         }
     }
 
@@ -167,7 +217,7 @@ impl Scenario {
         let (limit, window) = self.budget();
         let api = if self.revocable() { "Provision" } else { "Deploy" };
         let mut rule =
-            json!({"namespaces": [scene.install.team], "services": ["*"], "purposes": ["*"], "repos": ["*"]});
+            json!({"namespaces": self.namespaces(scene), "services": ["*"], "purposes": ["*"], "repos": ["*"]});
         if self.revocable() {
             rule["types"] = json!(["*"]);
         }
@@ -189,6 +239,12 @@ impl Scenario {
         }
         if self == Self::Renew {
             spec["rotation"] = json!({"maxLifetime": "24s", "renewBefore": "16s"});
+        }
+        if self == Self::OnDemand {
+            spec["activation"] = json!("OnDemand");
+        }
+        if self == Self::Follow {
+            spec["sharedWith"] = json!({"namespaces": [scene.install.guests]});
         }
         spec
     }
@@ -233,9 +289,28 @@ impl Scenario {
                     })
                     .await
             }
-            Self::Rotate | Self::RotateDeploy | Self::Renew | Self::Heal | Self::Revoke | Self::Delete => {
+            Self::Rotate
+            | Self::RotateDeploy
+            | Self::Renew
+            | Self::Heal
+            | Self::Revoke
+            | Self::Delete
+            | Self::Recreate
+            | Self::OnDemand
+            | Self::HandOver => {
                 scene.apply("a", &self.credential(scene)).await?;
                 until_ready(scene, 1).await
+            }
+            Self::Follow => {
+                scene.apply("a", &self.credential(scene)).await?;
+                until_ready(scene, 1).await?;
+                let guests = &scene.install.guests;
+                let follows = json!({
+                    "from": {"namespace": scene.install.team, "name": "a"},
+                    "secrets": [{"name": "three"}, {"name": "four", "presets": ["dotenv"]}],
+                });
+                scene.apply_in(guests, "f", &follows).await?;
+                until_ready_in(scene, guests, 1).await
             }
             Self::Overflow => {
                 self.apply_large(scene, 0..INLINE).await?;
@@ -255,7 +330,7 @@ impl Scenario {
         match self {
             Self::Issue | Self::IssueDeploy => {}
             Self::Deny => scene.apply("a", &self.credential(scene)).await?,
-            Self::Rotate | Self::RotateDeploy => {
+            Self::Rotate | Self::RotateDeploy | Self::Follow | Self::HandOver => {
                 credentials.patch("a", &merge, &Patch::Merge(rotate)).await?;
             }
             Self::Paged => {
@@ -285,6 +360,11 @@ impl Scenario {
             Self::Delete => {
                 credentials.delete("a", &DeleteParams::default()).await?;
             }
+            Self::Recreate => {
+                credentials.delete("a", &DeleteParams::default()).await?;
+                scene.apply("a", &self.credential(scene)).await?;
+            }
+            Self::OnDemand => scene.mount("p", "one").await?,
             Self::Overflow => self.apply_large(scene, INLINE..PAGED).await?,
         }
         Ok(())
@@ -292,9 +372,17 @@ impl Scenario {
 }
 
 async fn until_ready(scene: &Scene, many: usize) -> anyhow::Result<()> {
+    until_ready_in(scene, &scene.install.team, many).await
+}
+
+async fn until_ready_in(scene: &Scene, namespace: &str, many: usize) -> anyhow::Result<()> {
     scene
         .until("first tokens", async || {
-            let all = scene.install.credentials().list(&ListParams::default()).await?;
+            let all = scene
+                .install
+                .credentials_of(namespace)
+                .list(&ListParams::default())
+                .await?;
             let ready = all.items.iter().filter(|credential| {
                 let conditions = credential.data["status"]["conditions"].as_array();
                 let mut conditions = conditions.into_iter().flatten();

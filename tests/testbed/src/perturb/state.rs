@@ -9,6 +9,7 @@ use kube::api::{DynamicObject, ListParams};
 use serde_json::{Map, Value, json};
 
 use super::lab::Scene;
+use super::scenario::Scenario;
 
 /// What was found.
 pub struct Found {
@@ -24,16 +25,25 @@ pub struct Found {
 
 impl Found {
     /// Looks at everything there is.
-    pub async fn look(scene: &Scene) -> anyhow::Result<Self> {
+    pub async fn look(scene: &Scene, scenario: Scenario) -> anyhow::Result<Self> {
         let (install, all) = (&scene.install, ListParams::default());
-        let credentials = install.credentials().list(&all).await?.items;
         let connection = install.connections().get_opt(&install.connection).await?;
-        let secrets = install.of_team::<Secret>().list(&all).await?.items;
         let maps = install.of_system::<ConfigMap>().list(&all).await?.items;
-        let events = install.of_team::<Event>().list(&all).await?.items;
+        let (mut credentials, mut secrets, mut events) = (Vec::new(), Vec::new(), Vec::new());
+        for namespace in scenario.namespaces(scene) {
+            credentials.extend(install.credentials_of(namespace).list(&all).await?.items);
+            secrets.extend(install.of::<Secret>(namespace).list(&all).await?.items);
+            events.extend(install.of::<Event>(namespace).list(&all).await?.items);
+        }
         let journal = Journal::of(&maps);
         let ledger = scene.broker.ledger();
         let now = scene.broker.now();
+
+        // One that a process asked for when it woke, and gave back, is none of them.
+        let newest = ledger.mints.iter().rposition(|mint| {
+            let owed = mint.token_id.as_ref().is_some_and(|id| journal.owed.contains_key(id));
+            mint.revoked_at.is_none() && !owed
+        });
 
         let mut held = BTreeSet::new();
         let mut shown = Map::new();
@@ -49,7 +59,6 @@ impl Found {
             for (_, mint) in &mints {
                 held.extend(mint.secrets.values().cloned());
             }
-            let newest = ledger.mints.len().checked_sub(1);
             let entry = json!({
                 "type": secret.type_,
                 "keys": secret.data.iter().flatten().map(|(k, _)| k).collect::<Vec<_>>(),
@@ -58,7 +67,7 @@ impl Found {
                 "owners": secret.owner_references().iter().map(|o| &o.name).collect::<Vec<_>>(),
                 "tokens": mints.len(),
                 "live": mints.iter().all(|(_, mint)| mint.is_live(now)),
-                "newest": mints.iter().all(|(n, _)| Some(*n) == newest) || credentials.len() > 1,
+                "newest": mints.iter().all(|(n, _)| Some(*n) == newest) || scenario.has_many_tokens(),
             });
             shown.insert(secret.name_any(), entry);
         }
@@ -112,17 +121,18 @@ fn credential(object: &DynamicObject) -> Value {
     })
 }
 
+/// What the stored parts of all journals hold.
 #[derive(Default)]
-struct Journal {
+pub(super) struct Journal {
     claims: usize,
     records: usize,
-    undelivered: usize,
+    pub(super) undelivered: usize,
     /// Tokens, and when each is to be revoked.
-    owed: BTreeMap<String, DateTime<Utc>>,
+    pub(super) owed: BTreeMap<String, DateTime<Utc>>,
 }
 
 impl Journal {
-    fn of(maps: &[ConfigMap]) -> Self {
+    pub(super) fn of(maps: &[ConfigMap]) -> Self {
         let mut found = Self::default();
         let parts = maps
             .iter()
