@@ -296,7 +296,7 @@ fn collect(at: &str, schema: &Value, found: &mut BTreeSet<String>) {
 fn the_walk_leaves_no_field_out() {
     let named = |values: Values| -> BTreeSet<String> {
         for (field, (_, values)) in &values {
-            assert_eq!(values.len(), 2, "{field}");
+            assert!(values.len() >= 2, "{field}");
         }
         values.into_keys().map(str::to_owned).collect()
     };
@@ -356,7 +356,12 @@ fn clear(spec: &mut Value, field: &str) {
     match (rest, map.get_mut(name)) {
         (None, _) => drop(map.remove(name)),
         (Some(rest), Some(Value::Array(items))) => items.iter_mut().for_each(|item| clear(item, rest)),
-        (Some(rest), Some(below)) => clear(below, rest),
+        (Some(rest), Some(below)) => {
+            clear(below, rest);
+            if *below == json!({}) {
+                map.remove(name);
+            }
+        }
         (Some(_), None) => {}
     }
 }
@@ -412,7 +417,7 @@ where
     }
 
     /// One edit; whether it was taken, and may cost a mint.
-    async fn step(&mut self, rng: &mut StdRng) -> bool {
+    async fn step(&mut self, rng: &mut StdRng, which: Which) -> bool {
         let mut spec = self.spec().clone();
         let fields: Vec<&&str> = self.values.keys().collect();
         let field = **fields.choose(rng).expect("fields");
@@ -423,7 +428,7 @@ where
             }
             6 | 7 => set(&mut spec, field, None, rng),
             // Another item, or none any more.
-            8 if spec["secrets"].is_array() => {
+            8 if spec["secrets"].is_array() && which == Which::All => {
                 let items = spec["secrets"].as_array_mut().expect("a list");
                 match items.len() {
                     0 | 1 => items.push(json!({"name": format!("{}-more", self.name)})),
@@ -438,8 +443,10 @@ where
     async fn take(&mut self, spec: Value) -> bool {
         match self.write(&spec).await {
             Ok(()) => {}
-            // The schema says no.
-            Err(kube::Error::Api(status)) if [400, 422].contains(&status.code) => {
+            // The schema says no; of a name twice, or of none, the API server says so with a 500.
+            Err(kube::Error::Api(status))
+                if [400, 422].contains(&status.code) || status.message.contains("typed patch object") =>
+            {
                 self.refused += 1;
                 return false;
             }
@@ -532,7 +539,15 @@ impl Pair {
     }
 }
 
-async fn walk(seed: u64, steps: usize, api: &str) {
+/// Which fields are edited.
+#[derive(Clone, Copy, PartialEq)]
+enum Which {
+    All,
+    /// Those alone whose edits cost nothing.
+    Free,
+}
+
+async fn walk(seed: u64, steps: usize, api: &str, which: Which) {
     let mut rng = StdRng::seed_from_u64(seed);
     let world = World::start(&format!("walk-{seed}")).await;
     let case = Setup::within(world, generous()).case().await;
@@ -564,11 +579,15 @@ async fn walk(seed: u64, steps: usize, api: &str) {
         "auth": {"apiKeySecretRef": {"name": case.connection, "key": "api-key"}},
         "rateLimit": {"limit": 10000, "window": "1h"}, "access": [rule], "audit": field["audit"],
     });
+    let edited = |mut values: Values| {
+        values.retain(|_, (cost, _)| which == Which::All || *cost == Cost::Nothing);
+        values
+    };
     let mut connection = Walker::new(
         case.connections(),
         "ChittyConnection",
         &case.connection,
-        of_connection(&places),
+        edited(of_connection(&places)),
         base.clone(),
     );
     // One manager for all fields: what it leaves out goes.
@@ -599,7 +618,7 @@ async fn walk(seed: u64, steps: usize, api: &str) {
             merge(&mut spec, json!({"from": {"namespace": source, "name": "source"}}));
         }
         let make = |namespace: &str| {
-            let values = of_credential(n, &places);
+            let values = edited(of_credential(n, &places));
             Walker::new(of(namespace), "EphemeralCredential", &name, values, spec.clone())
         };
         let pair = Pair {
@@ -620,7 +639,7 @@ async fn walk(seed: u64, steps: usize, api: &str) {
             case.rotate("busy", &n.to_string()).await;
         }
         if rng.random_ratio(1, 8) {
-            let costs = connection.step(&mut rng).await;
+            let costs = connection.step(&mut rng, which).await;
             tokio::time::sleep(Duration::from_millis(rng.random_range(0..300))).await;
             let back = rng.random_ratio(2, 3) && connection.take(base.clone()).await;
             for pair in &mut pairs[..WALKERS] {
@@ -628,7 +647,7 @@ async fn walk(seed: u64, steps: usize, api: &str) {
             }
         } else {
             let n = rng.random_range(0..pairs.len());
-            pairs[n].walker.step(&mut rng).await;
+            pairs[n].walker.step(&mut rng, which).await;
         }
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..200))).await;
     }
@@ -671,7 +690,8 @@ async fn walk(seed: u64, steps: usize, api: &str) {
         let own = |purpose: &Option<String>| purpose.as_ref().is_some_and(|p| p.starts_with(&format!("{name}-")));
         let made = ledger.mints.iter().filter(|mint| own(&mint.purpose)).count();
         // Its twin was written twice.
-        let allowed = if n < WALKERS { mints + 2 } else { 0 };
+        let twin = if which == Which::All { 2 } else { 1 };
+        let allowed = if n < WALKERS { mints + twin } else { 0 };
         println!("{name}: {taken} edits, {refused} refused, {made} mints of {allowed}");
         assert!(
             made <= allowed,
@@ -697,7 +717,13 @@ async fn walk(seed: u64, steps: usize, api: &str) {
 /// Invariant 9.
 #[tokio::test]
 async fn fields_edited_at_random_come_to_where_they_would_have_come_at_once_and_cost_no_mint_that_no_edit_asks_for() {
-    tokio::join!(walk(1, 80, "Deploy"), walk(2, 80, "Provision"));
+    tokio::join!(walk(1, 80, "Deploy", Which::All), walk(2, 80, "Provision", Which::All));
+}
+
+/// Invariant 9.
+#[tokio::test]
+async fn fields_that_change_neither_what_is_asked_for_nor_what_is_in_secrets_never_cost_a_mint() {
+    walk(3, 60, "Provision", Which::Free).await;
 }
 
 /// The same with other seeds.
@@ -708,6 +734,6 @@ async fn fields_edited_at_random_for_long() {
     let steps = number("WALK_STEPS", 400);
     for seed in 0..number("WALK_SEEDS", 10) {
         let api = if seed % 2 == 0 { "Deploy" } else { "Provision" };
-        walk(1000 + u64::try_from(seed).unwrap(), steps, api).await;
+        walk(1000 + u64::try_from(seed).unwrap(), steps, api, Which::All).await;
     }
 }

@@ -319,6 +319,12 @@ impl Gate {
         (state.held == 0).then(|| state.last.map_or(Duration::MAX, |at| at.elapsed()))
     }
 
+    /// Whether nothing was changed since, but for the Lease.
+    #[must_use]
+    pub fn is_quiet_since(&self, since: Instant) -> bool {
+        self.state().last.is_none_or(|at| at < since)
+    }
+
     /// A mutating call arrives.
     pub(super) fn arrives(&self, call: String) -> Verdict {
         let mut state = self.state();

@@ -129,8 +129,9 @@ pub async fn baseline(install: &Arc<Install>, scenario: Scenario) -> anyhow::Res
     let found = loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         if at_rest() && !scene.gate.calls().is_empty() {
+            let looked = Instant::now();
             let found = Found::look(&scene, scenario).await?;
-            if found.end["journal"]["undelivered"] == 0 {
+            if found.end["journal"]["undelivered"] == 0 && scene.gate.is_quiet_since(looked) {
                 break found;
             }
         }
@@ -290,7 +291,10 @@ async fn converged(
         if !quiet && !late {
             continue;
         }
+        let looked = Instant::now();
         let found = Found::look(scene, scenario).await?;
+        // What is written while it is looked at is seen by halves.
+        let quiet = quiet && scene.gate.is_quiet_since(looked);
         let journal = &found.end["journal"];
         let same = match end {
             Some(end) => found.end == *end,

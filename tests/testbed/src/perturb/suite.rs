@@ -110,7 +110,7 @@ const FINDS: &[(&str, &str)] = &[
     ),
     (
         "PreviousForgotten",
-        "rotate | api PUT configmaps/head #1 | answer-lost | restart",
+        "rotate | api PUT configmaps/head #2 | 409 | nobody",
     ),
     (
         "AckBeforeDelivery",
