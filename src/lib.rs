@@ -29,6 +29,7 @@ pub mod cluster;
 pub mod controller;
 pub mod core;
 pub mod ops;
+pub mod planted;
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@ use chittyconnect_operator::controller::{self, Settings};
 use chittyconnect_operator::core::layout::AnnotationPolicy;
 use chittyconnect_operator::ops::telemetry::{self, Format};
 use chittyconnect_operator::{api, cluster};
+use chrono::TimeDelta;
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -53,6 +54,10 @@ struct RunArguments {
     /// How long a Lease lasts: so long nobody leads where a leader dies. It is renewed five times in that time.
     #[arg(long, env = "LEASE_DURATION", default_value = "10s", value_parser = lease_duration)]
     lease_duration: Duration,
+    /// How long past its timeout the request of a process that is gone is waited for. For tests: a process that was
+    /// frozen may still write what it was answered.
+    #[arg(long, env = "CLAIM_GRACE", default_value = "15s", value_parser = claim_grace, hide = true)]
+    claim_grace: TimeDelta,
     /// What users may annotate their Secrets with: prefixes, with commas between.
     #[arg(
         long,
@@ -111,6 +116,15 @@ fn endpoint(text: &str) -> Result<Url, String> {
         .ok_or_else(|| "expected a URL such as http://collector.monitoring:4318".to_owned())
 }
 
+/// Seconds, such as `15s`.
+fn claim_grace(text: &str) -> Result<TimeDelta, String> {
+    let seconds = text.strip_suffix('s').and_then(|number| number.parse().ok());
+    seconds
+        .filter(|seconds| (1..=60).contains(seconds))
+        .map(TimeDelta::seconds)
+        .ok_or_else(|| "expected 1s to 60s".to_owned())
+}
+
 /// Seconds, such as `10s`: shorter than 5 s no API server answers reliably, and longer than 2 min nobody waits.
 fn lease_duration(text: &str) -> Result<Duration, String> {
     let seconds = text.strip_suffix('s').and_then(|number| number.parse::<u64>().ok());
@@ -149,6 +163,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         metrics_addr,
         health_addr,
         lease_duration,
+        claim_grace,
         annotation_prefixes,
         watch_namespaces,
         connections,
@@ -173,6 +188,7 @@ fn start(arguments: RunArguments) -> anyhow::Result<()> {
         metrics_addr,
         health_addr,
         lease_duration,
+        claim_grace,
         annotations: annotation_prefixes,
         credential_metrics,
         restart_workloads,
@@ -243,6 +259,16 @@ mod tests {
         assert_eq!(run(&["--lease-duration=60s"]).lease_duration, Duration::from_secs(60));
         for bad in ["4s", "121s", "10", "1m", "-5s", ""] {
             assert!(lease_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn claims_of_others_are_left_alone_for_as_long_as_the_core_says() {
+        use chittyconnect_operator::core::schedule::CLAIM_GRACE;
+        assert_eq!(run(&[]).claim_grace, CLAIM_GRACE);
+        assert_eq!(run(&["--claim-grace=1s"]).claim_grace, TimeDelta::seconds(1));
+        for bad in ["0s", "61s", "1m", "15"] {
+            assert!(claim_grace(bad).is_err(), "{bad}");
         }
     }
 

@@ -239,6 +239,7 @@ fn settings() -> Settings {
         metrics_addr: any_port,
         health_addr: any_port,
         lease_duration: chittyconnect_operator::cluster::lease::DURATION,
+        claim_grace: chittyconnect_operator::core::schedule::CLAIM_GRACE,
         annotations: AnnotationPolicy::default(),
         log: None,
         otlp_endpoint: None,

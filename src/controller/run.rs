@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use kube::Config;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
@@ -48,6 +49,8 @@ pub struct Settings {
     pub health_addr: SocketAddr,
     /// How long the Lease lasts.
     pub lease_duration: Duration,
+    /// How long past its timeout a claim of another process is left alone.
+    pub claim_grace: TimeDelta,
     /// What users may annotate their Secrets with.
     pub annotations: AnnotationPolicy,
     /// What is logged, where that can be changed.
@@ -131,6 +134,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             events: events.clone(),
             cluster: cluster.clone(),
             identity: settings.identity.clone(),
+            claim_grace: settings.claim_grace,
             annotations: settings.annotations.clone(),
             seal: seal.clone(),
             caches: Arc::clone(&caches),
@@ -148,6 +152,7 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             fresh_sources: shared::Shared::default(),
             offers: Mutex::default(),
             restored: Mutex::default(),
+            outlived: Mutex::default(),
             unauthorized: Mutex::default(),
             triggers,
             metrics: metrics.clone(),

@@ -17,6 +17,7 @@ use crate::core::ids::ObjectName;
 use crate::core::journal::Scope;
 use crate::core::schedule::spread;
 use crate::ops::health::Health;
+use crate::planted::{Bug, is_planted};
 
 /// How often a journal that cannot be read is looked at again.
 const MENDED_EVERY: Duration = Duration::from_secs(5);
@@ -113,6 +114,9 @@ fn after(name: &ObjectName, outcome: Outcome, failures: &mut HashMap<ObjectName,
     let wait =
         Duration::from_secs(1 << (*count).min(LONGEST_BACKOFF)) + Duration::from_millis(spread(&name.name).into());
     *count += 1;
+    if is_planted(Bug::RequeueLost) {
+        return None;
+    }
     if *count == 1 {
         tracing::warn!(%name, %error, "failed to see a credential through; it is looked at again");
     } else {
@@ -214,6 +218,11 @@ impl Context {
                 let name = ObjectName::new(namespace, name);
                 index.add_record(uid.as_str(), &name, scope);
             }
+        }
+        let unpublished = journal.credentials.values().filter_map(|r| r.unpublished.as_ref());
+        let mut claims = journal.claims.values().chain(unpublished);
+        if claims.any(|claim| claim.holder != self.identity) {
+            self.outlived.lock().insert(scope.clone(), Instant::now());
         }
         if let Some(refused) = &journal.unauthorized {
             self.unauthorized.lock().insert(refused.key.clone(), refused.probe_at);

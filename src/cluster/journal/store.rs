@@ -18,6 +18,7 @@ use crate::core::ids::PageId;
 use crate::core::journal::Scope;
 use crate::core::journal::pages::{Flush, Head, Page, VERSION};
 use crate::core::seal::SealKey;
+use crate::planted::{Bug, is_planted};
 
 pub(super) const DATA_KEY: &str = "journal.json";
 const COMMIT_ANNOTATION: &str = "connect.chitty.cc/commit";
@@ -217,8 +218,9 @@ impl Store {
                 done: false,
             });
         };
+        let before_head = if is_planted(Bug::PageAfterHead) { 2 } else { 0 };
         for page in flush.fresh.iter().chain(&flush.pages) {
-            put(0, Some(page.page.clone()), self.page(page, commit));
+            put(before_head, Some(page.page.clone()), self.page(page, commit));
         }
         if let Some(head) = &flush.head {
             put(1, None, self.map(&self.name, "head", head, commit));

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 
@@ -19,10 +20,12 @@ use crate::core::audit::{AuditEvent, EventType, Subject};
 use crate::core::ids::ObjectName;
 use crate::core::journal::{Journal, Record, RequestFacts, Scope};
 use crate::core::plan::SecretState;
-use crate::core::schedule::CLAIM_GRACE;
 
 /// How often everything known is compared with everything there.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// For how long a process that was taken for dead is reckoned with; what it writes after that is read when that journal is
+/// written next.
+const OUTLIVED_FOR: Duration = Duration::from_secs(3600);
 
 impl Context {
     /// The records of `uid`, in every scope that has one.
@@ -119,7 +122,7 @@ impl Context {
                 continue;
             }
             self.clear_secrets(&scheduler, uid, name).await;
-            let (gone, me) = (uid.to_owned(), self.identity.clone());
+            let (gone, me, grace) = (uid.to_owned(), self.identity.clone(), self.claim_grace);
             let (deliver, working) = (self.delivers(&owning_scope), Arc::clone(&self.working));
             let committed = scheduler
                 .journal
@@ -128,7 +131,7 @@ impl Context {
                     if working.lock().contains_key(&gone) {
                         return Released::Waits;
                     }
-                    release(journal, &gone, &me, deliver, now)
+                    release(journal, &gone, (&me, grace), deliver, now)
                 })
                 .await;
             match committed {
@@ -205,10 +208,25 @@ impl Context {
         })
     }
 
+    /// Reads anew what a process that was taken for dead may have written to since.
+    async fn read_outlived(self: &Arc<Self>) {
+        let scopes: Vec<Scope> = {
+            let mut outlived = self.outlived.lock();
+            outlived.retain(|_, since| since.elapsed() < OUTLIVED_FOR);
+            outlived.keys().cloned().collect()
+        };
+        for scope in scopes {
+            if let Err(error) = self.scheduler(&scope).journal.fresh(|_| ()).await {
+                tracing::debug!(scope = scope.title(), %error, "failed to read a journal anew");
+            }
+        }
+    }
+
     /// Compares everything known with everything there, again and again.
     pub async fn sweep_for_ever(self: Arc<Self>) {
         loop {
             if self.leading() {
+                self.read_outlived().await;
                 let known = self.index.lock().all();
                 for (uid, name) in known {
                     self.sweep_one(uid.as_str(), &name).await;
@@ -225,10 +243,10 @@ enum Released {
     Waits,
 }
 
-fn release(journal: &mut Journal, uid: &str, me: &str, deliver: bool, now: Time) -> Released {
+fn release(journal: &mut Journal, uid: &str, (me, grace): (&str, TimeDelta), deliver: bool, now: Time) -> Released {
     if let Some(claim) = journal.pending(uid)
         && claim.holder != me
-        && claim.answered_by() + CLAIM_GRACE > now
+        && claim.answered_by() + grace > now
     {
         return Released::Waits;
     }

@@ -149,6 +149,7 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
         journal_unavailable,
         told: context.told_of(&owner, &seen.told),
         holder: context.identity.clone(),
+        claim_grace: context.claim_grace,
         waiting,
         unprepared,
     };

@@ -1,6 +1,7 @@
 //! One credential at a time: observe -> plan -> act -> record.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
@@ -24,6 +25,7 @@ use crate::controller::credential::follow;
 use crate::controller::credential::followers::tell_followers;
 use crate::controller::credential::observe::{Snapshot, observe};
 use crate::controller::mint::mint_queue::QueueEntry;
+use crate::planted::{Bug, is_planted};
 
 /// Deadlines are looked at again at least this often: a requeue runs on another clock than the wall's.
 pub(crate) const LONGEST: Duration = Duration::from_secs(600);
@@ -87,6 +89,10 @@ async fn pass(
     if !context.leading() {
         // The term may be over, or its renewal late.
         return Ok(Duration::from_secs(1));
+    }
+    let synced = context.initial_sync_done.load(Ordering::Acquire);
+    if is_planted(Bug::StatusTrusted) && !synced && seen.told.ready().is_some_and(|(is, _)| is) {
+        return Ok(LONGEST);
     }
     if credential.metadata.deletion_timestamp.is_some() {
         // Somebody's finalizer keeps it; what it held goes all the same.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use chrono::TimeDelta;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use parking_lot::Mutex;
@@ -50,6 +51,8 @@ pub struct Context {
     pub cluster: Cluster,
     /// This process, as claims, Events and the lease name it.
     pub identity: String,
+    /// How long past its timeout a claim of another process is left alone.
+    pub claim_grace: TimeDelta,
     /// What users may annotate their Secrets with.
     pub annotations: AnnotationPolicy,
     /// The seal key.
@@ -87,6 +90,9 @@ pub struct Context {
     pub offers: Mutex<HashMap<ObjectName, u64>>,
     /// When each Secret of a credential was last restored, and how often in a row.
     pub restored: Mutex<HashMap<ObjectName, (Instant, u32)>>,
+    /// Journals in which another process had claims when this term began, and when that was. It may be frozen and not
+    /// dead: what it owes for a claim that was closed meanwhile it writes there when it wakes, and it tells nobody.
+    pub outlived: Mutex<HashMap<Scope, Instant>>,
     /// When a key that was refused may be tried again, by its digest.
     pub unauthorized: Mutex<HashMap<String, Time>>,
     /// Wakes the reconciler for a credential.

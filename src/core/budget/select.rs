@@ -6,6 +6,7 @@ use chrono::TimeDelta;
 
 use crate::core::Time;
 use crate::core::ids::Uid;
+use crate::planted::{Bug, is_planted};
 
 use super::demand::Group;
 use super::line::Line;
@@ -187,7 +188,7 @@ impl Pass<'_> {
                     spare = self.own_tries.afford(search.projection, 1);
                     known = true;
                 }
-                let free = free && (own || spare);
+                let free = free && (own || spare) || is_due && is_planted(Bug::RenewalUnprojected);
                 let may = free && (is_due && !faster || left > 0 && self.fits(search, &mut left, uid, !faster));
                 let keeps = free && !may && is_due && keeps_its_rate(search.projection, uid);
                 if may || keeps {

@@ -24,6 +24,7 @@ use crate::core::Time;
 use crate::core::audit::AuditEvent;
 use crate::core::ids::{SpecDigest, Uid};
 use crate::core::spec::digest;
+use crate::planted::{Bug, is_planted};
 
 pub use entries::{
     ActiveToken, Attempt, Claim, EndpointRef, Failure, LetGo, MintReason, Minted, Record, RequestFacts, Revocation,
@@ -316,7 +317,7 @@ impl Journal {
                 self.typical_lifetime = Some(lifetime);
                 self.throttle.count = 0;
                 self.unauthorized = None;
-                if let Some(old) = old {
+                if let Some(old) = old.filter(|_| !is_planted(Bug::PreviousForgotten)) {
                     self.enqueue_revocation(&old.pending_revocation(uid), old.ends_at, Reason::Rotated);
                 }
             }

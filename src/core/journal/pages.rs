@@ -10,6 +10,8 @@
 //! - Events and revocations that move to another page are in both until the head names it, and one again then.
 
 mod draft;
+#[cfg(test)]
+mod model;
 mod read;
 mod stored;
 #[cfg(test)]

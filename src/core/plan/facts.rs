@@ -49,6 +49,8 @@ pub struct Observed {
     pub told: Option<(Reason, Time)>,
     /// This process's identity, as claims name it.
     pub holder: String,
+    /// How long past its timeout a claim of another process is left alone.
+    pub claim_grace: TimeDelta,
     /// What the budget said last.
     pub waiting: Option<Waiting>,
     /// Why the last attempt to prepare a mint was given up, and when to try again.

@@ -16,7 +16,7 @@ use chrono::TimeDelta;
 use crate::api::Reason;
 use crate::core::consumers::Users;
 use crate::core::journal::{ActiveToken, Claim, MintReason};
-use crate::core::schedule::{CLAIM_GRACE, latest_safe, renew_at, runway};
+use crate::core::schedule::{latest_safe, renew_at, runway};
 use crate::core::{Time, clock};
 
 use checks::{
@@ -226,7 +226,7 @@ fn under_way(o: &Observed, claim: &Claim, now: Time, plan: &mut Plan) {
         let judge_at = if claim.holder == o.holder {
             claim.at
         } else {
-            claim.answered_by() + CLAIM_GRACE
+            claim.answered_by() + o.claim_grace
         };
         if judge_at > now {
             plan.wake_at(judge_at);

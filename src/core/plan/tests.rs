@@ -12,6 +12,7 @@ use crate::core::budget::Waiting;
 use crate::core::journal::tests_support::{claim as claim_at, endpoint, live as live_at, request, scope};
 use crate::core::journal::{Failure, Record, Written};
 use crate::core::layout::AnnotationPolicy;
+use crate::core::schedule::CLAIM_GRACE;
 use crate::core::seal::Seal;
 use crate::core::spec::Desired;
 use crate::core::spec::{self, tests_support::credential};
@@ -65,6 +66,7 @@ fn fresh() -> Observed {
         journal_unavailable: false,
         told: None,
         holder: "me".into(),
+        claim_grace: CLAIM_GRACE,
         waiting: None,
         unprepared: None,
     }

@@ -19,6 +19,7 @@ pub mod collector;
 pub mod control_plane;
 pub mod image;
 pub mod node;
+pub mod perturb;
 mod pki;
 mod ports;
 pub mod process;

@@ -216,7 +216,7 @@ fn bind(wanted: SocketAddr) -> anyhow::Result<(std::net::TcpListener, SocketAddr
     bail!("failed to find a free port on {}", wanted.ip())
 }
 
-fn tls_acceptor(identity: &Identity, clients: Option<&str>) -> anyhow::Result<TlsAcceptor> {
+pub(crate) fn tls_acceptor(identity: &Identity, clients: Option<&str>) -> anyhow::Result<TlsAcceptor> {
     let certs = vec![CertificateDer::from_pem_slice(identity.cert.as_bytes())?];
     let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -130,6 +130,7 @@ pub(super) async fn observe(
         journal_unavailable: broken.is_some(),
         told: context.told_of(&owner, &seen.told),
         holder: context.identity.clone(),
+        claim_grace: context.claim_grace,
         waiting: None,
         unprepared: context.unprepared_of(&owner.uid, credential.metadata.generation),
     };

@@ -24,6 +24,7 @@ use crate::core::journal::pages::{Layout, Page};
 use crate::core::journal::{ActiveToken, Claim, Journal, MintReason, Scope};
 use crate::core::outage::{Bar, Gate};
 use crate::core::plan::{Action, Connection, Content, Observed, SecretState, plan};
+use crate::core::schedule::CLAIM_GRACE;
 use crate::core::seal::Seal;
 use crate::core::spec::Desired;
 
@@ -373,6 +374,7 @@ impl World {
             journal_unavailable: false,
             told: None,
             holder: process.holder.clone(),
+            claim_grace: CLAIM_GRACE,
             waiting: None,
             unprepared: None,
         }

@@ -67,6 +67,10 @@ impl Files {
         self.path(name).display().to_string()
     }
 
+    pub(super) fn authority(&self) -> &Authority {
+        &self.ca
+    }
+
     pub(super) fn ca_pem(&self) -> String {
         self.ca.pem()
     }

@@ -20,6 +20,7 @@ pub use self::options::Options;
 
 use self::files::Files;
 use crate::binaries::{Binaries, Tool};
+use crate::pki::Authority;
 use crate::ports::free_port;
 use crate::process::Process;
 
@@ -176,6 +177,11 @@ impl ControlPlane {
         self.files.ca_pem()
     }
 
+    /// That authority itself, for whoever stands between the API server and a client.
+    pub(crate) fn authority(&self) -> &Authority {
+        self.files.authority()
+    }
+
     /// kubectl as administrator; the caller adds arguments.
     pub fn kubectl(&self) -> anyhow::Result<Command> {
         let mut command = Command::new(self.binaries.path(Tool::Kubectl)?);
@@ -191,6 +197,22 @@ impl ControlPlane {
         // Not while holding the lock: killing waits.
         let apiserver = self.running().apiserver.take();
         drop(apiserver);
+    }
+
+    /// SIGKILLs etcd. What it had answered is on its disk.
+    pub fn kill_etcd(&self) {
+        let etcd = self.running().etcd.take();
+        drop(etcd);
+    }
+
+    /// Starts etcd again, on the same ports, and waits until it is ready.
+    pub async fn start_etcd(&self) -> anyhow::Result<()> {
+        if self.running().etcd.is_none() {
+            let etcd = self.spawn(Tool::Etcd)?;
+            self.running().etcd = Some(etcd);
+        }
+        let url = components::local_url(self.ports.etcd);
+        self.until(Tool::Etcd, || etcd::check_health(&url)).await
     }
 
     /// Starts the API server again, on the same port, and waits until it is ready.
