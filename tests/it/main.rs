@@ -19,6 +19,7 @@ mod outages;
 mod prometheus;
 mod provision;
 mod records;
+mod revoke;
 mod runs;
 mod scale;
 mod schema;

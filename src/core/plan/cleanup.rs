@@ -3,6 +3,7 @@
 use crate::api::Reason;
 use crate::core::Time;
 use crate::core::consumers::Users;
+use crate::core::ids::Digest;
 use crate::core::journal::ActiveToken;
 use crate::core::schedule::latest_safe;
 
@@ -20,11 +21,17 @@ pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option
         }
         return None;
     }
+    if live.is_none() && rebuildable(o, now) {
+        plan.actions.push(Action::Rebuild);
+        return None;
+    }
+    if is_to_revoke(o, live) {
+        // The journal as it is must be asked first: what this view does not know may have been minted since. Secrets go once
+        // that is noted.
+        plan.actions.push(Action::Revoke { asked: o.asked });
+        return None;
+    }
     let Some(live) = live else {
-        if rebuildable(o, now) {
-            plan.actions.push(Action::Rebuild);
-            return None;
-        }
         let known = o.record.as_ref().map_or(0, |r| r.revision);
         let later = |state: &SecretState| match state {
             SecretState::Ours { seal: Some(seal), .. } if seal.live.revision > known && seal.live.ends_at > now => {
@@ -89,6 +96,14 @@ pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option
     Some(live)
 }
 
+/// The revoke annotation has a value that nothing was done about: neither was a token minted since, nor are tokens known to
+/// have been revoked for it.
+fn is_to_revoke(o: &Observed, live: Option<&ActiveToken>) -> bool {
+    let revoke = o.asked.revoke;
+    let heeded = o.record.as_ref().is_some_and(|r| r.heeds(revoke));
+    revoke != Digest::default() && !heeded && live.is_none_or(|l| l.digest.revoke != revoke)
+}
+
 /// Nobody needs it longer than it has its runway: whoever comes finds a new one. Nor, where nobody asks for another, if it
 /// is not what the spec asks for, or not as it was written.
 fn is_unneeded(o: &Observed, live: &ActiveToken, now: Time) -> bool {
@@ -102,7 +117,9 @@ fn is_unneeded(o: &Observed, live: &ActiveToken, now: Time) -> bool {
         return true;
     }
     let last = o.record.as_ref().and_then(|r| r.let_go.as_deref());
-    let stale = desired.is_some_and(|desired| desired.digest != live.digest);
+    let stale = desired.is_some_and(|desired| {
+        !desired.digest.same_content(&live.digest) || desired.digest.rotate != live.digest.rotate
+    });
     (stale || !is_intact(o, live)) && !uses.asks(last)
 }
 
