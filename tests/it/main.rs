@@ -16,6 +16,7 @@ mod lifecycle;
 mod network;
 mod on_demand;
 mod outages;
+mod plugin;
 mod prometheus;
 mod provision;
 mod records;
