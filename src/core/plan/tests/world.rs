@@ -39,6 +39,7 @@ enum Step {
     DeleteSecret,
     Edit,
     Rotate,
+    Revoke,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,6 +67,7 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => Just(Step::DeleteSecret),
         1 => Just(Step::Edit),
         1 => Just(Step::Rotate),
+        1 => Just(Step::Revoke),
     ]
 }
 
@@ -108,6 +110,8 @@ struct World {
     posts: Vec<(Time, String)>,
     heals: usize,
     damages: usize,
+    /// Revoked, and nothing rotated since.
+    barred: bool,
 }
 
 const LIMIT: Limit = Limit {
@@ -131,6 +135,7 @@ impl World {
             posts: Vec::new(),
             heals: 0,
             damages: 0,
+            barred: false,
         }
     }
 
@@ -182,6 +187,10 @@ impl World {
             users: Users::Anybody,
             kept: true,
             desired: Ok(self.desired.clone()),
+            asked: Asked {
+                rotate: self.desired.digest.rotate,
+                revoke: self.desired.digest.revoke,
+            },
             secrets: [("a".to_owned(), state)].into(),
             claim,
             working: self.flights.iter().any(|f| f.who == who),
@@ -226,6 +235,14 @@ impl World {
                         let due = j.live_of(UID).map(|l| l.ends_at);
                         let released = reason != Reason::Expired || due.is_some_and(|at| at <= now);
                         released && j.release(UID, now, Reason::Expired).is_some()
+                    });
+                }
+                Action::Revoke { asked } => {
+                    let seen = observed.record.as_ref().and_then(|r| r.live.as_ref());
+                    let seen = seen.map(|l| l.claim.clone());
+                    self.tell(|j, now| {
+                        let as_seen = seen.is_none() || j.live_of(UID).map(|l| &l.claim) == seen.as_ref();
+                        as_seen && j.revoke_as_asked(UID, ("runners-1", "a"), *asked, now)
                     });
                 }
                 Action::Adopt => {
@@ -302,6 +319,7 @@ impl World {
             "minted without need as {kind:?}: {:?}",
             self.journal
         );
+        assert!(!self.barred, "minted between a revocation and the next rotation");
         let mut claim = claim_at(UID, "runners-1", kind, now, self.posts.len() + self.history.len());
         claim.holder = NAMES[who].into();
         claim.revision = self.journal.credentials.get(UID).map_or(0, |r| r.revision) + 1;
@@ -413,11 +431,19 @@ impl World {
                 self.edits += 1;
                 let mut edited = credential("a", "svc");
                 edited.spec.purpose = format!("purpose-{}", self.edits);
+                let before = self.desired.digest;
                 self.desired = spec::desired(&edited, None, &AnnotationPolicy::default()).unwrap();
+                (self.desired.digest.rotate, self.desired.digest.revoke) = (before.rotate, before.revoke);
             }
             Step::Rotate => {
                 self.edits += 1;
                 self.desired.digest.rotate = Digest::of([format!("rotate-{}", self.edits)]);
+                self.barred = false;
+            }
+            Step::Revoke => {
+                self.edits += 1;
+                self.desired.digest.revoke = Digest::of([format!("revoke-{}", self.edits)]);
+                self.barred = true;
             }
         }
         self.check();
@@ -474,8 +500,11 @@ impl World {
                 && plan
                     .verdict
                     .as_ref()
-                    .is_some_and(|v| v.ready || v.reason == Reason::Denied)
+                    .is_some_and(|v| v.ready || matches!(v.reason, Reason::Denied | Reason::Revoked))
             {
+                let revoked = self.secret.is_none() && self.journal.live_of(UID).is_none();
+                let told = plan.verdict.is_some_and(|v| v.reason == Reason::Revoked);
+                assert!(!self.barred || revoked && told, "revoked, and yet there is a token");
                 return;
             }
             self.now += s(30);
