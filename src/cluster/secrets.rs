@@ -165,6 +165,9 @@ pub enum WriteError {
     /// A Secret of that name is somebody else's.
     #[error("a Secret of that name is somebody else's")]
     NotOurs,
+    /// It may not be written any more.
+    #[error("it may not be written any more")]
+    Withheld,
     /// The API server said no, or nothing. Where values were to be written its words are left out: a
     /// webhook may have repeated one.
     #[error("{0}")]
@@ -240,16 +243,19 @@ impl Cluster {
     /// Writes a Secret that is ours or absent, and tells how it is now: what a look would find, without one. Of one
     /// that is `absent` as far as is known nothing is read first; where it is there all the same, the API server says so.
     /// `live` is the token that `data` was made from; a `dry_run` has none, and asks the API server without storing anything.
+    /// Whether it `may` be written is asked before each try, once it is known what is there: whatever is written after that,
+    /// by a successor of this process maybe, is not written over. It learns whether somebody else has written since.
     ///
     /// # Errors
-    /// Where a Secret of that name is not ours, or the API server does not take it.
-    pub async fn write_secret(
+    /// Where a Secret of that name is not ours, the API server does not take it, or it may not be written.
+    pub async fn write_secret<M: Future<Output = bool>>(
         &self,
         owner: &Owner,
         metadata: &SecretMetadata,
         data: &Data,
         seal: &SealKey,
         write: Write<'_>,
+        may: impl Fn(bool) -> M,
     ) -> Result<InspectedSecret, WriteError> {
         let dry_run = write.live.is_none();
         let api = self.secrets(&owner.namespace);
@@ -265,6 +271,9 @@ impl Cluster {
             } else {
                 bounded(api.get_opt(&metadata.name)).await?.map(Wiped)
             };
+            if !may(attempt > 0).await {
+                return Err(WriteError::Withheld);
+            }
             // A webhook sees what is replaced, too.
             let speaks = dry_run && existing.is_none();
             let outcome = match existing {

@@ -1,23 +1,27 @@
 //! The journal's compare-and-swap: the fence that everything else stands behind.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::future::ready;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use chittyconnect_operator::api::RateScope;
+use chittyconnect_operator::api::{RateScope, SecretType};
 use chittyconnect_operator::cluster::Cluster;
 use chittyconnect_operator::cluster::journal::{Journals, ScopeJournal};
+use chittyconnect_operator::cluster::secrets::{Owner, SecretMetadata, Write, WriteError};
 use chittyconnect_operator::core::Time;
 use chittyconnect_operator::core::ids::SpecDigest;
 use chittyconnect_operator::core::journal::{ActiveToken, Claim, Outcome, Scope};
+use chittyconnect_operator::core::layout::OwnMetadata;
 use chittyconnect_operator::core::seal::SealKey;
 use chrono::TimeDelta;
 use http::{Method, Request};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::client::Body;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use crate::support::*;
 
@@ -332,4 +336,53 @@ async fn a_journal_that_was_deleted_while_nobody_ran_is_missed_and_one_that_is_e
     // An empty one is begun anew as if it had never been.
     publish(&second.of(&empty), 0..1).await;
     assert_eq!(read(&world, &empty).await, (1, false));
+}
+
+/// Invariant 5.
+#[tokio::test]
+async fn a_secret_that_somebody_else_wrote_meanwhile_is_not_written_over_unasked() {
+    let case = Case::new().await;
+    let credential = case.issued("a", json!({})).await;
+    let (secrets, seal) = (case.secrets(), SealKey::new(vec![7; 32]).unwrap());
+    // A successor writes right before the first write of a process that was frozen.
+    let slow = {
+        let (client, secrets) = (case.client.clone(), secrets.clone());
+        tower::service_fn(move |request: Request<Body>| {
+            let (client, secrets) = (client.clone(), secrets.clone());
+            async move {
+                if request.method() == Method::PUT {
+                    let written = json!({"stringData": {"npm_token": "of the successor"}});
+                    secrets
+                        .patch("a", &PatchParams::default(), &Patch::Merge(written))
+                        .await?;
+                }
+                Ok::<_, tower::BoxError>(client.send(request).await?)
+            }
+        })
+    };
+    let cluster = Cluster::new(Client::new(slow, "default"), SYSTEM.to_owned());
+    let now = chrono::Utc::now();
+    let live = live(&claim("a", now), now);
+    let metadata = SecretMetadata {
+        name: "a".to_owned(),
+        type_: SecretType::Opaque,
+        own: OwnMetadata::default(),
+        seal: String::new(),
+        expires_at: String::new(),
+    };
+    let known = Write {
+        live: Some(&live),
+        absent: false,
+    };
+    let asked = AtomicUsize::new(0);
+    let may = |contended: bool| {
+        asked.fetch_add(1, Ordering::SeqCst);
+        ready(!contended)
+    };
+    let data = [("npm_token".to_owned(), Zeroizing::new(b"late".to_vec()))].into();
+    let owner = Owner::of(&credential);
+    let wrote = cluster.write_secret(&owner, &metadata, &data, &seal, known, may).await;
+    assert!(matches!(wrote, Err(WriteError::Withheld)), "{wrote:?}");
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    assert_ne!(case.value("a", "npm_token").await.as_deref(), Some("late"));
 }

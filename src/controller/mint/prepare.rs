@@ -1,6 +1,7 @@
 //! What precedes a claim: fresh reads, and a dry run of the Secrets. Nothing is minted that cannot be
 //! published.
 
+use std::future::ready;
 use std::sync::Arc;
 
 use chrono::TimeDelta;
@@ -160,7 +161,7 @@ pub(crate) async fn dry_run(
         };
         let problem = match context
             .cluster
-            .write_secret(owner, &metadata, &data, &context.seal, write)
+            .write_secret(owner, &metadata, &data, &context.seal, write, |_| ready(true))
             .await
         {
             Ok(_) => continue,
@@ -169,6 +170,7 @@ pub(crate) async fn dry_run(
                 context.caches.unlisted.lock().insert(at);
                 return Err(NotPrepared::Changed);
             }
+            Err(WriteError::Withheld) => return Err(NotPrepared::Changed),
             Err(WriteError::Api(e)) if e.code() == Some(429) => return Err(NotPrepared::Later(e)),
             Err(WriteError::Api(e)) => Problem::new(
                 Reason::SecretRefused,

@@ -1,5 +1,6 @@
 //! From an answer to Secrets: retried until the token ends, and never minted again instead.
 
+use std::future::ready;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
@@ -192,6 +193,15 @@ pub fn metadata(context: &Context, owner: &Owner, secret: &DesiredSecret, live: 
 /// A Secret that is exactly as it was written: its name, its version and the digest of its metadata.
 type Stamped = (String, String, String);
 
+/// What came of one try to write a Secret.
+enum Tried {
+    Written(Option<Stamped>),
+    /// The claim is to be asked first.
+    Withheld,
+    /// For the status.
+    Failed(Problem),
+}
+
 /// The Secrets of one mint, while they are written.
 struct Publication<'a> {
     context: &'a Context,
@@ -210,9 +220,9 @@ impl Publication<'_> {
     /// Writes one of them, as often as it takes.
     async fn write(&mut self, secret: &Ready<'_>) -> Result<Option<Stamped>, Published> {
         let context = self.context;
+        let mut withheld = false;
         loop {
-            // A task that comes late, or again, might overwrite what a successor wrote: the claim is asked.
-            if self.noted || !context.leading() || context.now() >= self.claim.answered_by() {
+            if withheld || self.is_late() {
                 match is_closed(self.journal, self.owner, self.claim).await {
                     Some(false) => {}
                     // Unread, nobody can have closed it either; the token may end meanwhile.
@@ -224,8 +234,12 @@ impl Publication<'_> {
                 }
             }
             let problem = match self.try_write(secret).await? {
-                Ok(stamp) => return Ok(stamp),
-                Err(problem) => problem,
+                Tried::Written(stamp) => return Ok(stamp),
+                Tried::Withheld => {
+                    withheld = true;
+                    continue;
+                }
+                Tried::Failed(problem) => problem,
             };
             if !self.noted {
                 self.noted = self.note().await;
@@ -245,8 +259,18 @@ impl Publication<'_> {
         }
     }
 
+    /// A task that comes late, or again, might overwrite what a successor wrote: the claim is to be asked.
+    fn is_late(&self) -> bool {
+        self.noted || !self.context.leading() || self.context.now() >= self.claim.answered_by()
+    }
+
+    /// Whether it may write over what it has just read. Where somebody else has written meanwhile, that may be a successor.
+    async fn may_write(&self, contended: bool) -> bool {
+        !contended && !self.is_late() || is_closed(self.journal, self.owner, self.claim).await == Some(false)
+    }
+
     /// Writes it once. What keeps it from that may pass.
-    async fn try_write(&self, secret: &Ready<'_>) -> Result<Result<Option<Stamped>, Problem>, Published> {
+    async fn try_write(&self, secret: &Ready<'_>) -> Result<Tried, Published> {
         let (context, name) = (self.context, &secret.metadata.name);
         let at = ObjectName::new(self.owner.namespace.as_str(), name.as_str());
         let known = Write {
@@ -257,21 +281,23 @@ impl Publication<'_> {
             let _room = context.rendering.room_for(secret.size).await;
             let data = secret.render(self.answer, self.live.ends_at).map_err(Published::No)?;
             let (cluster, metadata) = (&context.cluster, &secret.metadata);
+            let may = |contended| self.may_write(contended);
             cluster
-                .write_secret(self.owner, metadata, &data, &context.seal, known)
+                .write_secret(self.owner, metadata, &data, &context.seal, known, may)
                 .await
         };
         let seen = match written {
             Ok(seen) => seen,
+            Err(WriteError::Withheld) => return Ok(Tried::Withheld),
             Err(WriteError::NotOurs) => {
-                return Ok(Err(Problem::new(
+                return Ok(Tried::Failed(Problem::new(
                     Reason::SecretConflict,
                     format!("Secret {name} came to be somebody else's; the new token cannot be written"),
                 )));
             }
             Err(WriteError::Api(error)) => {
                 let why = why(context, self.owner, secret, &error).await;
-                return Ok(Err(Problem::new(
+                return Ok(Tried::Failed(Problem::new(
                     Reason::SecretRefused,
                     format!("a token was made, but Secret {name} cannot be written: {why}"),
                 )));
@@ -289,7 +315,7 @@ impl Publication<'_> {
             .entry(self.owner.uid.clone())
             .or_default()
             .insert(name.clone(), look);
-        Ok(Ok(stamp))
+        Ok(Tried::Written(stamp))
     }
 
     /// Has the journal remember the ids: whatever becomes of this process, they can be revoked.
@@ -315,9 +341,8 @@ async fn why(context: &Context, owner: &Owner, secret: &Ready<'_>, error: &Error
         live: None,
         absent: false,
     };
-    let asked = context
-        .cluster
-        .write_secret(owner, &secret.metadata, &harmless, &context.seal, dry);
+    let cluster = &context.cluster;
+    let asked = cluster.write_secret(owner, &secret.metadata, &harmless, &context.seal, dry, |_| ready(true));
     match asked.await {
         Err(WriteError::Api(said)) if said.code() == error.code() => said.brief(),
         _ => error.brief(),

@@ -1,5 +1,6 @@
 //! From the Secrets of the credential that is followed to those of the one that follows.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -255,9 +256,11 @@ async fn write(
             live: Some(token),
             absent: context.caches.is_absent(&at),
         };
+        // Where somebody else has written since, it is looked at anew: a successor may know of a later token.
+        let may = |contended: bool| ready(!contended && context.leading() && context.now() < token.ends_at);
         let written = context
             .cluster
-            .write_secret(owner, &metadata, &data, &context.seal, known)
+            .write_secret(owner, &metadata, &data, &context.seal, known, may)
             .await;
         let seen = match written {
             Ok(seen) => seen,
@@ -265,6 +268,7 @@ async fn write(
                 context.caches.unlisted.lock().insert(at);
                 return Err(Stopped::Changed);
             }
+            Err(WriteError::Withheld) => return Err(Stopped::Changed),
             Err(WriteError::Api(error)) => {
                 let problem = Problem::new(
                     Reason::SecretRefused,

@@ -51,6 +51,10 @@ pub enum Scenario {
     Follow,
     /// A new token is wanted while the leader stops and a standby takes over.
     HandOver,
+    /// Another request, and another Secret in the place of one.
+    Edit,
+    /// The annotation that gives all tokens back.
+    GiveBack,
 }
 
 /// Who is killed when something happens.
@@ -114,6 +118,8 @@ impl fmt::Display for Scenario {
             Self::OnDemand => "on-demand",
             Self::Follow => "follow",
             Self::HandOver => "hand-over",
+            Self::Edit => "edit",
+            Self::GiveBack => "give-back",
         })
     }
 }
@@ -129,7 +135,7 @@ impl FromStr for Scenario {
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Issue,
         Self::IssueDeploy,
         Self::Rotate,
@@ -145,6 +151,8 @@ impl Scenario {
         Self::OnDemand,
         Self::Follow,
         Self::HandOver,
+        Self::Edit,
+        Self::GiveBack,
     ];
 
     /// Who may be killed: a standby is of interest where something is going on already, and elsewhere makes things slow.
@@ -297,7 +305,9 @@ impl Scenario {
             | Self::Delete
             | Self::Recreate
             | Self::OnDemand
-            | Self::HandOver => {
+            | Self::HandOver
+            | Self::Edit
+            | Self::GiveBack => {
                 scene.apply("a", &self.credential(scene)).await?;
                 until_ready(scene, 1).await
             }
@@ -365,6 +375,16 @@ impl Scenario {
                 scene.apply("a", &self.credential(scene)).await?;
             }
             Self::OnDemand => scene.mount("p", "one").await?,
+            Self::Edit => {
+                let mut spec = self.credential(scene);
+                spec["purpose"] = json!("publish");
+                spec["secrets"] = json!([{"name": "one"}, {"name": "three", "presets": ["env"]}]);
+                scene.apply("a", &spec).await?;
+            }
+            Self::GiveBack => {
+                let patch = json!({"metadata": {"annotations": {"connect.chitty.cc/revoke": "1"}}});
+                credentials.patch("a", &merge, &Patch::Merge(patch)).await?;
+            }
             Self::Overflow => self.apply_large(scene, INLINE..PAGED).await?,
         }
         Ok(())

@@ -138,7 +138,19 @@ impl Journal {
             .iter()
             .filter(|m| m.labels().contains_key("connect.chitty.cc/journal"));
         let texts = parts.filter_map(|m| m.data.as_ref()?.get("journal.json"));
-        for part in texts.filter_map(|text| serde_json::from_str::<Value>(text).ok()) {
+        let parts: Vec<Value> = texts.filter_map(|text| serde_json::from_str(text).ok()).collect();
+        // What a process wrote that was dead by then is no page of a head: nobody reads it, and the next start removes it.
+        let named: BTreeSet<&String> = parts
+            .iter()
+            .filter_map(|part| part["pages"].as_object())
+            .flat_map(Map::keys)
+            .collect();
+        let counts = |part: &&Value| {
+            part["page"]
+                .as_str()
+                .is_none_or(|page| named.contains(&page.to_owned()))
+        };
+        for part in parts.iter().filter(counts) {
             found.claims += part["claims"].as_object().map_or(0, Map::len);
             for slot in part["slots"].as_object().into_iter().flat_map(Map::values) {
                 found.records += usize::from(slot["record"].is_object());
