@@ -66,6 +66,7 @@ impl Act {
     pub fn progress(self, before: &Credential, credential: &Credential, now: Time) -> Progress {
         let told = || match credential.ready {
             None => "the controller has not looked at it".to_owned(),
+            Some(true) if credential.is_well() => "the controller has yet to answer".to_owned(),
             Some(_) => format!("{}: {}", credential.reason, credential.message),
         };
         let ends = credential.expires_at.filter(|_| credential.issued);
@@ -101,5 +102,70 @@ impl Act {
                 _ => Progress::Waits(told()),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::examples::{credential, example, merge, now};
+
+    fn of(reason: Reason, over: serde_json::Value) -> Credential {
+        let mut object = serde_json::to_value(example(reason)).unwrap();
+        merge(&mut object, over);
+        Credential::from(&credential("site-deploy", object))
+    }
+
+    #[test]
+    fn a_rotation_is_done_with_the_next_revision_and_fails_where_a_new_verdict_stands_still() {
+        let before = of(Reason::Rotated, json!({}));
+        let progress = |after: &Credential| Act::Rotate.progress(&before, after, now());
+        assert!(matches!(progress(&before), Progress::Waits(_)));
+        let next = of(Reason::Rotated, json!({"status": {"revision": 8}}));
+        assert_eq!(
+            progress(&next),
+            Progress::Done("revision 8, valid until 13:02:10Z (in 40m)".to_owned())
+        );
+        let denied = of(Reason::Denied, json!({}));
+        assert!(matches!(progress(&denied), Progress::Failed(_)));
+        // What stood still before is no answer to what is asked now.
+        assert!(matches!(
+            Act::Rotate.progress(&denied, &denied, now()),
+            Progress::Waits(_)
+        ));
+    }
+
+    #[test]
+    fn a_revocation_is_done_once_secrets_are_gone_and_a_suspension_once_it_is_seen() {
+        let before = of(Reason::Rotated, json!({}));
+        let progress = |act: Act, after: &Credential| act.progress(&before, after, now());
+        assert!(matches!(progress(Act::Revoke, &before), Progress::Waits(_)));
+        assert!(matches!(
+            progress(Act::Revoke, &of(Reason::Revoked, json!({}))),
+            Progress::Done(_)
+        ));
+        let unseen = of(Reason::Suspended, json!({"metadata": {"generation": 2}}));
+        assert!(matches!(progress(Act::Suspend, &unseen), Progress::Waits(_)));
+        let Progress::Done(told) = progress(Act::Suspend, &of(Reason::Suspended, json!({}))) else {
+            panic!("it is seen");
+        };
+        assert!(told.contains("its token lives until 12:33:50Z"), "{told}");
+        assert!(matches!(
+            progress(Act::Resume, &of(Reason::Idle, json!({}))),
+            Progress::Done(_)
+        ));
+    }
+
+    #[test]
+    fn who_follows_is_sent_to_whom_it_follows() {
+        let follower = of(Reason::NotShared, json!({}));
+        let told = Act::Revoke.objection(&follower).unwrap();
+        assert!(
+            told.ends_with("kubectl chitty revoke shared-deploy -n platform"),
+            "{told}"
+        );
+        assert_eq!(Act::Suspend.objection(&follower), None);
     }
 }

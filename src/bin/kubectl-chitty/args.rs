@@ -174,6 +174,15 @@ mod tests {
     }
 
     #[test]
+    fn every_command_has_its_place_in_the_documentation() {
+        let page = include_str!("../../../docs/kubectl-chitty.md");
+        for command in Arguments::command().get_subcommands() {
+            let heading = format!("\n## {}\n", command.get_name());
+            assert!(page.contains(&heading), "{heading}");
+        }
+    }
+
+    #[test]
     fn what_acts_waits_unless_it_is_told_not_to() {
         let parse = |more: &[&str]| {
             let all = ["kubectl-chitty", "rotate", "a", "b", "-n", "demo"].iter().chain(more);

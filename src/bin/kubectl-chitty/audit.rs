@@ -156,3 +156,61 @@ fn undelivered(part: &ConfigMap, uid: &str) -> Vec<Entry> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use chittyconnect_operator::api::Reason;
+    use expect_test::expect;
+    use serde_json::json;
+
+    use super::*;
+    use crate::examples::{example, now};
+
+    #[test]
+    fn a_past_is_told_in_its_order_and_so_is_what_nobody_has_acknowledged() {
+        let event = |reason: &str, kind: &str, at: &str, count: i32| -> Event {
+            serde_json::from_value(json!({
+                "metadata": {"name": reason}, "involvedObject": {}, "reason": reason, "type": kind,
+                "message": "something happened, and this is what it means for whoever waits for the token of this credential",
+                "lastTimestamp": at, "count": count,
+            }))
+            .unwrap()
+        };
+        let events = vec![
+            event("RateLimited", "Warning", "2026-11-21T12:01:00Z", 3),
+            event("Issued", "Normal", "2026-11-21T12:02:10Z", 1),
+        ];
+        let owed = json!({
+            "id": "site-deploy-9", "seq": 9, "event": "provisioned", "at": "2026-11-21T12:02:09Z",
+            "namespace": "demo-web", "name": "site-deploy", "uid": "site-deploy", "revision": 1, "reason": "Issued",
+            "request": {"connection": "default", "service": "chittyid", "purpose": "worker-deploy", "runId": "r1"},
+        });
+        let part: ConfigMap = serde_json::from_value(json!({
+            "data": {"journal.json": json!({"slots": {"site-deploy": {"events": [owed]}}, "other": 1}).to_string()},
+        }))
+        .unwrap();
+        let credential = Credential::from(&example(Reason::Issued));
+        let audit = Audit::new(
+            credential,
+            "site-deploy",
+            &Seen::Found(events),
+            &Seen::Found(vec![part]),
+        );
+        let told = audit.text(Some(80), 80, now());
+        expect![[r#"
+            WHEN        AGO   TOLD BY   WHAT                     N
+            12:01:00Z   21m   Event     RateLimited              3
+                something happened, and this is what it means for whoever waits for the
+                token of this credential
+            12:02:09Z   20m   journal   credential.provisioned
+                revision 1, reason Issued, run r1: not delivered yet
+            12:02:10Z   20m   Event     Issued
+                something happened, and this is what it means for whoever waits for the
+                token of this credential
+
+            1 audit event of it waits for ChittyChronicle. Kubernetes keeps Events for an
+            hour: ChittyChronicle has the rest, under entityId chittyid.
+        "#]]
+        .assert_eq(&anstream::adapter::strip_str(&told).to_string());
+    }
+}

@@ -141,21 +141,27 @@ impl Held {
         if let Some(frees) = &self.frees {
             let _ = writeln!(text, "{}", wrap(&frees_text(frees, now), width, 2));
         }
-        if budget.waiting > 0 {
-            let _ = writeln!(text, "  {} wait for a slot.", budget.waiting);
+        match budget.waiting {
+            0 => {}
+            1 => text.push_str("  One waits for a slot.\n"),
+            many => {
+                let _ = writeln!(text, "  {many} wait for a slot.");
+            }
         }
         let (live, waiting): (Vec<&Holder>, Vec<&Holder>) = self.holders.iter().partition(|holder| holder.issued);
         let needed = |holders: &[&Holder]| decimal(holders.iter().map(|h| h.mints_per_window_thousandths).sum());
         if !self.holders.is_empty() {
             let who = if self.partial { " that you may see" } else { "" };
-            let sums = format!(
-                "{} with a token{who} need {} mints in {}; {} without need {} more.",
+            let mut sums = format!(
+                "{} with a token{who} need {} mints in {}",
                 live.len(),
                 needed(&live),
-                length(budget.window()),
-                waiting.len(),
-                needed(&waiting)
+                length(budget.window())
             );
+            if !waiting.is_empty() {
+                let _ = write!(sums, "; {} without need {} more", waiting.len(), needed(&waiting));
+            }
+            sums.push('.');
             let _ = writeln!(text, "{}\n", wrap(&sums, width, 2));
             let columns = [
                 ("  NAMESPACE", 0),
@@ -231,4 +237,75 @@ fn frees_text(frees: &[Free], now: Time) -> String {
         let _ = write!(told, ", and {more} later");
     }
     told + "; renewals that are due may take them."
+}
+
+#[cfg(test)]
+mod tests {
+    use chittyconnect_operator::api::Reason;
+    use expect_test::expect;
+
+    use super::*;
+    use crate::examples::{connections, now, observed};
+    use crate::facts::budgets;
+
+    #[test]
+    fn a_budget_is_told_with_who_holds_it_and_when_places_free() {
+        let peers = observed(Reason::RateLimited).peers.credentials;
+        let budget = budgets(&connections(Reason::Issued)["default"]).next().unwrap();
+        let at = |minutes| now() + TimeDelta::minutes(minutes);
+        let frees = vec![
+            Free { at: at(-5), count: 1 },
+            Free { at: at(12), count: 2 },
+            Free { at: at(30), count: 1 },
+        ];
+        let held = Held::new(budget, &peers, false, Some(frees));
+        let told = held.text(Some(80), 80, now());
+        expect![[r#"
+            chittyid by ChittyConnection default
+              [#####===========] 3 used #, 7 for renewals =, 0 free of 10 in 1h
+              The next newcomer has its turn at 12:34:10Z (in 12m).
+              Places free at 12:34:10Z (in 12m), 2 at once, 12:52:10Z; renewals that are due
+              may take them.
+              2 wait for a slot.
+              6 with a token need 9 mints in 1h; 3 without need 4.5 more.
+
+              NAMESPACE   NAME   REASON        LEFT   EVERY   MINTS
+              demo-web    c0     Issued        50m    40m     1.5
+              demo-web    c1     Issued        50m    40m     1.5
+              demo-web    c2     Issued        50m    40m     1.5
+              demo-web    c3     Issued        50m    40m     1.5
+              demo-web    c4     Issued        50m    40m     1.5
+              demo-web    c5     Issued        50m    40m     1.5
+              demo-web    c6     RateLimited   -      40m     1.5
+              demo-web    c7     RateLimited   -      40m     1.5
+              demo-web    c8     RateLimited   -      40m     1.5
+        "#]]
+        .assert_eq(&anstream::adapter::strip_str(&told).to_string());
+    }
+
+    #[test]
+    fn places_are_read_from_the_head_of_the_journal_of_that_budget_and_of_no_other() {
+        let head = |title: &str, sent: i64| -> ConfigMap {
+            let journal = serde_json::json!({
+                "version": 2, "scope": {"origin": "https://connect.chitty.cc", "kind": "Service", "of": "chittyid"},
+                "commit": 4, "windowSeconds": 3600, "attempts": [{"t": sent}, {"t": sent, "c": 2}],
+            });
+            serde_json::from_value(serde_json::json!({
+                "metadata": {
+                    "name": "chitty-journal-1", "labels": {"connect.chitty.cc/journal": "head"},
+                    "annotations": {"connect.chitty.cc/budget-of": title},
+                },
+                "data": {"journal.json": journal.to_string()},
+            }))
+            .unwrap()
+        };
+        let parts = [
+            head("chittyid at https://connect.chitty.cc", 1_000_000),
+            head("chittyid at https://other.example.com", 2_000_000),
+        ];
+        let budget = budgets(&connections(Reason::Issued)["default"]).next().unwrap();
+        let found = frees(&parts, &budget, "https://connect.chitty.cc/base");
+        let at = Time::from_timestamp_millis(1_000_000).unwrap() + TimeDelta::hours(1);
+        assert_eq!(found, [Free { at, count: 3 }]);
+    }
 }

@@ -99,3 +99,49 @@ impl Consumers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chittyconnect_operator::api::Reason;
+    use expect_test::expect;
+
+    use super::*;
+    use crate::examples::{example, now};
+
+    #[test]
+    fn of_each_pod_it_is_told_what_it_has_of_the_tokens_there_were() {
+        let pod = |name: &str, reads: &[&'static str], ago: Option<i64>| Consumer {
+            pod: name.to_owned(),
+            owner: Some("Job/deploy".to_owned()),
+            secret: "site-deploy".to_owned(),
+            reads: reads.to_vec(),
+            starting: ago.is_none(),
+            waits: ago.is_none(),
+            started_at: ago.map(|seconds| now() - chrono::TimeDelta::seconds(seconds)),
+            frozen: reads.iter().any(|way| matches!(*way, "env" | "subPath")),
+        };
+        let consumers = Consumers {
+            credential: Credential::from(&example(Reason::Rotated)),
+            pods: vec![
+                pod("deploy-1", &["volume"], Some(5000)),
+                pod("deploy-2", &["env"], Some(600)),
+                pod("deploy-3", &["subPath", "volume"], Some(5000)),
+                pod("deploy-4", &["volume"], None),
+                pod("deploy-5", &["image pull"], Some(60)),
+            ],
+            followers: Seen::Found(vec!["team-b/site-deploy".to_owned()]),
+        };
+        let told = consumers.text(Some(120), now());
+        expect![[r#"
+            POD        OWNER        SECRET        READS BY          STARTED     HAS
+            deploy-1   Job/deploy   site-deploy   volume            1h23m ago   each new token
+            deploy-2   Job/deploy   site-deploy   env               10m ago     this token, to 13:02:10Z (in 40m)
+            deploy-3   Job/deploy   site-deploy   subPath, volume   1h23m ago   an earlier token, for good
+            deploy-4   Job/deploy   site-deploy   volume            not yet     waits for the Secret
+            deploy-5   Job/deploy   site-deploy   image pull        60s ago     pulled its images
+
+            Its tokens are given to: team-b/site-deploy
+        "#]]
+        .assert_eq(&anstream::adapter::strip_str(&told).to_string());
+    }
+}

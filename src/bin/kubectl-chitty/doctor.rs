@@ -340,6 +340,11 @@ fn rights(seen: &Examined) -> Option<Finding> {
             "the controller may do what it must",
         ));
     }
+    if rights.iter().all(|right| !right.may) {
+        let text =
+            "the service account chittyconnect-operator may do nothing here: the controller runs as somebody else";
+        return Some(Finding::new("rights", State::Warning, text));
+    }
     let all = |namespace: &str| rights.iter().filter(|right| right.namespace == namespace).count();
     let unserved =
         |(namespace, refused): (&&str, &Vec<&str>)| **namespace != seen.system && refused.len() == all(namespace);
@@ -421,10 +426,13 @@ fn way(of: &str, url: &str, route: &Route) -> Finding {
             State::Warning,
             format!("name ok, route ok; TLS: no session came about with {url}, by what this machine trusts"),
         ),
-        Route::Answered(status) => (
-            State::Good,
-            format!("name ok, route ok, TLS ok; HTTP was answered with {status}"),
-        ),
+        Route::Answered(status) => {
+            let tls = if url.starts_with("https:") { "TLS ok" } else { "no TLS" };
+            (
+                State::Good,
+                format!("name ok, route ok, {tls}; HTTP was answered with {status}"),
+            )
+        }
     };
     Finding::new(of, state, text)
 }
@@ -525,5 +533,188 @@ fn dead_letters(seen: &Examined) -> Finding {
                 text,
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chittyconnect_operator::api::{Reason, crd_files};
+    use expect_test::expect;
+    use serde_json::json;
+
+    use super::*;
+    use crate::examples::{connections, now};
+
+    fn parsed<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn well() -> Examined {
+        let crds = crd_files().unwrap().into_iter().map(|(_, yaml)| {
+            let mut crd: CustomResourceDefinition = serde_yaml::from_str(&yaml).unwrap();
+            let established = json!({"type": "Established", "status": "True"});
+            crd.status = Some(parsed(json!({"conditions": [established]})));
+            crd
+        });
+        let mut all = connections(Reason::Issued);
+        let good = json!({
+            "type": "Ready", "status": "True", "reason": "Ready", "message": "", "lastTransitionTime": "2026-11-21T12:00:00Z",
+        });
+        let default = all.get_mut("default").unwrap();
+        default.status.as_mut().unwrap().conditions = vec![parsed(good)];
+        Examined {
+            server: "v1.35.4".to_owned(),
+            here: now(),
+            system: "chittyconnect-system".to_owned(),
+            crds: Seen::Found(crds.collect()),
+            lease: Seen::Found(parsed(json!({"spec": {
+                "holderIdentity": "chittyconnect-operator-0", "leaseDurationSeconds": 10,
+                "renewTime": "2026-11-21T12:22:09.000000Z",
+            }}))),
+            controllers: Seen::Found(vec![parsed(json!({
+                "metadata": {"name": "chittyconnect-operator-0"},
+                "spec": {"containers": [{"name": "controller", "image": "ghcr.io/chittyos/chittyconnect-operator:0.1.0"}]},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+            }))]),
+            rights: Seen::Found(vec![]),
+            connections: Seen::Found(all),
+            routes: [("default".to_owned(), Route::Answered(200))].into(),
+            journals: Seen::Found(vec![parsed(json!({
+                "metadata": {
+                    "name": "chitty-journal-1", "labels": {"connect.chitty.cc/journal": "head"},
+                    "annotations": {"connect.chitty.cc/signature": "s"},
+                },
+                "data": {"journal.json": "{}"},
+            }))]),
+            dead_letters: Seen::Missing,
+        }
+    }
+
+    fn told(seen: &Examined) -> (bool, String) {
+        let findings = Findings::of(seen, now());
+        let text = findings.text(100);
+        (findings.is_bad(), anstream::adapter::strip_str(&text).to_string())
+    }
+
+    #[test]
+    fn where_all_is_well_nothing_is_wrong() {
+        let (bad, text) = told(&well());
+        assert!(!bad, "{text}");
+        expect![[r#"
+            ok    API server                     v1.35.4; its clock and this machine's agree
+            ok    CRDs                           both kinds are served as v1alpha1
+            ok    leader                         chittyconnect-operator-0, renewed 1s ago
+            ok    controller                     1 of 1 Pods are ready, of
+                                                 ghcr.io/chittyos/chittyconnect-operator:0.1.0
+            ok    rights                         the controller may do what it must
+            ok    connection default             the controller reaches https://connect.chitty.cc, 3/10 of its
+                                                 fullest budget used
+            ok    connection default, from here  name ok, route ok, TLS ok; HTTP was answered with 200
+            ok    journals                       1 with 0 pages; the largest object has 1 KiB of at most 256
+            ok    audit                          0 events wait for ChittyChronicle
+            ok    dead letters                   none
+
+            Nothing is wrong that could be seen.
+        "#]]
+        .assert_eq(&text);
+    }
+
+    #[test]
+    fn each_thing_that_is_wrong_is_told_with_what_it_means() {
+        let right = |what: &str, namespace: &str, may| Right {
+            what: what.to_owned(),
+            namespace: namespace.to_owned(),
+            may,
+        };
+        let seen = Examined {
+            here: now() + TimeDelta::seconds(90),
+            crds: Seen::Missing,
+            lease: Seen::Found(parsed(json!({"spec": {
+                "holderIdentity": "chittyconnect-operator-0", "leaseDurationSeconds": 10,
+                "renewTime": "2026-11-21T12:12:09.000000Z",
+            }}))),
+            controllers: Seen::Found(vec![]),
+            rights: Seen::Found(vec![
+                right("get secrets", "demo-web", true),
+                right("create secrets", "demo-web", false),
+            ]),
+            connections: Seen::Found(connections(Reason::Unauthorized)),
+            routes: [("default".to_owned(), Route::NoTls)].into(),
+            journals: Seen::Found(vec![parsed(json!({
+                "metadata": {"name": "chitty-journal-1", "labels": {"connect.chitty.cc/journal": "head"}},
+                "data": {"journal.json": "{\"lostAt\": \"2026-11-21T12:10:00Z\"}"},
+            }))]),
+            dead_letters: Seen::Found(parsed(json!({
+                "metadata": {"name": "chittyconnect-audit-dead-letters"}, "data": {"a": "{}"},
+            }))),
+            ..well()
+        };
+        let (bad, text) = told(&seen);
+        assert!(bad);
+        expect![[r#"
+            warn  API server                     v1.35.4; this machine's clock is 90s ahead of its, by which all
+                                                 times here are told
+            BAD   CRDs                           they are not installed: install the chart, or kubectl apply -f
+                                                 crds/
+            BAD   leader                         chittyconnect-operator-0 has not renewed its Lease for 10m: no
+                                                 controller runs, or its clock is wrong
+            warn  controller                     no Pod of it is in namespace chittyconnect-system: it runs
+                                                 elsewhere, or not at all
+            BAD   rights                         the controller may not create secrets in namespace demo-web
+            BAD   connection default             Unauthorized: ChittyConnect refuses the API key; nothing is
+                                                 asked until it changes, except once at 12:34:00Z
+            warn  connection default, from here  name ok, route ok; TLS: no session came about with
+                                                 https://connect.chitty.cc, by what this machine trusts
+            ok    journals                       1 with 0 pages; the largest object has 1 KiB of at most 256
+            BAD   journals                       ConfigMap chitty-journal-1 carries no signature
+            warn  journals                       part of that of chitty-journal-1 was lost at
+                                                 2026-11-21T12:10:00Z: newcomers wait for a window
+            ok    audit                          0 events wait for ChittyChronicle
+            warn  dead letters                   1 audit events were not taken by ChittyChronicle: kubectl get
+                                                 configmap chittyconnect-audit-dead-letters -n
+                                                 chittyconnect-system -o yaml
+
+            5 things are wrong.
+        "#]]
+        .assert_eq(&text);
+    }
+
+    #[test]
+    fn what_may_not_be_seen_is_not_bad() {
+        let hidden = |what: &str| format!("you may not read {what}");
+        let seen = Examined {
+            crds: Seen::Forbidden(hidden("CustomResourceDefinitions")),
+            lease: Seen::Forbidden(hidden("Leases")),
+            controllers: Seen::Forbidden(hidden("Pods")),
+            rights: Seen::Forbidden(hidden("rights")),
+            connections: Seen::Forbidden(hidden("ChittyConnections")),
+            routes: BTreeMap::new(),
+            journals: Seen::Forbidden(hidden("journals")),
+            dead_letters: Seen::Forbidden(hidden("ConfigMaps")),
+            ..well()
+        };
+        let (bad, text) = told(&seen);
+        assert!(!bad && text.contains("7 things you may not see"), "{text}");
+    }
+
+    #[test]
+    fn a_namespace_that_is_not_served_is_told_from_a_right_that_is_missing() {
+        let right = |what: &str, may| Right {
+            what: what.to_owned(),
+            namespace: "demo-web".to_owned(),
+            may,
+        };
+        let seen = Examined {
+            rights: Seen::Found(vec![
+                right("get secrets", false),
+                Right {
+                    namespace: "chittyconnect-system".to_owned(),
+                    ..right("update configmaps", true)
+                },
+            ]),
+            ..well()
+        };
+        let (bad, text) = told(&seen);
+        assert!(!bad && text.contains("does not serve that namespace"), "{text}");
     }
 }

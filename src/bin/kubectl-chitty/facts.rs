@@ -199,6 +199,14 @@ impl Credential {
         Reason::ALL.into_iter().find(|reason| reason.as_str() == self.reason)
     }
 
+    /// Whether its reason tells of nothing that stands in the way.
+    pub fn is_well(&self) -> bool {
+        matches!(
+            self.known_reason(),
+            Some(Reason::Issued | Reason::Rotated | Reason::Idle)
+        )
+    }
+
     /// Whether it counts in its budget: it has a token, or is in line for one.
     pub fn counts(&self) -> bool {
         let in_line = matches!(

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use chittyconnect_operator::api::{InUse, Reason};
+use chittyconnect_operator::api::InUse;
 use chittyconnect_operator::core::{Time, clock};
 use chrono::TimeDelta;
 use serde::Serialize;
@@ -126,10 +126,7 @@ impl Listing<'_> {
 
 /// Good, waiting for something, or standing still.
 pub fn state(credential: &Credential) -> Tone {
-    let good = matches!(
-        credential.known_reason(),
-        Some(Reason::Issued | Reason::Rotated | Reason::Idle)
-    );
+    let good = credential.is_well();
     match credential.ready {
         Some(true) if good => Tone::Good,
         Some(false) if !credential.issued => Tone::Bad,
@@ -335,6 +332,7 @@ fn used(c: &Credential, consumers: &Seen<Vec<Consumer>>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use chittyconnect_operator::api::Reason;
     use expect_test::expect;
 
     use super::*;
@@ -411,7 +409,7 @@ mod tests {
             Outputs     account_id, cloudflare_token, github_token, npm_token
             Used by     no Pod
             Budget      chittyid by ChittyConnection default
-                        [######==============] 3 used #, 7 kept for renewals =, 0 free: 10 in 1h
+                        [#####===========] 3 used #, 7 for renewals =, 0 free of 10 in 1h
                         The next newcomer has its turn at 12:34:10Z (in 12m).
         "#]]
         .assert_eq(&plain(&status.text(80, now())));

@@ -159,6 +159,7 @@ pub fn wrap(text: &str, width: usize, indent: usize) -> String {
     let options = textwrap::Options::new(width)
         .initial_indent(&blanks)
         .subsequent_indent(&blanks)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
         .break_words(false);
     textwrap::fill(text, options)
 }

@@ -244,7 +244,7 @@ fn arithmetic(credential: &Credential, budget: Option<&Budget>, peers: &Peers) -
             ));
         }
         if budget.waiting > 1 {
-            lines.push(format!("{} wait for a slot.", budget.waiting));
+            lines.push(format!("{} wait for a slot of it.", budget.waiting));
         }
     }
     lines
@@ -421,10 +421,7 @@ fn headline(credential: &Credential, now: Time) -> String {
     let since = credential.since.filter(|at| *at <= now);
     let since = since.map_or_else(String::new, |at| format!(", for {}", length(now - at)));
     let reason = &credential.reason;
-    let good = matches!(
-        credential.known_reason(),
-        Some(Reason::Issued | Reason::Rotated | Reason::Idle)
-    );
+    let good = credential.is_well();
     let (state, tone) = match credential.ready {
         None => ("has not been looked at".to_owned(), Tone::Warn),
         Some(true) if good => (format!("is ready{since}: {reason}"), Tone::Good),
@@ -452,8 +449,8 @@ pub fn budget_line(budget: &Budget, now: Time) -> String {
         (budget.kept_for_renewals, '=', Tone::Plain),
     ];
     let mut text = format!(
-        "  {} {} used #, {} kept for renewals =, {} free: {} in {}\n",
-        bar(&parts, budget.limit, 20),
+        "  {} {} used #, {} for renewals =, {} free of {} in {}\n",
+        bar(&parts, budget.limit, 16),
         budget.used,
         budget.kept_for_renewals,
         budget.free,
