@@ -25,6 +25,9 @@ pub const VERSION: &str = "v1alpha1";
 
 /// Annotation on a credential: any new value asks for one rotation now.
 pub const ROTATE_ANNOTATION: &str = "connect.chitty.cc/rotate";
+/// Annotation on a credential: any new value has its tokens revoked and its Secrets deleted; nothing is minted until
+/// [`ROTATE_ANNOTATION`] has a new value.
+pub const REVOKE_ANNOTATION: &str = "connect.chitty.cc/revoke";
 /// Annotation on a workload: "true" has it restarted before a token ends that its Pods have read once.
 pub const RESTART_ANNOTATION: &str = "connect.chitty.cc/restart";
 /// Annotation on the Pod template of a workload that was restarted: when the token would have ended (RFC 3339).

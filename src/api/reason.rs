@@ -15,6 +15,8 @@ pub enum Reason {
     Idle,
     /// `spec.suspend` is set.
     Suspended,
+    /// The revoke annotation was set; nothing is minted until the rotate annotation is.
+    Revoked,
     /// The spec contradicts itself or its connection.
     InvalidSpec,
     /// No access rule of the connection allows the request.
@@ -59,12 +61,13 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order the documentation lists them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Issuing,
         Self::Issued,
         Self::Rotated,
         Self::Idle,
         Self::Suspended,
+        Self::Revoked,
         Self::InvalidSpec,
         Self::NotPermitted,
         Self::SourceNotFound,
@@ -96,6 +99,7 @@ impl Reason {
             Self::Rotated => "Rotated",
             Self::Idle => "Idle",
             Self::Suspended => "Suspended",
+            Self::Revoked => "Revoked",
             Self::InvalidSpec => "InvalidSpec",
             Self::NotPermitted => "NotPermitted",
             Self::SourceNotFound => "SourceNotFound",

@@ -1,5 +1,6 @@
 //! The process: what lives as long as it does, a standby's too, and the terms in which it leads.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -21,9 +22,11 @@ use super::term::serve;
 use crate::cluster::Cluster;
 use crate::cluster::config::client;
 use crate::cluster::journal::{Journals, Spawn, Timed};
-use crate::cluster::lease::Election;
+use crate::cluster::lease::{Election, Leading};
 use crate::cluster::reach::Reach;
 use crate::cluster::records::Events;
+use crate::core::Problem;
+use crate::core::ids::ObjectName;
 use crate::core::layout::AnnotationPolicy;
 use crate::core::seal::SealKey;
 use crate::ops::health::Health;
@@ -104,18 +107,22 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
     if stop.run_until_cancelled(watches::await_synced(&caches)).await.is_none() {
         return supervisor.outcome();
     }
-    let events = Events::new(&cluster, &settings.identity);
     let election = Election::new(config, &cluster, &settings.identity, settings.lease_duration)?;
-    // Requests in flight outlive a term: the next must not take them for lost.
-    let working = Arc::new(Mutex::default());
-    let supervised = supervisor.clone();
-    let writers: Spawn = Arc::new(move |writer| supervised.see_through("journal", writer));
     let traces = match &settings.otlp_endpoint {
         Some(endpoint) => Traces::start(endpoint, &settings.identity, stop.clone())?,
         None => Traces::default(),
     };
-    let timed = metrics.clone();
-    let commits: Timed = Arc::new(move |took, ok| timed.committed(took, ok));
+    let process = Process {
+        events: Events::new(&cluster, &settings.identity),
+        working: Arc::new(Mutex::default()),
+        settings,
+        cluster,
+        seal,
+        caches,
+        metrics,
+        traces,
+        supervisor,
+    };
     while !stop.is_cancelled() {
         // A standby is as ready as can be.
         health.ready();
@@ -123,30 +130,77 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             break;
         };
         tracing::info!("leading");
-        metrics.begin_term();
+        process.metrics.begin_term();
         let over = stop.child_token();
         let (triggers, triggered) = mpsc::unbounded_channel();
-        let context = Arc::new(Context {
-            journals: Journals::new(cluster.clone(), seal.clone())
-                .closing_after(settings.close_idle_after)
-                .spawning(Arc::clone(&writers))
-                .timing(Arc::clone(&commits)),
-            events: events.clone(),
-            cluster: cluster.clone(),
-            identity: settings.identity.clone(),
-            claim_grace: settings.claim_grace,
-            annotations: settings.annotations.clone(),
-            seal: seal.clone(),
-            caches: Arc::clone(&caches),
+        let context = process.begin_term(&leads, triggers, over.clone());
+        *term.lock() = Some(Arc::clone(&context));
+        let work = serve(context, triggered, process.settings.concurrency, health.clone());
+        // It ends by itself when the term is over: what is under way is seen through.
+        let work = process.supervisor.spawn("reconciler", &CancellationToken::new(), work);
+        election.lead(&leads, &stop).await;
+        leads.end();
+        *term.lock() = None;
+        process.metrics.end_term();
+        over.cancel();
+        work.await?;
+        election.release().await;
+    }
+    // What was minted is written and recorded before the process goes, as far as its grace allows.
+    let patience = tokio::time::Instant::now() + FINISH_WITHIN;
+    while !process.working.lock().is_empty() && tokio::time::Instant::now() < patience {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    process.supervisor.outcome()
+}
+
+/// What outlives a term.
+struct Process {
+    settings: Settings,
+    cluster: Cluster,
+    seal: SealKey,
+    caches: Arc<Caches>,
+    events: Events,
+    /// Requests in flight: the next term must not take them for lost.
+    working: Arc<Mutex<HashMap<String, Option<Problem>>>>,
+    metrics: Metrics,
+    traces: Traces,
+    supervisor: Supervisor,
+}
+
+impl Process {
+    /// What a term begins with.
+    fn begin_term(
+        &self,
+        leads: &Arc<Leading>,
+        triggers: mpsc::UnboundedSender<ObjectName>,
+        over: CancellationToken,
+    ) -> Arc<Context> {
+        let supervisor = self.supervisor.clone();
+        let writers: Spawn = Arc::new(move |writer| supervisor.see_through("journal", writer));
+        let metrics = self.metrics.clone();
+        let commits: Timed = Arc::new(move |took, ok| metrics.committed(took, ok));
+        Arc::new(Context {
+            journals: Journals::new(self.cluster.clone(), self.seal.clone())
+                .closing_after(self.settings.close_idle_after)
+                .spawning(writers)
+                .timing(commits),
+            events: self.events.clone(),
+            cluster: self.cluster.clone(),
+            identity: self.settings.identity.clone(),
+            claim_grace: self.settings.claim_grace,
+            annotations: self.settings.annotations.clone(),
+            seal: self.seal.clone(),
+            caches: Arc::clone(&self.caches),
             index: Mutex::default(),
             scopes: Mutex::default(),
-            working: Arc::clone(&working),
+            working: Arc::clone(&self.working),
             unprepared: Mutex::default(),
             minting: Arc::new(Semaphore::new(MINTS_AT_ONCE)),
             rendering: Rendering::default(),
             told: Mutex::default(),
             pods_told: Mutex::default(),
-            restart_workloads: settings.restart_workloads,
+            restart_workloads: self.settings.restart_workloads,
             fresh_namespaces: shared::Shared::default(),
             fresh_holds: shared::Shared::default(),
             fresh_sources: shared::Shared::default(),
@@ -155,34 +209,17 @@ pub async fn run(config: Config, settings: Settings, stop: CancellationToken) ->
             outlived: Mutex::default(),
             unauthorized: Mutex::default(),
             triggers,
-            metrics: metrics.clone(),
-            leads: Arc::clone(&leads),
+            metrics: self.metrics.clone(),
+            leads: Arc::clone(leads),
             unreconciled: Mutex::default(),
             queued: AtomicUsize::new(0),
-            credential_metrics: settings.credential_metrics,
-            traces: traces.clone(),
+            credential_metrics: self.settings.credential_metrics,
+            traces: self.traces.clone(),
             initial_sync_done: AtomicBool::new(false),
-            stop: over.clone(),
-            supervisor: supervisor.clone(),
-        });
-        *term.lock() = Some(Arc::clone(&context));
-        let work = serve(Arc::clone(&context), triggered, settings.concurrency, health.clone());
-        // It ends by itself when the term is over: what is under way is seen through.
-        let work = supervisor.spawn("reconciler", &CancellationToken::new(), work);
-        election.lead(&leads, &stop).await;
-        leads.end();
-        *term.lock() = None;
-        metrics.end_term();
-        over.cancel();
-        work.await?;
-        election.release().await;
+            stop: over,
+            supervisor: self.supervisor.clone(),
+        })
     }
-    // What was minted is written and recorded before the process goes, as far as its grace allows.
-    let patience = tokio::time::Instant::now() + FINISH_WITHIN;
-    while !working.lock().is_empty() && tokio::time::Instant::now() < patience {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    supervisor.outcome()
 }
 
 /// Waits for the seal key: for its namespace to be there, and for the right to read and create it.

@@ -134,6 +134,10 @@ impl Digest {
         Self(half)
     }
 
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// As 32 hexadecimal digits: fit for the name of an object.
     #[must_use]
     pub fn hex(self) -> String {
@@ -180,10 +184,13 @@ pub struct SpecDigest {
     pub layout: Digest,
     /// The value of the rotate annotation.
     pub rotate: Digest,
+    /// The value of the revoke annotation.
+    #[serde(default, skip_serializing_if = "Digest::is_default")]
+    pub revoke: Digest,
 }
 
 impl SpecDigest {
-    /// Whether a token for `other` is what this asks for, the rotate annotation apart.
+    /// Whether a token for `other` is what this asks for, annotations apart.
     #[must_use]
     pub fn same_content(&self, other: &Self) -> bool {
         self.request == other.request && self.layout == other.layout

@@ -10,7 +10,8 @@ use super::journal::RequestFacts;
 use super::layout::{AnnotationPolicy, Layout, OwnMetadata};
 use super::render;
 use crate::api::{
-    Activation, BrokerApi, EphemeralCredential, EphemeralCredentialSpec, Preset, ROTATE_ANNOTATION, Reason, SecretType,
+    Activation, BrokerApi, EphemeralCredential, EphemeralCredentialSpec, Preset, REVOKE_ANNOTATION, ROTATE_ANNOTATION,
+    Reason, SecretType,
 };
 
 /// A digest of parts, none of which can run into the next, as 32 hexadecimal digits.
@@ -95,6 +96,26 @@ pub struct DesiredSecret {
     pub layout: Layout,
 }
 
+/// What annotations ask for, whatever the spec says: digests of their values, or the default where there are none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Another rotation.
+    pub rotate: Digest,
+    /// Another revocation.
+    pub revoke: Digest,
+}
+
+/// What the annotations of `credential` ask for.
+#[must_use]
+pub fn asked(credential: &EphemeralCredential) -> Asked {
+    let annotations = credential.metadata.annotations.as_ref();
+    let digest = |key| annotations.and_then(|a| a.get(key)).map(|value| Digest::of([value]));
+    Asked {
+        rotate: digest(ROTATE_ANNOTATION).unwrap_or_default(),
+        revoke: digest(REVOKE_ANNOTATION).unwrap_or_default(),
+    }
+}
+
 /// Reads what `credential` asks for, of a connection that speaks `api` (where it is known), with annotations that `policy`
 /// allows.
 ///
@@ -109,13 +130,7 @@ pub fn desired(
     fits(spec, api)?;
     let name = credential.metadata.name.clone().unwrap_or_default();
     let secrets = secrets(credential, &name, policy)?;
-    let rotate = credential
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|a| a.get(ROTATE_ANNOTATION))
-        .map(|value| Digest::of([value]))
-        .unwrap_or_default();
+    let Asked { rotate, revoke } = asked(credential);
     Ok(Desired {
         connection: spec.connection.clone(),
         service: spec.service.clone(),
@@ -140,6 +155,7 @@ pub fn desired(
             ]),
             layout: layout_digest(&secrets),
             rotate,
+            revoke,
         },
         secrets,
         renew_before: delta(spec.rotation.renew_before.as_ref()),

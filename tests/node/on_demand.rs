@@ -158,15 +158,6 @@ pub fn jobs_are_served_as_they_are_scheduled(world: &World) {
     assert!(missing[2] <= Duration::from_secs(20), "{missing:?}");
 }
 
-/// A connection whose budget has room for what is renewed each minute.
-fn connection_with_room(world: &World) {
-    let mut connection = world.cluster.get(&["chittyconnection", "default"]).unwrap();
-    connection["metadata"] = json!({"name": "roomy"});
-    connection["spec"]["rateLimit"] = json!({"limit": super::MANY, "window": "1h"});
-    connection.as_object_mut().unwrap().remove("status");
-    world.cluster.apply(&connection.to_string());
-}
-
 /// The Warning that a Pod got, as `kubectl describe` has it.
 fn warning(world: &World, pod: &str) -> Option<String> {
     let described = world.kubectl(&["describe", "pod", pod, "--namespace", NAMESPACE]);
@@ -176,16 +167,19 @@ fn warning(world: &World, pod: &str) -> Option<String> {
 }
 
 pub fn each_way_of_reading_gets_what_it_can_use_though_the_leader_is_killed(world: &World) {
-    connection_with_room(world);
+    // What is renewed each minute takes more than ten mints an hour.
+    let roomy = format!("{{\"spec\":{{\"rateLimit\":{{\"limit\":{}}}}}}}", super::MANY);
+    let connection = ["patch", "chittyconnection/default", "--type=merge", "--patch", &roomy];
+    world.kubectl(&connection);
     // Renewed each minute, and no Pod starts on less than a minute.
     let short = json!({
-        "connection": "roomy", "rotation": {"maxLifetime": "120s", "renewBefore": "60s"},
+        "rotation": {"maxLifetime": "120s", "renewBefore": "60s"},
         "consumers": {"warnBefore": "50s"},
     });
     for name in ["lasting", "frozen"] {
         world.on_demand(name, &short);
     }
-    world.on_demand("waiting", &json!({"connection": "roomy"}));
+    world.on_demand("waiting", &json!({}));
     world.user(NAMESPACE, "lasting", "lasting");
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "frozen", "namespace": NAMESPACE},

@@ -61,14 +61,14 @@ impl Context {
     }
 
     /// Permission went: what other scopes still hold or owe for `uid` is revoked at once too.
-    pub async fn revoke_elsewhere(self: &Arc<Self>, uid: &str, owning_scope: Option<&Scope>) {
+    pub async fn revoke_elsewhere(self: &Arc<Self>, uid: &str, owning_scope: Option<&Scope>, why: Reason) {
         let scopes = self.index.lock().records_of(uid);
         for other in scopes.into_iter().filter(|h| Some(h) != owning_scope) {
             let gone = uid.to_owned();
             let revoked = self
                 .scheduler(&other)
                 .journal
-                .commit(move |j, now| j.revoke_all(&gone, now, Reason::NotPermitted))
+                .commit(move |j, now| j.revoke_all(&gone, now, why))
                 .await;
             if let Err(error) = revoked {
                 tracing::warn!(%error, "failed to bring revocations forward");

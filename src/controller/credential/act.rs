@@ -9,8 +9,9 @@ use crate::controller::state::context::Context;
 use crate::core::Time;
 use crate::core::audit::{AuditEvent, EventType};
 use crate::core::ids::ObjectName;
-use crate::core::journal::ActiveToken;
+use crate::core::journal::{ActiveToken, Journal};
 use crate::core::plan::Action;
+use crate::core::spec::Asked;
 
 use crate::controller::credential::consumers::secrets;
 use crate::controller::credential::observe::Snapshot;
@@ -42,6 +43,7 @@ pub(crate) async fn act(
             Ok(true)
         }
         Action::Release { reason } => release(context, snapshot, credential, *reason).await,
+        Action::Revoke { asked } => revoke(context, snapshot, *asked).await,
         Action::Adopt => adopt(context, snapshot).await,
         Action::GiveUp => give_up(context, snapshot, credential).await,
         Action::Rebuild => rebuild(context, snapshot).await,
@@ -133,7 +135,7 @@ async fn release(
     .await?;
     if reason == Reason::NotPermitted {
         let elsewhere = snapshot.live_scope.as_ref();
-        context.revoke_elsewhere(&snapshot.owner.uid, elsewhere).await;
+        context.revoke_elsewhere(&snapshot.owner.uid, elsewhere, reason).await;
     }
     if released != Recorded::Yes {
         return Ok(false);
@@ -148,6 +150,29 @@ async fn release(
     let warning = reason != Reason::Idle;
     let events = &context.events;
     events.publish(credential, warning, reason, "Release", note).await;
+    Ok(true)
+}
+
+/// Revokes all tokens, as somebody asked. What is noted of that stands in the way of the next mint, tokens or none.
+async fn revoke(context: &Arc<Context>, snapshot: &Snapshot, asked: Asked) -> Result<bool, ReconcileError> {
+    let owner = snapshot.owner.clone();
+    let has_token = snapshot.observed.record.as_ref().is_some_and(|r| r.live.is_some());
+    let note = move |journal: &mut Journal, now| {
+        journal.revoke_as_asked(&owner.uid, (&owner.namespace, &owner.name), asked, now)
+    };
+    if has_token {
+        let change = move |journal: &mut Journal, _: &ActiveToken, now| note(journal, now);
+        record(context, snapshot, EventType::Released, Reason::Revoked, change).await?;
+    } else if let Some(scope) = &snapshot.owning_scope {
+        context.scheduler(scope).journal.commit(note).await?;
+    } else {
+        // Whose spec counts nowhere is given nothing.
+        return Ok(false);
+    }
+    let elsewhere = snapshot.live_scope.as_ref();
+    context
+        .revoke_elsewhere(&snapshot.owner.uid, elsewhere, Reason::Revoked)
+        .await;
     Ok(true)
 }
 
@@ -190,7 +215,7 @@ async fn record(
     snapshot: &Snapshot,
     event: EventType,
     reason: Reason,
-    mut change: impl FnMut(&mut crate::core::journal::Journal, &ActiveToken, Time) -> bool + Send + 'static,
+    mut change: impl FnMut(&mut Journal, &ActiveToken, Time) -> bool + Send + 'static,
 ) -> Result<Recorded, ReconcileError> {
     let live = snapshot.observed.record.as_ref().and_then(|r| r.live.clone());
     let (Some(live), Some(owning_scope)) = (live, &snapshot.live_scope) else {

@@ -132,6 +132,7 @@ pub(crate) async fn observe(seen: &Seen, context: &Arc<Context>) -> Result<Optio
         terminating: leaving,
         suspended: credential.spec.suspend,
         desired,
+        asked: spec::asked(credential),
         users,
         kept: scope
             .as_ref()
@@ -244,6 +245,7 @@ pub(crate) async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scop
     // A claim's other half: what it will replace may be live elsewhere.
     let mut newest: Option<(Scope, ActiveToken)> = None;
     let mut seq = 0;
+    let mut revoked = None;
     for owning_scope in scopes {
         let journal = context.scheduler(&owning_scope).journal.view().await?;
         let claim = journal.pending(uid).map(|claim| Claim::clone(claim));
@@ -254,6 +256,9 @@ pub(crate) async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scop
         };
         if Some(&owning_scope) == scope {
             seq = record.seq;
+        }
+        if revoked.is_none() {
+            revoked.clone_from(&record.revoked);
         }
         if let Some(live) = &record.live
             && newest.as_ref().is_none_or(|(_, l)| l.issued_at < live.issued_at)
@@ -293,6 +298,10 @@ pub(crate) async fn known(context: &Arc<Context>, uid: &str, scope: Option<&Scop
     } else {
         Some(owning_scope.clone())
     };
+    if record.live.is_none() && record.revoked.is_none() {
+        // A spec that counts elsewhere by now does not undo it.
+        record.revoked = revoked;
+    }
     Ok(Known {
         owning_scope: Some(owning_scope),
         live_scope,

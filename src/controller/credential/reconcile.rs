@@ -212,7 +212,7 @@ async fn write_status(
 async fn tell_of_change(context: &Context, seen: &Seen, verdict: &plan::Verdict) {
     use Reason::{
         AuditBacklog, ConnectionNotFound, ConnectionNotReady, InvalidSpec, InvalidTemplate, NotPermitted, NotShared,
-        RateLimited, SecretConflict, SecretRefused, SourceNotFound, Suspended, Tampered,
+        RateLimited, Revoked, SecretConflict, SecretRefused, SourceNotFound, Suspended, Tampered,
     };
     let told = matches!(
         verdict.reason,
@@ -224,6 +224,7 @@ async fn tell_of_change(context: &Context, seen: &Seen, verdict: &plan::Verdict)
             | NotPermitted
             | NotShared
             | RateLimited
+            | Revoked
             | SecretConflict
             | SecretRefused
             | SourceNotFound

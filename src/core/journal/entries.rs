@@ -12,7 +12,7 @@ use super::bounds;
 use crate::api::{BrokerApi, KeyRef, Reason};
 use crate::core::Time;
 use crate::core::audit::Subject;
-use crate::core::ids::{PageId, SpecDigest};
+use crate::core::ids::{Digest, PageId, SpecDigest};
 use crate::core::layout::OwnMetadata;
 use crate::core::schedule::CLAIM_FRESH;
 use crate::core::spec::digest;
@@ -305,6 +305,9 @@ pub struct Record {
     /// The last token that was let go because nobody needed it any longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub let_go: Option<Box<LetGo>>,
+    /// The last revocation that somebody asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<Box<RevokedBy>>,
     /// Tokens that were replaced and have not ended: whoever has read one still has it.
     #[serde(default, rename = "o", skip_serializing_if = "Vec::is_empty")]
     pub older: Vec<Span>,
@@ -337,6 +340,20 @@ impl From<Span> for (i64, i64) {
     fn from(span: Span) -> Self {
         (span.issued_at.timestamp_millis(), span.ends_at.timestamp_millis())
     }
+}
+
+/// A revocation that an annotation asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevokedBy {
+    /// Its value.
+    pub revoke: Digest,
+    /// What the rotate annotation was then: nothing is minted while it is that. None once something was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Digest>,
+    /// When tokens end that could not be revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlives: Option<Time>,
 }
 
 /// A token that was let go with life left in it.
@@ -385,6 +402,13 @@ impl Record {
         self.older.push(old.span());
     }
 
+    /// Whether all was done that a revoke annotation of this value asks for.
+    #[must_use]
+    pub fn heeds(&self, revoke: Digest) -> bool {
+        let noted = self.revoked.as_deref().is_some_and(|by| by.revoke == revoke);
+        noted || self.live.as_ref().is_some_and(|live| live.digest.revoke == revoke)
+    }
+
     /// The tokens that somebody may still have who has read one.
     pub fn tokens(&self) -> impl Iterator<Item = Span> {
         let live = self.live.as_ref().map(ActiveToken::span);
@@ -412,6 +436,7 @@ impl Record {
             && !self.expired
             && self.followed.is_none()
             && self.let_go.is_none()
+            && self.revoked.is_none()
     }
 }
 
@@ -583,7 +608,7 @@ pub struct Revocation {
     pub endpoint: Arc<EndpointRef>,
     /// Revision of the token.
     pub revision: u64,
-    /// Why it is to be revoked: `Rotated`, `Expired`, `Deleted`, `NotPermitted`, or `SecretRefused` where it was never in a
+    /// Why it is to be revoked: `Rotated`, `Expired`, `Deleted`, `NotPermitted`, `Revoked`, or `SecretRefused` where it was never in a
     /// Secret.
     pub why: Reason,
     /// That it cannot be done has been recorded.

@@ -22,13 +22,13 @@ use serde::{Deserialize, Serialize};
 use crate::api::{RateScope, Reason};
 use crate::core::Time;
 use crate::core::audit::AuditEvent;
-use crate::core::ids::{SpecDigest, Uid};
+use crate::core::ids::{Digest, SpecDigest, Uid};
 use crate::core::spec::digest;
 use crate::planted::{Bug, is_planted};
 
 pub use entries::{
     ActiveToken, Attempt, Claim, EndpointRef, Failure, LetGo, MintReason, Minted, Record, RequestFacts, Revocation,
-    Span, Throttle, Unauthorized, Written, metadata_digest,
+    RevokedBy, Span, Throttle, Unauthorized, Written, metadata_digest,
 };
 
 /// What a request counts beyond its window at most.
@@ -308,6 +308,15 @@ impl Journal {
                 record.failure = None;
                 record.expired = false;
                 record.orphans.clear();
+                // Wherever it was noted: what was asked for before this mint is heeded.
+                let revoke = live.digest.revoke;
+                record.revoked = (revoke != Digest::default()).then(|| {
+                    Box::new(RevokedBy {
+                        revoke,
+                        until: None,
+                        outlives: None,
+                    })
+                });
                 let used_for = ((live.ends_at - live.issued_at).num_milliseconds() + 999).div_euclid(1000);
                 let lifetime = live.full_lifetime.unwrap_or(used_for).max(1);
                 let old = record.live.replace(live.for_record());

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::entries::PendingRevocation;
-use super::{ActiveToken, Claim, Journal, LetGo, Revocation};
+use super::{ActiveToken, Claim, Journal, LetGo, Revocation, RevokedBy};
 use crate::api::Reason;
 use crate::core::Time;
+use crate::core::spec::Asked;
 
 impl Journal {
     /// Owes the revocation of tokens that nobody will hold.
@@ -107,6 +108,29 @@ impl Journal {
                 (owed.due, owed.why) = (now, why);
             }
         }
+    }
+
+    /// Revokes all tokens of `uid` at once because somebody asked for that, and notes by what. False where that is done.
+    pub fn revoke_as_asked(&mut self, uid: &str, (namespace, name): (&str, &str), asked: Asked, now: Time) -> bool {
+        if self
+            .credentials
+            .get(uid)
+            .is_some_and(|record| record.heeds(asked.revoke))
+        {
+            return false;
+        }
+        let unnamed = self.live_of(uid).filter(|live| live.token_ids.is_empty());
+        let outlives = unnamed.map(|live| live.ends_at);
+        self.revoke_all(uid, now, Reason::Revoked);
+        let record = self.record(uid, namespace, name);
+        let before = record.revoked.as_deref().and_then(|by| by.outlives);
+        record.failure = None;
+        record.revoked = Some(Box::new(RevokedBy {
+            revoke: asked.revoke,
+            until: Some(asked.rotate),
+            outlives: outlives.max(before),
+        }));
+        true
     }
 
     /// A credential is deleted; what it holds is revoked at once. True where nothing of it remains.

@@ -2,6 +2,7 @@
 
 use crate::api::Reason;
 use crate::core::consumers::Users;
+use crate::core::ids::Digest;
 use crate::core::journal::{Failure, MintReason};
 use crate::core::{Problem, Time, clock};
 
@@ -46,6 +47,31 @@ impl Blocked {
 
 pub(super) fn not_permitted(o: &Observed) -> Option<Blocked> {
     o.permitted.as_ref().err().cloned().map(Blocked::new)
+}
+
+/// Its tokens were revoked, and no rotation was asked for since.
+pub(super) fn revoked(o: &Observed, now: Time) -> Option<Blocked> {
+    let revoked = o.record.as_ref()?.revoked.as_deref()?;
+    let rotate = o.asked.rotate;
+    revoked
+        .until
+        .filter(|then| *then == rotate || rotate == Digest::default())?;
+    let outlives = revoked
+        .outlives
+        .filter(|end| *end > now)
+        .map_or_else(String::new, |end| {
+            format!(
+                "; ChittyConnect gave no id to revoke the last ones by: they end by themselves, at {}",
+                clock(end, now)
+            )
+        });
+    Some(Blocked::stalled(Problem::new(
+        Reason::Revoked,
+        format!(
+            "its tokens were revoked, as the annotation connect.chitty.cc/revoke asks{outlives}; nothing is minted until the \
+             annotation connect.chitty.cc/rotate has a new value"
+        ),
+    )))
 }
 
 /// It is on demand, and nobody may see for whom.

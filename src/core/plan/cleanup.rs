@@ -3,6 +3,7 @@
 use crate::api::Reason;
 use crate::core::Time;
 use crate::core::consumers::Users;
+use crate::core::ids::Digest;
 use crate::core::journal::ActiveToken;
 use crate::core::schedule::latest_safe;
 
@@ -20,8 +21,18 @@ pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option
         }
         return None;
     }
+    if live.is_none() && rebuildable(o, now) {
+        plan.actions.push(Action::Rebuild);
+        return None;
+    }
+    if is_to_revoke(o, live) {
+        // The journal as it is must be asked first: what this view does not know may have been minted since. Secrets go once
+        // that is noted.
+        plan.actions.push(Action::Revoke { asked: o.asked });
+        return None;
+    }
     let Some(live) = live else {
-        cleanup_without_token(o, now, plan);
+        plan.actions.extend(leftovers(o, now));
         return None;
     };
     let expired = live.ends_at <= now;
@@ -72,25 +83,30 @@ pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option
     Some(live)
 }
 
-fn cleanup_without_token(o: &Observed, now: Time, plan: &mut Plan) {
-    if rebuildable(o, now) {
-        plan.actions.push(Action::Rebuild);
-        return;
-    }
+/// What there is without a token: what may belong to one that this view does not know yet is asked for first.
+fn leftovers(o: &Observed, now: Time) -> impl Iterator<Item = Action> {
     let known = o.record.as_ref().map_or(0, |r| r.revision);
-    let later = |state: &SecretState| match state {
+    let later = move |state: &SecretState| match state {
         SecretState::Ours { seal: Some(seal), .. } if seal.live.revision > known && seal.live.ends_at > now => {
             Some(seal.live.claim.clone())
         }
         _ => None,
     };
-    plan.actions.extend(deletes(o, |state| later(state).is_none()));
-    plan.actions.extend(o.secrets.iter().filter_map(|(name, state)| {
+    let unknown = o.secrets.iter().filter_map(move |(name, state)| {
         Some(Action::DeleteUnknown {
             secret: name.clone(),
             claim: later(state)?,
         })
-    }));
+    });
+    deletes(o, move |state| later(state).is_none()).chain(unknown)
+}
+
+/// The revoke annotation has a value that nothing was done about: neither was a token minted since, nor are tokens known to
+/// have been revoked for it.
+fn is_to_revoke(o: &Observed, live: Option<&ActiveToken>) -> bool {
+    let revoke = o.asked.revoke;
+    let heeded = o.record.as_ref().is_some_and(|r| r.heeds(revoke));
+    revoke != Digest::default() && !heeded && live.is_none_or(|l| l.digest.revoke != revoke)
 }
 
 /// Nobody needs it longer than it has its runway: whoever comes finds a new one. Nor, where nobody asks for another, if it
@@ -106,7 +122,9 @@ fn is_unneeded(o: &Observed, live: &ActiveToken, now: Time) -> bool {
         return true;
     }
     let last = o.record.as_ref().and_then(|r| r.let_go.as_deref());
-    let stale = desired.is_some_and(|desired| desired.digest != live.digest);
+    let stale = desired.is_some_and(|desired| {
+        !desired.digest.same_content(&live.digest) || desired.digest.rotate != live.digest.rotate
+    });
     (stale || !is_intact(o, live)) && !uses.asks(last)
 }
 

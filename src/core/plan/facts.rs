@@ -10,7 +10,7 @@ use crate::core::consumers::Users;
 use crate::core::ids::ObjectName;
 use crate::core::journal::{ActiveToken, Claim, MintReason, Record};
 use crate::core::seal::Seal;
-use crate::core::spec::Desired;
+use crate::core::spec::{Asked, Desired};
 use crate::core::{Problem, Time};
 
 /// All that a decision about one credential depends on.
@@ -25,6 +25,8 @@ pub struct Observed {
     pub suspended: bool,
     /// What the spec asks for.
     pub desired: Result<Desired, Problem>,
+    /// What annotations ask for.
+    pub asked: Asked,
     /// Who uses its tokens.
     pub users: Users,
     /// The budget keeps the renewals of its live token.
@@ -169,6 +171,11 @@ pub enum Action {
     Release {
         /// `Expired`, `NotPermitted`, or `Idle`: nobody needs it any longer.
         reason: Reason,
+    },
+    /// Revoke all its tokens, and note what that was asked by: nothing is minted until a rotation is asked for anew.
+    Revoke {
+        /// What the annotations ask for.
+        asked: Asked,
     },
     /// The claim's Secrets were all written: record that.
     Adopt,

@@ -20,7 +20,8 @@ use crate::core::schedule::{latest_safe, renew_at, runway};
 use crate::core::{Time, clock};
 
 use checks::{
-    Blocked, conflict, failed, healed_already, invalid, not_permitted, suspended, unprepared, unseen, unusable, waits,
+    Blocked, conflict, failed, healed_already, invalid, not_permitted, revoked, suspended, unprepared, unseen,
+    unusable, waits,
 };
 use cleanup::{cleanup, deletes, is_held};
 pub use facts::{Action, Connection, Content, Observed, Plan, SecretState, Source, Verdict};
@@ -49,7 +50,11 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
     }
     let live = cleanup(o, now, &mut plan);
     let credential_state = CredentialState::of(o, live, now);
-    if plan.actions.iter().any(|a| matches!(a, Action::Rebuild)) {
+    if plan
+        .actions
+        .iter()
+        .any(|a| matches!(a, Action::Rebuild | Action::Revoke { .. }))
+    {
         return plan;
     }
     if let Some(at) = credential_state.renews(o).filter(|at| *at > now) {
@@ -61,6 +66,7 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
     }
     let blocked = invalid(o)
         .or_else(|| not_permitted(o))
+        .or_else(|| revoked(o, now))
         .or_else(|| unseen(o))
         .or_else(|| suspended(o))
         .or_else(|| unusable(o, &credential_state, now))

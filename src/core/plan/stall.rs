@@ -13,7 +13,9 @@ const PATIENCE: TimeDelta = TimeDelta::minutes(2);
 #[must_use]
 pub fn stalls_at(reason: Reason, since: Time) -> Option<Time> {
     match reason {
-        Reason::InvalidSpec | Reason::InvalidTemplate | Reason::Denied | Reason::SecretConflict => Some(since),
+        Reason::Revoked | Reason::InvalidSpec | Reason::InvalidTemplate | Reason::Denied | Reason::SecretConflict => {
+            Some(since)
+        }
         Reason::NotPermitted | Reason::SourceNotFound | Reason::NotShared | Reason::ConnectionNotFound => {
             Some(since + PATIENCE)
         }

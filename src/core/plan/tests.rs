@@ -2,6 +2,7 @@
 
 mod follow;
 mod on_demand;
+mod revoke;
 mod world;
 
 use std::collections::BTreeMap;
@@ -14,8 +15,8 @@ use crate::core::journal::{Failure, Record, Written};
 use crate::core::layout::AnnotationPolicy;
 use crate::core::schedule::CLAIM_GRACE;
 use crate::core::seal::Seal;
-use crate::core::spec::Desired;
 use crate::core::spec::{self, tests_support::credential};
+use crate::core::spec::{Asked, Desired};
 use crate::core::testing::{s, t};
 const UID: &str = "uid-a";
 
@@ -54,6 +55,7 @@ fn fresh() -> Observed {
         terminating: false,
         suspended: false,
         desired: Ok(desired()),
+        asked: Asked::default(),
         users: Users::Anybody,
         kept: true,
         permitted: Ok(()),

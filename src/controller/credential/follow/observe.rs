@@ -21,7 +21,7 @@ use crate::core::ids::ObjectName;
 use crate::core::journal::{Record, Scope};
 use crate::core::plan::{self, Connection, Observed};
 use crate::core::sharing::{self, Place};
-use crate::core::spec::{self, Desired};
+use crate::core::spec::{self, Asked, Desired};
 
 use crate::controller::credential::consumers;
 use crate::controller::credential::followers::place;
@@ -115,6 +115,8 @@ pub(super) async fn observe(
             || namespace.metadata.deletion_timestamp.is_some(),
         suspended: credential.spec.suspend,
         desired,
+        // What it is given is another's to rotate and to revoke.
+        asked: Asked::default(),
         permitted: found.permitted,
         connection,
         secrets: secrets

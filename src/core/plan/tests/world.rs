@@ -42,6 +42,7 @@ enum Step {
     Lose,
     Edit,
     Rotate,
+    Revoke,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,6 +70,7 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => Just(Step::DeleteSecret),
         1 => Just(Step::Edit),
         1 => Just(Step::Rotate),
+        1 => Just(Step::Revoke),
     ]
 }
 
@@ -129,6 +131,8 @@ struct World {
     lost: bool,
     /// What was done that must not be.
     wrong: Option<String>,
+    /// Revoked, and nothing rotated since.
+    barred: bool,
 }
 
 /// How far behind a view may be.
@@ -158,6 +162,7 @@ impl World {
             commits: 0,
             lost: false,
             wrong: None,
+            barred: false,
         }
     }
 
@@ -213,6 +218,10 @@ impl World {
             users: Users::Anybody,
             kept: true,
             desired: Ok(self.desired.clone()),
+            asked: Asked {
+                rotate: self.desired.digest.rotate,
+                revoke: self.desired.digest.revoke,
+            },
             secrets: [("a".to_owned(), state)].into(),
             claim,
             working: self.flights.iter().any(|f| f.who == who),
@@ -261,6 +270,14 @@ impl World {
                         let due = j.live_of(UID).map(|l| l.ends_at);
                         let released = reason != Reason::Expired || due.is_some_and(|at| at <= now);
                         released && j.release(UID, now, Reason::Expired).is_some()
+                    });
+                }
+                Action::Revoke { asked } => {
+                    let seen = observed.record.as_ref().and_then(|r| r.live.as_ref());
+                    let seen = seen.map(|l| l.claim.clone());
+                    self.tell(|j, now| {
+                        let as_seen = seen.is_none() || j.live_of(UID).map(|l| &l.claim) == seen.as_ref();
+                        as_seen && j.revoke_as_asked(UID, ("runners-1", "a"), *asked, now)
                     });
                 }
                 Action::Adopt => {
@@ -334,6 +351,9 @@ impl World {
         let truth = plan(&self.observe(who, &self.journal), now);
         if truth.demand.is_none() {
             self.wrong = Some(format!("minted without need as {kind:?}: {:?}", self.journal));
+        }
+        if self.barred {
+            self.wrong = Some("minted between a revocation and the next rotation".to_owned());
         }
         let mut claim = claim_at(UID, "runners-1", kind, now, self.posts.len() + self.commits);
         claim.holder = NAMES[who].into();
@@ -456,11 +476,19 @@ impl World {
                 self.edits += 1;
                 let mut edited = credential("a", "svc");
                 edited.spec.purpose = format!("purpose-{}", self.edits);
+                let before = self.desired.digest;
                 self.desired = spec::desired(&edited, None, &AnnotationPolicy::default()).unwrap();
+                (self.desired.digest.rotate, self.desired.digest.revoke) = (before.rotate, before.revoke);
             }
             Step::Rotate => {
                 self.edits += 1;
                 self.desired.digest.rotate = Digest::of([format!("rotate-{}", self.edits)]);
+                self.barred = false;
+            }
+            Step::Revoke => {
+                self.edits += 1;
+                self.desired.digest.revoke = Digest::of([format!("revoke-{}", self.edits)]);
+                self.barred = true;
             }
         }
     }
@@ -540,8 +568,13 @@ impl World {
                 && plan
                     .verdict
                     .as_ref()
-                    .is_some_and(|v| v.ready || v.reason == Reason::Denied)
+                    .is_some_and(|v| v.ready || matches!(v.reason, Reason::Denied | Reason::Revoked))
             {
+                let revoked = self.secret.is_none() && self.journal.live_of(UID).is_none();
+                let told = plan.verdict.is_some_and(|v| v.reason == Reason::Revoked);
+                if self.barred && !(revoked && told) {
+                    return Err("revoked, and yet there is a token".to_owned());
+                }
                 return self.stays_at_rest();
             }
             self.now += s(30);

@@ -26,7 +26,7 @@ use crate::core::outage::{Bar, Gate};
 use crate::core::plan::{Action, Connection, Content, Observed, SecretState, plan};
 use crate::core::schedule::CLAIM_GRACE;
 use crate::core::seal::Seal;
-use crate::core::spec::Desired;
+use crate::core::spec::{Asked, Desired};
 
 use super::broker::{Broker, Fault};
 use super::oracle::History;
@@ -364,6 +364,10 @@ impl World {
             terminating: false,
             suspended: false,
             desired: Ok(credential.desired.clone()),
+            asked: Asked {
+                rotate: credential.desired.digest.rotate,
+                ..Asked::default()
+            },
             permitted: Ok(()),
             connection,
             secrets: [(credential.name.name.to_string(), state)].into(),
@@ -439,7 +443,7 @@ impl World {
                     self.refuse(i, &claim, Reason::OutcomeUnknown, None);
                 }
             }
-            Action::Rebuild => self.report.restless += 1,
+            Action::Rebuild | Action::Revoke { .. } => self.report.restless += 1,
         }
     }
 

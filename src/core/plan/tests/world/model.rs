@@ -39,6 +39,7 @@ impl Clone for World {
             damages: self.damages,
             commits: self.commits,
             lost: self.lost,
+            barred: self.barred,
             wrong: self.wrong.clone(),
         }
     }
@@ -53,7 +54,14 @@ impl World {
             (
                 (self.now, &self.journal, &self.history, &self.secret, &self.desired),
                 (self.edits, &self.demands, &self.flights, &self.posts),
-                (self.heals, self.damages, self.commits, self.lost, &self.wrong),
+                (
+                    self.heals,
+                    self.damages,
+                    self.commits,
+                    self.lost,
+                    self.barred,
+                    &self.wrong
+                ),
             )
         );
         text.hash(&mut hasher);
@@ -64,7 +72,14 @@ impl World {
     fn hash_of_rest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         let known = (self.now, &self.journal, &self.secret, &self.desired);
-        let seen = (&self.posts, self.heals, self.damages, self.commits, self.lost);
+        let seen = (
+            &self.posts,
+            self.heals,
+            self.damages,
+            self.commits,
+            self.lost,
+            self.barred,
+        );
         format!("{:?}", (known, seen)).hash(&mut hasher);
         hasher.finish()
     }
@@ -94,7 +109,7 @@ struct Plans {
 }
 
 /// All that a plan may say.
-const VERBS: [&str; 8] = [
+const VERBS: [&str; 9] = [
     "Adopt",
     "Delete",
     "DeleteTampered",
@@ -103,6 +118,7 @@ const VERBS: [&str; 8] = [
     "Rebuild",
     "Release",
     "Restore",
+    "Revoke",
 ];
 
 /// Past a claim's freshness, past its grace, past a runway, past an end; and back.
@@ -156,7 +172,7 @@ impl Model for Plans {
             }
         }
         if state.troubles > 0 {
-            actions.extend([Step::Edit, Step::Rotate, Step::Lose]);
+            actions.extend([Step::Edit, Step::Rotate, Step::Revoke, Step::Lose]);
             if world.secret.is_some() {
                 actions.extend([Step::Tamper, Step::Relabel, Step::DeleteSecret]);
             }
@@ -180,6 +196,7 @@ impl Model for Plans {
             Step::Crash { .. }
             | Step::Edit
             | Step::Rotate
+            | Step::Revoke
             | Step::Lose
             | Step::Tamper
             | Step::Relabel
