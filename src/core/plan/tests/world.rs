@@ -15,7 +15,7 @@ use crate::core::schedule::{Bounds, CLAIM_FRESH, Try, retry_at};
 use crate::core::testing::cases;
 
 /// What the world may do to the controllers, and the controllers to each other.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Step {
     /// One of two controllers looks, perhaps with a journal as it was some commits ago.
     Look {
@@ -36,13 +36,16 @@ enum Step {
     },
     Wait(i64),
     Tamper,
+    Relabel,
     DeleteSecret,
+    /// The journal is deleted; its loss is noticed.
+    Lose,
     Edit,
     Rotate,
     Revoke,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum How {
     Issued,
     Denied,
@@ -76,6 +79,17 @@ fn steps() -> impl Strategy<Value = Step> {
 struct Stored {
     live: ActiveToken,
     altered: bool,
+    relabelled: bool,
+}
+
+impl Stored {
+    const fn new(live: ActiveToken) -> Self {
+        Self {
+            live,
+            altered: false,
+            relabelled: false,
+        }
+    }
 }
 
 /// A demand, and what it was decided on.
@@ -96,6 +110,7 @@ struct Flight {
 }
 
 /// One credential, two controllers that both think they lead, one journal.
+#[derive(Debug)]
 struct World {
     now: Time,
     journal: Journal,
@@ -110,9 +125,18 @@ struct World {
     posts: Vec<(Time, String)>,
     heals: usize,
     damages: usize,
+    /// How many commits there were.
+    commits: usize,
+    /// The journal was lost.
+    lost: bool,
+    /// What was done that must not be.
+    wrong: Option<String>,
     /// Revoked, and nothing rotated since.
     barred: bool,
 }
+
+/// How far behind a view may be.
+const OLDEST: usize = 2;
 
 const LIMIT: Limit = Limit {
     limit: 5,
@@ -135,12 +159,19 @@ impl World {
             posts: Vec::new(),
             heals: 0,
             damages: 0,
+            commits: 0,
+            lost: false,
+            wrong: None,
             barred: false,
         }
     }
 
     fn commit(&mut self, change: impl FnOnce(&mut Journal, Time)) {
+        if self.history.len() == OLDEST {
+            self.history.remove(0);
+        }
         self.history.push(self.journal.clone());
+        self.commits += 1;
         self.journal.compact(self.now);
         change(&mut self.journal, self.now);
     }
@@ -180,7 +211,7 @@ impl World {
                 } else {
                     Content::Altered
                 },
-                metadata_matches: true,
+                metadata_matches: !stored.relabelled,
             }
         });
         Observed {
@@ -227,7 +258,11 @@ impl World {
                         self.secret = None;
                     }
                 }
-                Action::Restore { .. } => {}
+                Action::Restore { .. } => {
+                    if let Some(stored) = &mut self.secret {
+                        stored.relabelled = false;
+                    }
+                }
                 // Commits are decided on the state they are committed to.
                 Action::Release { reason } => {
                     let reason = *reason;
@@ -314,13 +349,13 @@ impl World {
             return;
         }
         let truth = plan(&self.observe(who, &self.journal), now);
-        assert!(
-            truth.demand.is_some(),
-            "minted without need as {kind:?}: {:?}",
-            self.journal
-        );
-        assert!(!self.barred, "minted between a revocation and the next rotation");
-        let mut claim = claim_at(UID, "runners-1", kind, now, self.posts.len() + self.history.len());
+        if truth.demand.is_none() {
+            self.wrong = Some(format!("minted without need as {kind:?}: {:?}", self.journal));
+        }
+        if self.barred {
+            self.wrong = Some("minted between a revocation and the next rotation".to_owned());
+        }
+        let mut claim = claim_at(UID, "runners-1", kind, now, self.posts.len() + self.commits);
         claim.holder = NAMES[who].into();
         claim.revision = self.journal.credentials.get(UID).map_or(0, |r| r.revision) + 1;
         claim.digest = self.desired.digest;
@@ -382,13 +417,10 @@ impl World {
         live.secrets.insert("a".into(), written);
         match how {
             How::Issued => {
-                self.secret = Some(Stored {
-                    live: live.clone(),
-                    altered: false,
-                });
+                self.secret = Some(Stored::new(live.clone()));
                 self.tell(|j, now| j.end(UID, &id, Outcome::Published(Box::new(live)), now));
             }
-            How::WrittenThenCrash => self.secret = Some(Stored { live, altered: false }),
+            How::WrittenThenCrash => self.secret = Some(Stored::new(live)),
             How::LostWithCrash => {}
             How::Denied | How::Broken => {
                 let reason = if how == How::Denied {
@@ -423,6 +455,19 @@ impl World {
                     self.damages += 1;
                 }
             }
+            Step::Relabel => {
+                if let Some(stored) = &mut self.secret {
+                    stored.relabelled = true;
+                }
+            }
+            Step::Lose => {
+                self.journal = Journal::new(scope());
+                self.journal.lost_at = Some(self.now);
+                self.lost = true;
+                self.history.clear();
+                // Nobody's claim is open any more.
+                self.flights.clear();
+            }
             Step::DeleteSecret => {
                 self.secret = None;
                 self.damages += 1;
@@ -446,10 +491,13 @@ impl World {
                 self.barred = true;
             }
         }
-        self.check();
     }
 
-    fn check(&self) {
+    /// What does not hold.
+    fn broken(&self) -> Option<String> {
+        if self.wrong.is_some() {
+            return self.wrong.clone();
+        }
         let most = self
             .posts
             .iter()
@@ -461,11 +509,9 @@ impl World {
             })
             .max()
             .unwrap_or(0);
-        assert!(most <= LIMIT.limit as usize, "{most} requests in a window");
         let mut ids: Vec<&String> = self.posts.iter().map(|(_, id)| id).collect();
         ids.sort();
         ids.dedup();
-        assert_eq!(ids.len(), self.posts.len(), "a claim was posted twice");
         let recent = |at: Time| at + LIMIT.window > self.now;
         let left = self.posts.iter().filter(|(at, _)| recent(*at)).count();
         let counted: u32 = self
@@ -475,18 +521,38 @@ impl World {
             .filter(|(at, _)| recent(*at))
             .map(|(_, n)| n)
             .sum();
-        assert!(left <= counted as usize, "a request that left is not counted");
         let record = self.journal.credentials.get(UID);
         let heals = record.map_or(0, |r| {
             r.heals.iter().filter(|at| **at + LIMIT.window > self.now).count()
         });
-        assert!(heals <= 1, "{heals} heals in a window");
-        assert!(self.heals <= self.damages, "healed what nobody had damaged");
-        assert_eq!(self.journal.lost_at, None, "taken for lost");
+        let broken = [
+            (most > LIMIT.limit as usize, format!("{most} requests in a window")),
+            (ids.len() < self.posts.len(), "a claim was posted twice".to_owned()),
+            (
+                left > counted as usize && !self.lost,
+                "a request that left is not counted".to_owned(),
+            ),
+            (heals > 1, format!("{heals} heals in a window")),
+            (self.heals > self.damages, "healed what nobody had damaged".to_owned()),
+            (
+                self.journal.lost_at.is_some() && !self.lost,
+                "taken for lost".to_owned(),
+            ),
+        ];
+        broken.into_iter().find_map(|(is, what)| is.then_some(what))
+    }
+
+    fn check(&self) {
+        assert_eq!(self.broken(), None);
+    }
+
+    /// As [`World::comes_to_rest`], and it does.
+    fn settle(&mut self) {
+        assert_eq!(self.comes_to_rest(), Ok(()));
     }
 
     /// No more faults: the first controller alone, until nothing changes.
-    fn settle(&mut self) {
+    fn comes_to_rest(&mut self) -> Result<(), String> {
         self.flights.clear();
         for _ in 0..400 {
             let before = (self.journal.clone(), self.posts.len());
@@ -494,7 +560,9 @@ impl World {
             self.admit(0);
             self.post();
             self.answer(How::Issued);
-            self.check();
+            if let Some(broken) = self.broken() {
+                return Err(broken);
+            }
             let quiet = plan.actions.is_empty() && plan.demand.is_none() && before.0 == self.journal;
             if quiet
                 && plan
@@ -504,12 +572,28 @@ impl World {
             {
                 let revoked = self.secret.is_none() && self.journal.live_of(UID).is_none();
                 let told = plan.verdict.is_some_and(|v| v.reason == Reason::Revoked);
-                assert!(!self.barred || revoked && told, "revoked, and yet there is a token");
-                return;
+                if self.barred && !(revoked && told) {
+                    return Err("revoked, and yet there is a token".to_owned());
+                }
+                return self.stays_at_rest();
             }
             self.now += s(30);
         }
-        panic!("it does not come to rest: {:#?}", self.look(0, 0));
+        Err(format!("it does not come to rest: {:#?}", self.look(0, 0)))
+    }
+
+    /// At rest nothing is written and nothing minted, however often it is looked at.
+    fn stays_at_rest(&mut self) -> Result<(), String> {
+        let (posts, journal) = (self.posts.len(), self.journal.clone());
+        for who in [0, 1, 0] {
+            let plan = self.look(who, 0);
+            self.admit(who);
+            let idle = plan.actions.is_empty() && plan.demand.is_none();
+            if !idle || self.posts.len() != posts || self.journal != journal {
+                return Err(format!("it does not stay at rest: {plan:?}"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -572,17 +656,9 @@ proptest! {
         let mut world = World::new();
         for step in script {
             world.take(step);
+            world.check();
         }
         world.settle();
-        // At rest nothing is written and nothing minted, however often it is looked at.
-        let (posts, journal) = (world.posts.len(), world.journal.clone());
-        for who in [0, 1, 0] {
-            let plan = world.look(who, 0);
-            world.admit(who);
-            prop_assert!(plan.actions.is_empty() && plan.demand.is_none(), "{:?}", plan);
-        }
-        prop_assert_eq!(world.posts.len(), posts);
-        prop_assert_eq!(&world.journal, &journal);
     }
 
     #[test]
@@ -602,7 +678,10 @@ proptest! {
             world.take(Step::Look { who, behind });
             world.take(Step::Admit { who });
             world.take(Step::Post);
+            world.check();
         }
         prop_assert_eq!(world.posts.len(), 1);
     }
 }
+
+mod model;
