@@ -55,10 +55,10 @@ impl Problem {
     }
 }
 
-/// Times as people read them in messages: `12:34:10Z`, with the date where it is not today's.
+/// Times as people read them in messages: `12:34:10Z`, with the date where it is another day's than `said`.
 #[must_use]
-pub fn clock(at: Time, now: Time) -> String {
-    if at.date_naive() == now.date_naive() {
+pub fn clock(at: Time, said: Time) -> String {
+    if at.date_naive() == said.date_naive() {
         at.format("%H:%M:%SZ").to_string()
     } else {
         at.format("%Y-%m-%dT%H:%M:%SZ").to_string()

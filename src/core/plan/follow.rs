@@ -220,7 +220,7 @@ fn good(live: &ActiveToken, source: &Source, now: Time) -> Verdict {
     let next = if newest && renews > now {
         format!(
             " and renewed at {}; a job starting until then has at least {}",
-            clock(renews, now),
+            clock(renews, live.issued_at),
             length_text(live.ends_at - renews)
         )
     } else {
@@ -239,7 +239,7 @@ fn good(live: &ActiveToken, source: &Source, now: Time) -> Verdict {
             "revision {} of EphemeralCredential {} is valid until {}{next}",
             live.revision,
             source.name,
-            clock(live.ends_at, now),
+            clock(live.ends_at, live.issued_at),
         ),
         next_attempt: None,
     }

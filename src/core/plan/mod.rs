@@ -89,7 +89,7 @@ pub fn plan(o: &Observed, now: Time) -> Plan {
         plan.wake_at(at);
     }
     let stalled = stalls.is_some_and(|at| at <= now);
-    plan.verdict = verdict(o, &credential_state, blocked, stalled, now);
+    plan.verdict = verdict(o, &credential_state, blocked, stalled);
     plan
 }
 
@@ -297,7 +297,6 @@ fn verdict(
     credential_state: &CredentialState<'_>,
     blocked: Option<Blocked>,
     stalled: bool,
-    now: Time,
 ) -> Option<Verdict> {
     let next_attempt = blocked.as_ref().and_then(|x| x.until);
     let rested = credential_state.live.filter(|_| credential_state.ready());
@@ -312,7 +311,7 @@ fn verdict(
                     Reason::Suspended | Reason::Unauthorized | Reason::ConnectionNotFound | Reason::ConnectionNotReady
                 )
             {
-                return Some(good(o, live, now));
+                return Some(good(o, live));
             }
             let more = rested.and_then(|live| asks_for_more(o, live)).unwrap_or_default();
             Some(Verdict {
@@ -336,7 +335,7 @@ fn verdict(
                     .to_owned(),
             next_attempt: None,
         }),
-        None => rested.map(|live| good(o, live, now)),
+        None => rested.map(|live| good(o, live)),
     }
 }
 
@@ -351,9 +350,9 @@ fn lapsed(o: &Observed, credential_state: &CredentialState<'_>, reason: Reason) 
 }
 
 /// What is told of a token that is not renewed.
-fn unrenewed(o: &Observed, live: &ActiveToken, used: bool, now: Time) -> Verdict {
+fn unrenewed(o: &Observed, live: &ActiveToken, used: bool) -> Verdict {
     let renew_before = o.desired.as_ref().ok().and_then(|w| w.renew_before);
-    let until = clock(latest_safe(live.issued_at, live.ends_at, renew_before), now);
+    let until = clock(latest_safe(live.issued_at, live.ends_at, renew_before), live.issued_at);
     let why = if used {
         "it is not renewed, for no Pod reads it by a volume"
     } else {
@@ -367,7 +366,7 @@ fn unrenewed(o: &Observed, live: &ActiveToken, used: bool, now: Time) -> Verdict
         message: format!(
             "revision {} is valid until {}; {why}: Pods find it until {until}, then its Secrets are removed",
             live.revision,
-            clock(live.ends_at, now),
+            clock(live.ends_at, live.issued_at),
         ),
         next_attempt: None,
     }
@@ -381,11 +380,12 @@ const fn reason_of(live: &ActiveToken) -> Reason {
     }
 }
 
-fn good(o: &Observed, live: &ActiveToken, now: Time) -> Verdict {
+/// What is told of a token stays the same while it lives, whatever day it is read on: to tell it is a write.
+fn good(o: &Observed, live: &ActiveToken) -> Verdict {
     if let Users::Pods(uses) = &o.users
         && !uses.renews()
     {
-        return unrenewed(o, live, uses.pods > 0, now);
+        return unrenewed(o, live, uses.pods > 0);
     }
     let renew = o.desired.as_ref().ok().and_then(|w| w.renew_before);
     let renews = renew_at(live.issued_at, live.ends_at, renew, &o.uid);
@@ -397,8 +397,8 @@ fn good(o: &Observed, live: &ActiveToken, now: Time) -> Verdict {
         message: format!(
             "revision {} is valid until {} and renewed at {}; a job starting until then has at least {}{}",
             live.revision,
-            clock(live.ends_at, now),
-            clock(renews, now),
+            clock(live.ends_at, live.issued_at),
+            clock(renews, live.issued_at),
             length_text(live.ends_at - renews),
             asks_for_more(o, live).unwrap_or_default(),
         ),

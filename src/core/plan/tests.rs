@@ -178,6 +178,22 @@ fn a_new_credential_asks_for_its_first_token_and_tells_nothing_yet() {
     assert!(plan.actions.is_empty());
 }
 
+/// Each status would be written once more, and all of them in a moment.
+#[test]
+fn at_midnight_nothing_else_is_said_of_a_token() {
+    let mut o = issued();
+    let live = o.record.as_mut().and_then(|record| record.live.as_mut()).unwrap();
+    // From 23:53:20 on.
+    (live.issued_at, live.ends_at) = (t(6000), t(9600));
+    let said = |at| plan(&o, at).verdict.unwrap().message;
+    assert!(
+        said(t(6100)).contains("valid until 2023-11-15T00:53:20Z"),
+        "{}",
+        said(t(6100))
+    );
+    assert_eq!(said(t(6100)), said(t(6500)));
+}
+
 #[test]
 fn a_valid_token_asks_for_nothing_and_wakes_for_its_renewal() {
     let plan = plan(&issued(), t(10));
