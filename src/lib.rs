@@ -17,6 +17,10 @@
 //!   truth that both decide on. No async, no IO, no client; no clock is read.
 //! - [`api`]: the kinds, conditions and reasons that users write and read.
 //!
+//! `kubectl chitty` (`src/bin/kubectl-chitty`) stands beside the controller: it calls [`core`] and [`api`], and takes the
+//! names of the Lease and of what Pods are asked for from [`cluster`]. [`planted`] names bugs that tests put in on purpose;
+//! there are none where they are not built in.
+//!
 //! A mint, in order: claim and place in the budget (one compare-and-swap of the journal) -> POST ->
 //! Secrets, sealed -> outcome and audit event (another) -> status and Event -> delivery. Whatever stops
 //! it in between is found by comparing the journal with what exists.

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use chittyconnect_operator::api::EphemeralCredential;
+use chittyconnect_operator::core::Time;
 use chittyconnect_operator::core::consumers::Pod;
 use chittyconnect_operator::core::spec::secret_names;
 use clap::{CommandFactory, Parser};
@@ -359,7 +360,15 @@ async fn all_status(cluster: &Cluster, common: &Common, all_namespaces: bool) ->
     Ok(ExitCode::SUCCESS)
 }
 
-async fn one_status(cluster: &Cluster, common: &Common, name: &str) -> anyhow::Result<ExitCode> {
+/// One credential, and what an answer about it needs besides.
+struct Look {
+    object: EphemeralCredential,
+    connections: Seen<Connections>,
+    consumers: Seen<Vec<facts::Consumer>>,
+    now: Time,
+}
+
+async fn look(cluster: &Cluster, name: &str) -> anyhow::Result<Look> {
     let (object, connections, pods, now) = tokio::join!(
         cluster.credential(name),
         cluster.connections(),
@@ -367,7 +376,22 @@ async fn one_status(cluster: &Cluster, common: &Common, name: &str) -> anyhow::R
         cluster.now()
     );
     let object = object?;
-    let status = Status::new(Credential::from(&object), &connections?, consumers_of(&object, pods?));
+    Ok(Look {
+        consumers: consumers_of(&object, pods?),
+        connections: connections?,
+        object,
+        now,
+    })
+}
+
+async fn one_status(cluster: &Cluster, common: &Common, name: &str) -> anyhow::Result<ExitCode> {
+    let Look {
+        object,
+        connections,
+        consumers,
+        now,
+    } = look(cluster, name).await?;
+    let status = Status::new(Credential::from(&object), &connections, consumers);
     print(common, &status, || {
         status.text(terminal::prose(terminal::columns()), now)
     })?;
@@ -375,23 +399,22 @@ async fn one_status(cluster: &Cluster, common: &Common, name: &str) -> anyhow::R
 }
 
 async fn tell_why(cluster: &Cluster, common: &Common, name: &str) -> anyhow::Result<ExitCode> {
-    let (object, connections, pods, now) = tokio::join!(
-        cluster.credential(name),
-        cluster.connections(),
-        cluster.pods(&cluster.namespace),
-        cluster.now()
-    );
-    let object = object?;
+    let Look {
+        object,
+        connections,
+        consumers,
+        now,
+    } = look(cluster, name).await?;
     let peers = if why::counts_peers(Credential::from(&object).known_reason()) {
         peers(cluster, &object).await?
     } else {
         Peers::default()
     };
     let observed = Observed {
-        connections: connections?,
-        consumers: consumers_of(&object, pods?),
-        peers,
         object,
+        connections,
+        consumers,
+        peers,
     };
     let why = why::why(&observed, now);
     print(common, &why, || why.text(terminal::prose(terminal::columns()), now))?;

@@ -25,7 +25,7 @@ pub(super) fn cleanup<'a>(o: &'a Observed, now: Time, plan: &mut Plan) -> Option
         plan.actions.push(Action::Rebuild);
         return None;
     }
-    if is_to_revoke(o, live) {
+    if is_to_revoke(o) {
         // The journal as it is must be asked first: what this view does not know may have been minted since. Secrets go once
         // that is noted.
         plan.actions.push(Action::Revoke { asked: o.asked });
@@ -103,10 +103,10 @@ fn leftovers(o: &Observed, now: Time) -> impl Iterator<Item = Action> {
 
 /// The revoke annotation has a value that nothing was done about: neither was a token minted since, nor are tokens known to
 /// have been revoked for it.
-fn is_to_revoke(o: &Observed, live: Option<&ActiveToken>) -> bool {
+fn is_to_revoke(o: &Observed) -> bool {
     let revoke = o.asked.revoke;
     let heeded = o.record.as_ref().is_some_and(|r| r.heeds(revoke));
-    revoke != Digest::default() && !heeded && live.is_none_or(|l| l.digest.revoke != revoke)
+    revoke != Digest::default() && !heeded
 }
 
 /// Nobody needs it longer than it has its runway: whoever comes finds a new one. Nor, where nobody asks for another, if it

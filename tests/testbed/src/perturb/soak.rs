@@ -490,27 +490,9 @@ impl Soaking {
             }
             let name = format!("c{n}");
             let mark = rng.random_range(0..1_000_000).to_string();
-            match rng.random_range(0..4) {
-                0 | 1 => {
-                    let patch = json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": mark}}});
-                    self.insist(async || {
-                        Ok(credentials
-                            .patch(&name, &merge, &Patch::Merge(&patch))
-                            .await
-                            .map(drop)?)
-                    })
-                    .await?;
-                }
-                2 => {
-                    let patch = json!({"spec": {"consumers": {"warnBefore": "1m"}}});
-                    self.insist(async || {
-                        Ok(credentials
-                            .patch(&name, &merge, &Patch::Merge(&patch))
-                            .await
-                            .map(drop)?)
-                    })
-                    .await?;
-                }
+            let patch = match rng.random_range(0..4) {
+                0 | 1 => json!({"metadata": {"annotations": {"connect.chitty.cc/rotate": mark}}}),
+                2 => json!({"spec": {"consumers": {"warnBefore": "1m"}}}),
                 _ => {
                     self.insist(
                         async || match credentials.delete(&name, &DeleteParams::default()).await {
@@ -520,8 +502,12 @@ impl Soaking {
                     )
                     .await?;
                     self.insist(async || self.write(n).await).await?;
+                    continue;
                 }
-            }
+            };
+            let patch = Patch::Merge(patch);
+            self.insist(async || Ok(credentials.patch(&name, &merge, &patch).await.map(drop)?))
+                .await?;
         }
         Ok(())
     }
