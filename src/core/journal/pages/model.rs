@@ -13,7 +13,6 @@ use stateright::{Checker, Model, Property};
 
 use super::*;
 use crate::api::Reason;
-use crate::core::audit::Subject;
 use crate::core::journal::tests_support::{claim, live, scope};
 use crate::core::journal::{ActiveToken, Claim, MintReason};
 use crate::core::outcome::{self, Asked, Refused};
@@ -173,16 +172,6 @@ fn minted(claim: &Claim) -> ActiveToken {
     live
 }
 
-fn subject<'a>(uid: &'a str, claim: &'a Claim) -> Subject<'a> {
-    Subject {
-        uid,
-        namespace: "n",
-        name: uid,
-        request: &claim.request,
-        revision: claim.revision,
-    }
-}
-
 /// The number of a claim.
 fn number(id: &str) -> usize {
     id.trim_start_matches("claim-").parse().unwrap()
@@ -275,7 +264,7 @@ impl State {
         let token = minted(&claim);
         self.processes[who].ends = true;
         let begun = self.begin(who, |journal| {
-            if outcome::succeed(journal, &subject(UIDS[uid], &claim), &token, true, t(0)).is_none() {
+            if outcome::succeed(journal, &claim.subject(UIDS[uid]), &token, true, t(0)).is_none() {
                 journal.revoke_unpublished(UIDS[uid], &claim, &token.token_ids, t(0));
             }
         });
@@ -293,7 +282,7 @@ impl State {
         };
         let written = self.secrets[uid] == Some(number(&claim.id));
         self.begin(who, |journal| {
-            let subject = subject(UIDS[uid], &claim);
+            let subject = claim.subject(UIDS[uid]);
             if written {
                 outcome::succeed(journal, &subject, &minted(&claim), true, t(0));
             } else {
@@ -405,7 +394,7 @@ impl Model for Journals {
             let mut journal = Journal::new(scope());
             let first = made(900 + n, 0, n, &journal);
             journal.claim(uid, first.clone(), s(3600));
-            assert!(outcome::succeed(&mut journal, &subject(uid, &first), &minted(&first), false, t(0)).is_some());
+            assert!(outcome::succeed(&mut journal, &first.subject(uid), &minted(&first), false, t(0)).is_some());
             let record = journal.credentials.get(*uid).cloned();
             let slot = stored::Slot {
                 record,
