@@ -6,9 +6,15 @@ use crate::pages::Block;
 use crate::story::Story;
 use crate::support::{Cluster, chart, documents, helm};
 
-/// What a block of YAML is, by the second word behind its fence.
-const PARTS: &str =
-    "credential, connection, secret (of spec.secrets), pod, values (of the chart) or fragment (of anything else)";
+/// What a block of YAML may be a part of, by the second word behind its fence.
+const PARTS: [(&str, &str); 6] = [
+    ("credential", "an EphemeralCredential"),
+    ("connection", "a ChittyConnection"),
+    ("secret", "an item of spec.secrets"),
+    ("pod", "the spec of a Pod"),
+    ("values", "the chart's values"),
+    ("fragment", "anything else, and only parsed"),
+];
 
 fn part(block: &Block) -> Option<&str> {
     block.info.get(1).map(String::as_str)
@@ -25,18 +31,16 @@ fn yaml(blocks: &[Block]) -> impl Iterator<Item = &Block> {
 /// Blocks of which nobody can tell what they are.
 pub fn unmarked(blocks: &[Block]) -> impl Iterator<Item = String> {
     yaml(blocks).filter_map(|block| {
-        let known = match part(block) {
-            Some(part) => matches!(
-                part,
-                "credential" | "connection" | "secret" | "pod" | "values" | "fragment"
-            ),
-            None => {
-                let documents = documents(&block.text);
-                !documents.is_empty() && documents.iter().all(is_manifest)
-            }
+        let whole = || {
+            let documents = documents(&block.text);
+            !documents.is_empty() && documents.iter().all(is_manifest)
         };
+        let known = part(block).map_or_else(whole, |part| PARTS.iter().any(|(known, _)| *known == part));
         let Block { page, line, .. } = block;
-        (!known).then(|| format!("{page}:{line}: no manifest; write ```yaml and one of {PARTS}"))
+        (!known).then(|| {
+            let parts = PARTS.map(|(part, of)| format!("`yaml {part}` ({of})")).join(", ");
+            format!("{page}:{line}: no manifest; say behind its fence of what it is a part: {parts}")
+        })
     })
 }
 

@@ -54,7 +54,8 @@ impl Story {
             std::env::var("PATH").unwrap_or_default()
         );
         let host = |url: &str| url.split_once("://").map(|(_, host)| host.to_owned()).unwrap();
-        Process::new("timeout")
+        let started = std::time::Instant::now();
+        let output = Process::new("timeout")
             .args(["90", "bash", "-ec", script])
             .current_dir(repository(""))
             .env_clear()
@@ -73,7 +74,13 @@ impl Story {
             .env("CHRONICLE_TOKEN", self.chronicle.token())
             .stdin(Stdio::null())
             .output()
-            .expect("timeout and bash")
+            .expect("timeout and bash");
+        println!(
+            "{:6.2} s  {}",
+            started.elapsed().as_secs_f32(),
+            script.lines().next().unwrap_or_default()
+        );
+        output
     }
 
     /// What kept a preparation from succeeding.

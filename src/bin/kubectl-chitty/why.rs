@@ -478,7 +478,10 @@ pub fn budget_line(budget: &Budget, now: Time) -> String {
 
 #[cfg(test)]
 mod tests {
-    use expect_test::{expect, expect_file};
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use expect_test::expect;
 
     use super::*;
     use crate::examples::{credential, example, now, observed};
@@ -492,20 +495,52 @@ mod tests {
         plain(&why(observed, now()).text(100, now()))
     }
 
-    /// What docs/why.md holds: as `UPDATE_EXPECT=1` writes it.
-    #[test]
-    fn the_documentation_has_what_is_told_of_each_reason() {
-        let mut text = String::from(
-            "# `kubectl chitty why`, reason by reason\n\n\
-             What `kubectl chitty why site-deploy -n demo-web` says, for each [reason](troubleshooting.md#by-reason) \
-             that a credential\n\
-             may give. A test compares this page with what the plugin prints.\n",
-        );
+    /// The page of a reason, with what is told of it where the page has that.
+    fn page(reason: Reason) -> (PathBuf, String, String) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("docs/reasons/{reason}.md"));
+        let found = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         // Nothing says that of a credential.
-        for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::Deleted) {
-            let _ = write!(text, "\n## {reason}\n\n```\n{}```\n", told(&observed(reason)));
+        if reason == Reason::Deleted {
+            return (path, found.clone(), found);
         }
-        expect_file!["../../../docs/why.md"].assert_eq(&text);
+        let marker = "<!-- written by `UPDATE_DOCS=1 cargo test --bin kubectl-chitty` -->\n```text\n";
+        let (before, rest) = found.split_once(marker).expect("where the example begins");
+        let (_, after) = rest.split_once("```\n").expect("where the example ends");
+        let desired = [before, marker, &told(&observed(reason)), "```\n", after].concat();
+        (path, found, desired)
+    }
+
+    #[test]
+    fn every_reason_has_a_page_with_what_is_told_of_it_and_no_page_is_left_over() {
+        for reason in Reason::ALL {
+            let (path, found, desired) = page(reason);
+            if std::env::var_os("UPDATE_DOCS").is_some() {
+                fs::write(&path, &desired).unwrap();
+            } else {
+                assert!(
+                    found == desired,
+                    "{} is out of date: UPDATE_DOCS=1 cargo test --bin kubectl-chitty",
+                    path.display()
+                );
+            }
+            assert!(desired.starts_with(&format!("# {reason}\n")), "{reason}");
+            for heading in ["\n## What it means\n", "\n## What to do\n"] {
+                assert!(desired.contains(heading), "{reason}: {heading}");
+            }
+        }
+        let pages = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reasons")).unwrap();
+        assert_eq!(pages.count(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn troubleshooting_has_a_row_for_every_reason() {
+        let text = include_str!("../../../docs/troubleshooting.md");
+        for reason in Reason::ALL {
+            assert!(
+                text.contains(&format!("\n| [{reason}](reasons/{reason}.md) |")),
+                "{reason}"
+            );
+        }
     }
 
     #[test]

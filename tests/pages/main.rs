@@ -1,0 +1,3 @@
+//! The documentation: its links, its table of contents, and the pages that the code writes.
+
+mod links;
