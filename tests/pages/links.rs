@@ -129,11 +129,10 @@ fn fault(pages: &BTreeMap<PathBuf, Page>, at: &Path, link: &str) -> Option<&'sta
     };
     match (pages.get(&target), anchor) {
         (Some(page), Some(anchor)) if !page.anchors.contains(anchor) => Some("has no such heading"),
-        (Some(_), _) => None,
         (None, _) if root().join(&target).is_dir() => Some("is a directory, and of those the book has no pages"),
         (None, _) if !root().join(&target).is_file() => Some("is not there"),
         (None, Some(_)) => Some("is not a page, and has no headings"),
-        (None, None) => None,
+        (Some(_), _) | (None, None) => None,
     }
 }
 
