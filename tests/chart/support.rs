@@ -87,11 +87,24 @@ pub fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Vec<&'a Value> {
 }
 
 /// Kinds of other projects that examples and docs use: group, version, kind and plural.
-const FOREIGN: [[&str; 4]; 5] = [
+const FOREIGN: [[&str; 4]; 8] = [
     ["argoproj.io", "v1alpha1", "Application", "applications"],
     ["argoproj.io", "v1alpha1", "Workflow", "workflows"],
+    ["external-secrets.io", "v1", "ExternalSecret", "externalsecrets"],
     ["kustomize.toolkit.fluxcd.io", "v1", "Kustomization", "kustomizations"],
     ["monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules"],
+    [
+        "secrets.hashicorp.com",
+        "v1beta1",
+        "VaultDynamicSecret",
+        "vaultdynamicsecrets",
+    ],
+    [
+        "secrets.hashicorp.com",
+        "v1beta1",
+        "VaultStaticSecret",
+        "vaultstaticsecrets",
+    ],
     ["tekton.dev", "v1", "TaskRun", "taskruns"],
 ];
 

@@ -127,7 +127,7 @@ impl Block {
                 let until = first
                     .split_once("<<")
                     .map(|(_, end)| end.trim_matches(['-', '\'', '"', ' ']));
-                while script.ends_with('\\') || until.is_some_and(|end| script.lines().last() != Some(end)) {
+                while script.ends_with(['\\', '|']) || until.is_some_and(|end| script.lines().last() != Some(end)) {
                     let (_, more) = lines
                         .next()
                         .unwrap_or_else(|| panic!("{}: {first} has no end", self.page));
