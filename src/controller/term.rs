@@ -219,9 +219,7 @@ impl Context {
                 index.add_record(uid.as_str(), &name, scope);
             }
         }
-        let unpublished = journal.credentials.values().filter_map(|r| r.unpublished.as_ref());
-        let mut claims = journal.claims.values().chain(unpublished);
-        if claims.any(|claim| claim.holder != self.identity) {
+        if journal.has_claims_of_others(&self.identity) {
             self.outlived.lock().insert(scope.clone(), Instant::now());
         }
         if let Some(refused) = &journal.unauthorized {

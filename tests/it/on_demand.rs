@@ -11,6 +11,7 @@ use k8s_openapi::api::events::v1::Event;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
+use testbed::Options;
 use testbed::chittyconnect::Scope;
 
 use crate::support::*;
@@ -645,24 +646,27 @@ async fn where_pods_may_not_be_watched_it_is_said_and_once_they_may_it_goes_on()
 
 #[tokio::test]
 async fn pods_are_watched_only_while_a_credential_needs_it() {
-    let world = World::start("pods-watched").await;
+    // None of Kubernetes' own controllers that watch Pods, too.
+    let options = Options::default().controllers("serviceaccount-controller");
+    let world = World::of_options("pods-watched", options, Reach::default()).await;
+    // The API server's own, from before it is ready.
+    let others = world.watches_of("pods").await;
+    world.start_controller();
     let case = Setup::within(world, generous()).case().await;
-    let watches = || case.world.watches_of("pods");
+    let watched_by = |many: u64| {
+        let world = &case.world;
+        wait_for("a watch of Pods to begin or to end", move || async move {
+            (world.watches_of("pods").await == others + many).then_some(())
+        })
+    };
     case.issued("a", json!({})).await;
-    // The garbage collector watches them, too, and begins when it is ready.
-    let others = wait_for("the garbage collector's own watch", || async {
-        Some(watches().await).filter(|n| *n > 0)
-    })
-    .await;
+    assert_eq!(case.world.watches_of("pods").await, others);
     case.apply("b", on_demand()).await;
     idle(&case, "b").await;
-    assert_eq!(watches().await, others + 1);
+    watched_by(1).await;
     case.patch("b", json!({"spec": {"activation": "Always"}})).await;
     case.until_ready_is("b", "True", "Issued").await;
-    wait_for("the watch to end", || async {
-        (watches().await == others).then_some(())
-    })
-    .await;
+    watched_by(0).await;
 }
 
 #[tokio::test]

@@ -111,8 +111,13 @@ impl World {
 
     /// One of its own, without a controller, whose installation serves a part of it.
     pub async fn of_reach(name: &str, reach: Reach) -> Arc<Self> {
+        Self::of_options(name, Options::default(), reach).await
+    }
+
+    /// The same, on a control plane that is not as usual.
+    pub async fn of_options(name: &str, options: Options, reach: Reach) -> Arc<Self> {
         testbed::install_crypto_provider();
-        let plane = ControlPlane::start(Options::default()).await.expect("a control plane");
+        let plane = ControlPlane::start(options).await.expect("a control plane");
         let dir = plane.kubeconfig().parent().expect("a directory").to_path_buf();
         let world = Arc::new(Self {
             plane,
@@ -322,6 +327,22 @@ pub struct Case {
     pub broker: ChittyConnect,
 }
 
+/// What a test that fails leaves to understand it by; the whole log where `TEST_LOGS` names a directory for it.
+impl Drop for Case {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        eprintln!("log:\n{}", self.world.log_of(&self.namespace));
+        if let Some(directory) = std::env::var_os("TEST_LOGS") {
+            let kept = Path::new(&directory).join(format!("{}.log", self.namespace));
+            if let Err(error) = std::fs::write(&kept, self.world.log()) {
+                eprintln!("failed to keep {}: {error}", kept.display());
+            }
+        }
+    }
+}
+
 /// What a test may set before its connection is made.
 pub struct Setup {
     pub world: Arc<World>,
@@ -518,10 +539,9 @@ impl Case {
             }
             assert!(
                 started.elapsed() < PATIENCE,
-                "waited in vain for {name}; it is {:#?}\nposts: {:#?}\nlog:\n{}",
+                "waited in vain for {name}; it is {:#?}\nposts: {:#?}",
                 now.and_then(|c| c.status),
                 self.broker.ledger().posts,
-                self.world.log_of(&self.namespace),
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

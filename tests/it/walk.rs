@@ -530,9 +530,8 @@ impl Pair {
             }
             assert!(
                 began.elapsed() < SETTLES_WITHIN,
-                "{name} came to {walked:#}\ninstead of {written:#}\nby {spec:#}\nafter {:#?}\nlog:\n{}",
+                "{name} came to {walked:#}\ninstead of {written:#}\nby {spec:#}\nafter {:#?}",
                 self.walker.specs,
-                case.world.log_of(&case.namespace),
             );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -162,9 +162,9 @@ fn reference() -> String {
             );
             let rules = schema["x-kubernetes-validations"].as_array();
             for (index, rule) in rules.into_iter().flatten().enumerate() {
-                let _ = write!(
+                let _ = writeln!(
                     page,
-                    "{}- {}\n",
+                    "{}- {}",
                     if index == 0 { "\n" } else { "" },
                     text(rule, "message").replace('*', "\\*")
                 );

@@ -195,7 +195,7 @@ async fn write_status(
     match context.cluster.write_status(&seen.credential, status).await {
         Ok(written) => {
             // What was answered is known before the watch tells of it.
-            if let Some(news) = context.caches.credentials.put(written) {
+            if let Some(news) = context.caches.credentials.put_answer(written) {
                 context.trigger(&news);
             }
             tell_of_change(context, seen, verdict).await;

@@ -266,7 +266,11 @@ impl Publication<'_> {
 
     /// Whether it may write over what it has just read. Where somebody else has written meanwhile, that may be a successor.
     async fn may_write(&self, contended: bool) -> bool {
-        !contended && !self.is_late() || is_closed(self.journal, self.owner, self.claim).await == Some(false)
+        is_to_write(
+            contended || self.is_late(),
+            is_closed(self.journal, self.owner, self.claim),
+        )
+        .await
     }
 
     /// Writes it once. What keeps it from that may pass.
@@ -380,6 +384,11 @@ async fn is_gone(context: &Context, owner: &Owner) -> bool {
     }
 }
 
+/// Whether a Secret is written: unasked, or where the claim is known not to be closed.
+async fn is_to_write(ask: bool, is_closed: impl Future<Output = Option<bool>>) -> bool {
+    !ask || is_closed.await == Some(false)
+}
+
 /// Whether somebody closed the claim, where that can be told.
 async fn is_closed(journal: &ScopeJournal, owner: &Owner, claim: &Claim) -> Option<bool> {
     let (uid, id) = (owner.uid.clone(), claim.id.clone());
@@ -391,6 +400,10 @@ async fn is_closed(journal: &ScopeJournal, owner: &Owner, claim: &Claim) -> Opti
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+
+    use futures::FutureExt;
+
     use super::*;
     use crate::core::testing::{s, t};
 
@@ -417,5 +430,19 @@ mod tests {
         );
         assert_eq!(end(None, None, Some(s(60)), t(0)), Some((t(60), None)));
         assert_eq!(end(None, None, None, t(0)), None);
+    }
+
+    /// Invariant 5.
+    #[test]
+    fn whoever_comes_late_or_after_somebody_else_writes_only_where_the_claim_is_known_to_be_open() {
+        let asking = |closed| is_to_write(true, ready(closed)).now_or_never();
+        assert_eq!(asking(Some(false)), Some(true));
+        assert_eq!(asking(Some(true)), Some(false));
+        assert_eq!(asking(None), Some(false), "it cannot be told");
+        assert_eq!(
+            is_to_write(false, pending()).now_or_never(),
+            Some(true),
+            "nobody is asked"
+        );
     }
 }

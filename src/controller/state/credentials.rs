@@ -174,13 +174,26 @@ impl Credentials {
         gone
     }
 
-    /// Notes `credential` as it was read, or as a write was answered, unless something later is known. Returns its name
-    /// where something changed that a plan depends on: our own status writes are no news, a new rotate annotation is.
+    /// Notes `credential` as the watch tells of it, unless something later is known. Returns its name where something
+    /// changed that a plan depends on: our own status writes are no news, a new rotate annotation is.
     pub fn put(&self, credential: EphemeralCredential) -> Option<ObjectName> {
+        self.note(credential, false)
+    }
+
+    /// The same, of what a write was answered, which the watch may be ahead of: what it does not know of, or not any more,
+    /// is none of the credentials.
+    pub fn put_answer(&self, credential: EphemeralCredential) -> Option<ObjectName> {
+        self.note(credential, true)
+    }
+
+    fn note(&self, credential: EphemeralCredential, if_known: bool) -> Option<ObjectName> {
         let name = name_of(&credential);
         let kept = Box::new(Kept::new(credential));
         let mut all = self.all.write();
         let known = all.by_name.get(&name);
+        if if_known && known.is_none_or(|known| kept.facts.uid != known.facts.uid) {
+            return None;
+        }
         if known.is_some_and(|known| kept.facts.uid == known.facts.uid && kept.is_before(known)) {
             return None;
         }
@@ -440,6 +453,22 @@ mod tests {
         assert!(all.facts(&name).is_some());
         all.remove(&name, "u");
         assert!(matches!(all.look(&name), Look::Gone));
+    }
+
+    #[test]
+    fn what_a_write_is_answered_brings_nothing_back_that_was_deleted_meanwhile() {
+        let (all, name) = (Credentials::default(), ObjectName::new("n", "a"));
+        all.put(credential("5", 1, "deploy"));
+        all.put_answer(credential("6", 1, "answered"));
+        assert_eq!(purpose(&all).as_deref(), Some("answered"));
+        all.remove(&name, "u");
+        assert_eq!(all.put_answer(credential("7", 1, "late")), None);
+        assert!(matches!(all.look(&name), Look::Gone));
+        let mut namesake = credential("8", 1, "of another");
+        namesake.metadata.uid = Some("v".to_owned());
+        all.put(namesake);
+        assert_eq!(all.put_answer(credential("7", 1, "late")), None);
+        assert_eq!(purpose(&all).as_deref(), Some("of another"));
     }
 
     #[test]

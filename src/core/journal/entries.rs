@@ -657,7 +657,7 @@ pub struct Unauthorized {
 mod tests {
     use super::*;
     use crate::core::journal::Journal;
-    use crate::core::journal::tests_support::{live, scope};
+    use crate::core::journal::tests_support::{claim, live, scope};
     use crate::core::testing::t;
 
     #[test]
@@ -689,6 +689,30 @@ mod tests {
         assert!(journal.follow("f", ("n", "f"), of("claim-1", 10)));
         assert!(journal.forget("f", t(20)), "nothing remains");
         assert!(journal.revocations.is_empty() && journal.is_blank());
+    }
+
+    #[test]
+    fn a_claim_is_its_holders_until_it_is_closed_though_its_token_is_known_by_then() {
+        let mut journal = Journal::new(scope());
+        let claim = claim("u", "n", MintReason::First, t(0), 1);
+        let id = claim.id.clone();
+        journal.claim("u", claim, TimeDelta::hours(1));
+        let others = |journal: &Journal| {
+            (
+                journal.has_claims_of_others("me"),
+                journal.has_claims_of_others("successor"),
+            )
+        };
+        assert_eq!(others(&journal), (false, true));
+        let minted = Minted {
+            issued_at: t(1),
+            ends_at: t(3600),
+            token_ids: vec!["id".into()],
+        };
+        assert!(journal.minted("u", &id, &minted, t(1)));
+        assert_eq!(others(&journal), (false, true));
+        assert!(journal.give_up("u", t(2)).is_some());
+        assert_eq!(others(&journal), (false, false));
     }
 
     #[test]

@@ -274,6 +274,15 @@ impl Journal {
         self.claims.get(uid).or_else(unpublished)
     }
 
+    /// Whether a process other than `holder` has a claim here that is not closed: frozen rather than dead, it writes what it
+    /// owes for that when it wakes.
+    #[must_use]
+    pub fn has_claims_of_others(&self, holder: &str) -> bool {
+        let unpublished = self.credentials.values().filter_map(|r| r.unpublished.as_ref());
+        let mut claims = self.claims.values().chain(unpublished);
+        claims.any(|claim| claim.holder != holder)
+    }
+
     /// Notes what was minted before its Secrets are there, so that it can be revoked whatever happens. False where
     /// somebody has closed the claim.
     pub fn minted(&mut self, uid: &str, claim_id: &str, minted: &Minted, now: Time) -> bool {
