@@ -92,26 +92,6 @@ fn pod_spec(document: &Value) -> Option<&Value> {
     }
 }
 
-/// Kinds of other projects that examples use: here they take whatever is written.
-const FOREIGN: [(&str, &str, &str, &str); 4] = [
-    ("argoproj.io", "v1alpha1", "Application", "applications"),
-    ("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules"),
-    ("tekton.dev", "v1", "TaskRun", "taskruns"),
-    ("argoproj.io", "v1alpha1", "Workflow", "workflows"),
-];
-
-fn foreign(group: &str, version: &str, kind: &str, plural: &str) -> Value {
-    let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("{plural}.{group}")},
-        "spec": {
-            "group": group, "scope": "Namespaced", "names": {"kind": kind, "plural": plural},
-            "versions": [{"name": version, "served": true, "storage": true, "schema": {"openAPIV3Schema": any}}],
-        },
-    })
-}
-
 /// The Secrets that an object of any kind names where Kubernetes, Tekton and Argo name them.
 fn secret_names(object: &Value) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
@@ -143,11 +123,7 @@ fn the_api_server_takes_every_example_without_a_warning() {
     for (_, crd) in chittyconnect_operator::api::crd_files().unwrap() {
         cluster.apply(&crd);
     }
-    succeed(&mut cluster.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]));
-    for (group, version, kind, plural) in FOREIGN {
-        cluster.apply(&foreign(group, version, kind, plural).to_string());
-    }
-    succeed(&mut cluster.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]));
+    cluster.serve_foreign_kinds();
     let (manifests, values_files) = examples();
     assert!(manifests.len() >= 16 && values_files.len() >= 4);
     // What names no namespace is applied to this one.

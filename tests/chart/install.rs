@@ -216,8 +216,9 @@ fn an_api_key_that_is_turned_is_used_from_the_next_request_on_by_the_same_proces
     let new = "a-new-key";
     broker.add_key(new, "the operator");
     broker.remove_key(broker.api_key());
-    let turn = r#"kubectl --namespace chittyconnect-system create secret generic chittyconnect-api-key \
-        --from-literal=api-key="$CHITTYCONNECT_API_KEY" --dry-run=client --output=yaml | kubectl apply --filename -"#;
+    let turn = r#"kubectl create secret generic chittyconnect-api-key --from-literal=api-key="$CHITTYCONNECT_API_KEY" \
+        --dry-run=client --output=json |
+        kubectl --namespace chittyconnect-system patch secret chittyconnect-api-key --type=merge --patch-file=/dev/stdin"#;
     cluster.paste(turn, new);
     cluster.paste("kubectl annotate ec/example connect.chitty.cc/rotate=1", "");
     wait_for("a token by the new key", || (secret() != first).then_some(()));

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use testbed::process::Process;
 use testbed::{Binaries, ControlPlane, Options, Tool};
 
@@ -86,6 +86,41 @@ pub fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Vec<&'a Value> {
     documents.iter().filter(|d| d["kind"] == kind).collect()
 }
 
+/// Kinds of other projects that examples and docs use: group, version, kind and plural.
+const FOREIGN: [[&str; 4]; 8] = [
+    ["argoproj.io", "v1alpha1", "Application", "applications"],
+    ["argoproj.io", "v1alpha1", "Workflow", "workflows"],
+    ["external-secrets.io", "v1", "ExternalSecret", "externalsecrets"],
+    ["kustomize.toolkit.fluxcd.io", "v1", "Kustomization", "kustomizations"],
+    ["monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules"],
+    [
+        "secrets.hashicorp.com",
+        "v1beta1",
+        "VaultDynamicSecret",
+        "vaultdynamicsecrets",
+    ],
+    [
+        "secrets.hashicorp.com",
+        "v1beta1",
+        "VaultStaticSecret",
+        "vaultstaticsecrets",
+    ],
+    ["tekton.dev", "v1", "TaskRun", "taskruns"],
+];
+
+/// A kind that takes whatever is written.
+fn permissive([group, version, kind, plural]: [&str; 4]) -> Value {
+    let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.{group}")},
+        "spec": {
+            "group": group, "scope": "Namespaced", "names": {"kind": kind, "plural": plural},
+            "versions": [{"name": version, "served": true, "storage": true, "schema": {"openAPIV3Schema": any}}],
+        },
+    })
+}
+
 /// A cluster without nodes.
 pub struct Cluster {
     pub plane: ControlPlane,
@@ -160,6 +195,15 @@ impl Cluster {
         assert!(output.status.success(), "{}", text(&output));
     }
 
+    /// Has the kinds of other projects served, and all that are there already.
+    #[allow(dead_code, reason = "of the tests that share this file, some have no such kinds")]
+    pub fn serve_foreign_kinds(&self) {
+        for kind in FOREIGN {
+            self.apply(&permissive(kind).to_string());
+        }
+        succeed(&mut self.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"]));
+    }
+
     /// Applies a manifest as `user`: the answer, and whether it was taken.
     pub fn apply_as(&self, user: &str, manifest: &str) -> Result<String, String> {
         let output = Self::with_input(&mut self.kubectl_as(user, &["apply", "-f", "-"]), manifest);
@@ -175,6 +219,13 @@ impl Cluster {
         let mut command = self.kubectl(&["get", "--output=json", "--ignore-not-found"]);
         let printed = succeed(command.args(arguments));
         (!printed.trim().is_empty()).then(|| serde_json::from_str(&printed).unwrap())
+    }
+
+    /// Folders with kubectl and helm, as PATH has them.
+    #[allow(dead_code, reason = "of the tests that share this file, some paste nothing")]
+    pub fn tools() -> String {
+        let folders = [Tool::Kubectl, Tool::Helm].map(|tool| BINARIES.path(tool).unwrap().parent().unwrap().display());
+        format!("{}:{}", folders[0], folders[1])
     }
 
     /// Pastes commands into a shell.

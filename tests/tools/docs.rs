@@ -26,8 +26,8 @@ fn blocks(section: &str) -> BTreeMap<String, String> {
     let mut parts = section.split("```");
     let mut introduction = parts.next().unwrap();
     while let (Some(block), Some(after)) = (parts.next(), parts.next()) {
-        let (language, text) = block.split_once('\n').unwrap();
-        let name = match language {
+        let (info, text) = block.split_once('\n').unwrap();
+        let name = match info.split(' ').next().unwrap_or_default() {
             "text" => introduction.trim().lines().last().unwrap(),
             other => other,
         };
