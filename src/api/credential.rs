@@ -176,7 +176,7 @@ pub struct Consumers {
 #[x_kube(validation = Rule::new("!has(self.renewBefore) || !has(self.maxLifetime) || duration(self.renewBefore) < duration(self.maxLifetime)").message("renewBefore must be shorter than maxLifetime"))]
 pub struct Rotation {
     /// The runway: the least life a Pod finds in a token while ChittyConnect answers. 1s to 24h;
-    /// the default, and the most that is honoured, is a third and two thirds of the lifetime.
+    /// a third of the lifetime where unset; more than two thirds of it count as two thirds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')").message("renewBefore must be between 1s and 24h"))]

@@ -4,7 +4,8 @@ use std::task::{Context, Poll};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http::{Method, Request, Response};
+use http::header::USER_AGENT;
+use http::{HeaderValue, Method, Request, Response};
 use kube::client::ClientBuilder;
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
@@ -36,6 +37,9 @@ pub async fn config(context: Option<&str>) -> anyhow::Result<Config> {
     config.default_retry = false;
     // A proxy in the environment is the way to ChittyConnect, and never to the API server.
     config.proxy_url = None;
+    // What writes an object is told in its managed fields by this, too.
+    let agent = HeaderValue::from_static(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
+    config.headers.push((USER_AGENT, agent));
     Ok(config)
 }
 

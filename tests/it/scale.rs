@@ -45,7 +45,10 @@ async fn hundreds_in_one_budget_and_over_many_are_each_minted_once_with_few_call
     // fewer outcomes share a commit, and the more wait for so long that they are told so.
     let rest = for_ten(|calls| calls.journals + calls.credentials + calls.events) - 10;
     eprintln!("{rest} writes of journals, statuses and Events for ten credentials");
-    assert!(rest <= 40, "{rest} writes of journals, statuses and Events for ten credentials");
+    assert!(
+        rest <= 40,
+        "{rest} writes of journals, statuses and Events for ten credentials"
+    );
     let reads = for_ten(|calls| calls.secrets_read);
     assert!(reads <= 2, "{reads} reads of Secrets for ten credentials");
 

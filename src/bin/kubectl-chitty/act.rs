@@ -78,6 +78,9 @@ impl Act {
                 (Some(revision), Some(ends)) if credential.revision > before.revision => {
                     Progress::Done(format!("revision {revision}, valid until {ends}"))
                 }
+                _ if credential.known_reason() == Some(Reason::Idle) && !credential.issued => Progress::Done(
+                    "it is on demand, and no Pod needs a token: whoever comes next has a new one minted".to_owned(),
+                ),
                 _ if credential.stalled && news => Progress::Failed(told()),
                 _ => Progress::Waits(told()),
             },
@@ -128,6 +131,8 @@ mod tests {
             progress(&next),
             Progress::Done("revision 8, valid until 13:02:10Z (in 40m)".to_owned())
         );
+        // Where nobody needs a token there is none to replace.
+        assert!(matches!(progress(&of(Reason::Idle, json!({}))), Progress::Done(_)));
         let denied = of(Reason::Denied, json!({}));
         assert!(matches!(progress(&denied), Progress::Failed(_)));
         // What stood still before is no answer to what is asked now.

@@ -54,6 +54,14 @@ pub fn advice(reason: Reason, credential: &Credential) -> Advice {
     let source = credential.follows.as_deref().unwrap_or("the credential in spec.from");
     let nothing = String::new;
     let (means, waits_for, todo) = match reason {
+        Reason::Issuing if credential.follows.is_some() => (
+            "What it follows has no token that it can be given now: it never had one, its tokens were revoked, or it is \
+             suspended.",
+            format!("the next token of {source}"),
+            vec![Step::new(format!(
+                "Ask the owner of {source} why that has none: kubectl chitty why there says it"
+            ))],
+        ),
         Reason::Issuing => (
             "ChittyConnect has been asked, and has not answered yet.",
             "the answer. One that does not come within the connection's timeout is OutcomeUnknown, and stays \
@@ -232,10 +240,13 @@ pub fn advice(reason: Reason, credential: &Credential) -> Advice {
         ),
         Reason::InvalidTemplate => (
             "A template cannot be read, or needs an output that ChittyConnect did not send.",
-            "templates that fit".to_owned(),
+            "templates that fit. Where outputs are missing, it is asked for once a window all the same, for they may come: \
+             each time costs a mint"
+                .to_owned(),
             vec![
                 Step::by(
-                    "Render it with made-up values until it fits; nothing is asked for that",
+                    "Render it with made-up values until it fits; nothing is asked for that (--without OUTPUT leaves out \
+                     what does not come)",
                     format!("kubectl chitty template {at}"),
                 ),
                 Step::by("Mend spec.secrets", edit()),
@@ -253,11 +264,19 @@ pub fn advice(reason: Reason, credential: &Credential) -> Advice {
             ],
         ),
         Reason::SecretRefused => (
-            "The API server refuses the Secret: a quota, an admission policy, or missing rights. Before the first \
-             mint that is \
-             tried out, and costs nothing.",
+            "The API server refuses the Secret: a quota, an admission policy, or missing rights. Before a first \
+             mint that is tried out, and costs nothing; a token that was minted to renew another waits for its Secret until it \
+             ends.",
             "the API server to take it. It is tried again every 15 s".to_owned(),
             vec![
+                Step::by(
+                    "Have the API server say why, if the message does not",
+                    format!("kubectl chitty template {at} | kubectl apply --server-side --force-conflicts --dry-run=server -n {} -f -", credential.namespace),
+                ),
+                Step::by(
+                    "See which policies there are; a label that one wants can stand in spec.secrets[].labels",
+                    "kubectl get validatingadmissionpolicies,validatingwebhookconfigurations".to_owned(),
+                ),
                 Step::by(
                     "Look at the namespace's quotas",
                     format!("kubectl describe quota -n {}", credential.namespace),
@@ -280,7 +299,7 @@ pub fn advice(reason: Reason, credential: &Credential) -> Advice {
             "The connection is there and cannot be used: mostly its API key, audit token or CA bundle is missing in \
              the \
              controller's namespace. It is also said where a journal was edited.",
-            format!("ChittyConnection {connection} to be ready"),
+            format!("ChittyConnection {connection} to be ready, or the journal that the message names to be mended"),
             vec![
                 Step::by("See what it lacks", format!("kubectl describe cconn {connection}")),
                 doctor(),
@@ -292,10 +311,10 @@ pub fn advice(reason: Reason, credential: &Credential) -> Advice {
             "the window to pass. Where somebody changes the Secret again after that, it waits for another".to_owned(),
             vec![
                 Step::by(
-                    "Find out who writes it: a sync tool, a restore, a person",
+                    "Find out who writes it, a sync tool, a restore, a person: what was changed is removed within a second, \
+                     so have this running while it is healed, and look for the last manager",
                     format!(
-                        "kubectl get secret {} -n {} -o yaml --show-managed-fields",
-                        credential.secrets.first().unwrap_or(&credential.name),
+                        "kubectl get secrets -n {} --watch --output-watch-events -o yaml --show-managed-fields",
                         credential.namespace
                     ),
                 ),

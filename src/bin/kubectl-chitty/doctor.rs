@@ -12,7 +12,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::ResourceExt;
 use serde::Serialize;
 
-use crate::facts::{Connections, Seen, budgets};
+use crate::facts::{Connections, Credential, Seen, budgets};
 use crate::terminal::{Tone, length, wrap};
 
 /// How far clocks may be apart before somebody is misled.
@@ -54,7 +54,7 @@ impl Finding {
 pub struct Examined {
     /// What the API server calls its version.
     pub server: String,
-    /// This machine's clock.
+    /// This machine's clock when the API server told its own.
     pub here: Time,
     pub system: String,
     pub crds: Seen<Vec<CustomResourceDefinition>>,
@@ -63,6 +63,7 @@ pub struct Examined {
     /// Whether the controller may do what it must, by what that is; nothing where nobody may ask that.
     pub rights: Seen<Vec<Right>>,
     pub connections: Seen<Connections>,
+    pub credentials: Seen<Vec<Credential>>,
     /// Of each connection's host, how far this machine comes.
     pub routes: BTreeMap<String, Route>,
     /// All parts of all journals.
@@ -115,6 +116,7 @@ impl Findings {
             Seen::Forbidden(what) => all.push(Finding::new("connections", State::Hidden, what)),
             Seen::Missing => {}
         }
+        all.extend(credentials(seen));
         all.extend(journals(seen));
         all.push(dead_letters(seen));
         Self(all)
@@ -155,6 +157,9 @@ impl Findings {
         let bad = self.0.iter().filter(|finding| finding.state == State::Bad).count();
         let hidden = self.0.iter().filter(|finding| finding.state == State::Hidden).count();
         let verdict = match bad {
+            0 if self.0.iter().any(|finding| finding.state == State::Warning) => {
+                Tone::Good.paint("Nothing is wrong that could be seen but what is marked warn.")
+            }
             0 => Tone::Good.paint("Nothing is wrong that could be seen."),
             1 => Tone::Bad.paint("One thing is wrong."),
             n => Tone::Bad.paint(&format!("{n} things are wrong.")),
@@ -167,6 +172,47 @@ impl Findings {
         let _ = writeln!(text, "\n{verdict}{unseen}");
         text
     }
+}
+
+/// How many are not well, and why: that may be as somebody wants it, and is for `why` to tell.
+fn credentials(seen: &Examined) -> Option<Finding> {
+    let of = "credentials";
+    let all = match &seen.credentials {
+        Seen::Missing => return None,
+        Seen::Forbidden(what) => return Some(Finding::new(of, State::Hidden, what)),
+        Seen::Found(all) => all,
+    };
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    let unwell: Vec<&Credential> = all.iter().filter(|c| !c.is_well()).collect();
+    for credential in &unwell {
+        let reason = if credential.reason.is_empty() {
+            "not looked at"
+        } else {
+            &credential.reason
+        };
+        *reasons.entry(reason).or_default() += 1;
+    }
+    let mut reasons: Vec<(&str, usize)> = reasons.into_iter().collect();
+    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let told: Vec<String> = reasons
+        .iter()
+        .map(|(reason, count)| format!("{reason} {count}"))
+        .collect();
+    let Some(one) = reasons
+        .first()
+        .and_then(|(reason, _)| unwell.iter().find(|c| c.reason == *reason || c.reason.is_empty()))
+    else {
+        return Some(Finding::new(of, State::Good, format!("{}, all well", all.len())));
+    };
+    let text = format!(
+        "{} of {} are not well ({}): kubectl chitty why {} -n {}",
+        unwell.len(),
+        all.len(),
+        told.join(", "),
+        one.name,
+        one.namespace,
+    );
+    Some(Finding::new(of, State::Warning, text))
 }
 
 fn clock_of(seen: &Examined, now: Time) -> Finding {
@@ -543,7 +589,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::examples::{connections, now};
+    use crate::examples::{connections, example, now};
 
     fn parsed<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
         serde_json::from_value(value).unwrap()
@@ -566,6 +612,7 @@ mod tests {
             server: "v1.35.4".to_owned(),
             here: now(),
             system: "chittyconnect-system".to_owned(),
+            credentials: Seen::Found(vec![Credential::from(&example(Reason::Issued))]),
             crds: Seen::Found(crds.collect()),
             lease: Seen::Found(parsed(json!({"spec": {
                 "holderIdentity": "chittyconnect-operator-0", "leaseDurationSeconds": 10,
@@ -610,6 +657,7 @@ mod tests {
             ok    connection default             the controller reaches https://connect.chitty.cc, 3/10 of its
                                                  fullest budget used
             ok    connection default, from here  name ok, route ok, TLS ok; HTTP was answered with 200
+            ok    credentials                    1, all well
             ok    journals                       1 with 0 pages; the largest object has 1 KiB of at most 256
             ok    audit                          0 events wait for ChittyChronicle
             ok    dead letters                   none
@@ -639,6 +687,16 @@ mod tests {
                 right("create secrets", "demo-web", false),
             ]),
             connections: Seen::Found(connections(Reason::Unauthorized)),
+            credentials: Seen::Found(
+                [
+                    Reason::Issued,
+                    Reason::Denied,
+                    Reason::SecretRefused,
+                    Reason::SecretRefused,
+                ]
+                .map(|r| Credential::from(&example(r)))
+                .into(),
+            ),
             routes: [("default".to_owned(), Route::NoTls)].into(),
             journals: Seen::Found(vec![parsed(json!({
                 "metadata": {"name": "chitty-journal-1", "labels": {"connect.chitty.cc/journal": "head"}},
@@ -665,6 +723,8 @@ mod tests {
                                                  asked until it changes, except once at 12:34:00Z
             warn  connection default, from here  name ok, route ok; TLS: no session came about with
                                                  https://connect.chitty.cc, by what this machine trusts
+            warn  credentials                    3 of 4 are not well (SecretRefused 2, Denied 1): kubectl chitty
+                                                 why site-deploy -n demo-web
             ok    journals                       1 with 0 pages; the largest object has 1 KiB of at most 256
             BAD   journals                       ConfigMap chitty-journal-1 carries no signature
             warn  journals                       part of that of chitty-journal-1 was lost at

@@ -101,10 +101,9 @@ pub fn example(reason: Reason) -> EphemeralCredential {
         }
         Reason::Revoked => without(
             reason,
-            "its tokens were revoked, as the annotation connect.chitty.cc/revoke asks; ChittyConnect gave no id to \
-             revoke the \
-             last ones by: they end by themselves, at 13:02:10Z; nothing is minted until the annotation \
-             connect.chitty.cc/rotate has a new value",
+            "as the annotation connect.chitty.cc/revoke asks, its Secrets are removed, but its last tokens cannot be \
+             revoked, for ChittyConnect gave no id of them: a copy works until 13:02:10Z; nothing is minted until the \
+             annotation connect.chitty.cc/rotate has a new value",
             true,
         ),
         Reason::InvalidSpec => without(
@@ -145,7 +144,7 @@ pub fn example(reason: Reason) -> EphemeralCredential {
             reason,
             "chittyid may mint 10 times in an hour: 3 used, 7 kept for renewals; next slot 12:34:10Z, position 2; 9 \
              credentials \
-             of chittyid with about 1.5 renewals in an hour each need 14 of its 10: not all can be live at once",
+             of chittyid have about 1.5 renewals in an hour each: together they need 14 of its 10, so that not all can be live at once",
             false,
         ),
         Reason::BrokerUnavailable => with_token(

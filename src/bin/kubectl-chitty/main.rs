@@ -280,22 +280,28 @@ async fn render(cluster: Option<&Cluster>, common: &Common, asked: &args::Templa
 async fn examine(cluster: &Cluster, common: &Common) -> anyhow::Result<ExitCode> {
     // Without an API server there is nothing to look at.
     let server = cluster.version().await?;
-    let (crds, lease, controllers, rights, connections, journals, dead_letters, now) = tokio::join!(
+    let clocks = async { (cluster.now().await, cluster::wall()) };
+    let (crds, lease, controllers, rights, connections, credentials, journals, dead_letters, clocks) = tokio::join!(
         cluster.crds(),
         cluster.lease(),
         cluster.controllers(),
         cluster.rights(&cluster.namespace),
         cluster.connections(),
+        cluster.credentials(None, None),
         cluster.journals(|_| true),
         cluster.dead_letters(),
-        cluster.now()
+        clocks
     );
+    let (now, here) = clocks;
     let crds = crds?;
     // Without the kinds nothing can be said of their objects.
-    let connections = if crds == Seen::Missing {
-        Seen::Missing
+    let (connections, credentials) = if crds == Seen::Missing {
+        (Seen::Missing, Seen::Missing)
     } else {
-        connections?
+        (
+            connections?,
+            credentials?.map(|all| all.iter().map(Credential::from).collect()),
+        )
     };
     let mut routes = BTreeMap::new();
     for (name, connection) in connections.found().into_iter().flatten() {
@@ -305,13 +311,14 @@ async fn examine(cluster: &Cluster, common: &Common) -> anyhow::Result<ExitCode>
     }
     let examined = Examined {
         server,
-        here: cluster::wall(),
+        here,
         system: cluster.system.clone(),
         crds,
         lease: lease?,
         controllers: controllers?,
         rights: rights?,
         connections,
+        credentials,
         routes,
         journals: journals?,
         dead_letters: dead_letters?,

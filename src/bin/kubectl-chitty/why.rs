@@ -213,9 +213,9 @@ fn arithmetic(credential: &Credential, budget: Option<&Budget>, peers: &Peers) -
         .filter_map(|c| c.pace(None))
         .map(|p| p.lifetime)
         .max();
-    let window = budget.map_or(TimeDelta::hours(1), Budget::window);
-    let pace = credential.pace(lifetime);
-    if let Some(pace) = pace {
+    let window = budget.map(Budget::window);
+    // Without it nothing is known of the window.
+    if let (Some(pace), Some(window)) = (credential.pace(lifetime), window) {
         lines.push(format!(
             "A token that lives {} with a runway of {} is renewed every {}: {} mints in {}.",
             length(pace.lifetime),
@@ -229,6 +229,7 @@ fn arithmetic(credential: &Credential, budget: Option<&Budget>, peers: &Peers) -
     let paces: Vec<Pace> = counted.filter_map(|c| c.pace(lifetime)).collect();
     let live = peers.credentials.iter().filter(|c| c.issued).count();
     if let Some(budget) = budget {
+        let window = budget.window();
         if paces.len() > 1 {
             let needed: u64 = paces.iter().map(|pace| pace.mints(window)).sum();
             let fits = u64::from(budget.limit) * 1000 >= needed;
@@ -607,8 +608,8 @@ mod tests {
 
             The controller says
               chittyid may mint 10 times in an hour: 3 used, 7 kept for renewals; next slot 12:34:10Z, position
-              2; 9 credentials of chittyid with about 1.5 renewals in an hour each need 14 of its 10: not all
-              can be live at once
+              2; 9 credentials of chittyid have about 1.5 renewals in an hour each: together they need 14 of its
+              10, so that not all can be live at once
 
             It waits for
               a slot in the budget's window.

@@ -341,9 +341,10 @@ async fn why(context: &Context, owner: &Owner, secret: &Ready<'_>, error: &Error
         return error.brief();
     }
     let harmless = placeholder(secret.desired.type_, &secret.desired.layout);
+    // As if it were not there: words about what is replaced may repeat it, and could not be shown.
     let dry = Write {
         live: None,
-        absent: false,
+        absent: true,
     };
     let cluster = &context.cluster;
     let asked = cluster.write_secret(owner, &secret.metadata, &harmless, &context.seal, dry, |_| ready(true));

@@ -178,8 +178,8 @@ impl Figures<'_> {
                  needs fewer"
             ),
             _ => format!(
-                "; {count} credentials of {} with about {each} renewals in {window} each need {} of its {}: \
-                 not all can be live at once",
+                "; {count} credentials of {} have about {each} renewals in {window} each: together they need {} of its \
+                 {}, so that not all can be live at once",
                 self.title,
                 (self.needed + PARTS - 1) / PARTS,
                 self.limit.limit

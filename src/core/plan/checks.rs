@@ -56,20 +56,19 @@ pub(super) fn revoked(o: &Observed, now: Time) -> Option<Blocked> {
     revoked
         .until
         .filter(|then| *then == rotate || rotate == Digest::default())?;
-    let outlives = revoked
-        .outlives
-        .filter(|end| *end > now)
-        .map_or_else(String::new, |end| {
-            format!(
-                "; ChittyConnect gave no id to revoke the last ones by: they end by themselves, at {}",
-                clock(end, now)
-            )
-        });
+    let done = match revoked.outlives.filter(|end| *end > now) {
+        None => "its tokens are revoked and its Secrets removed".to_owned(),
+        Some(end) => format!(
+            "its Secrets are removed, but its last tokens cannot be revoked, for ChittyConnect gave no id of them: a copy works \
+             until {}",
+            clock(end, now)
+        ),
+    };
     Some(Blocked::stalled(Problem::new(
         Reason::Revoked,
         format!(
-            "its tokens were revoked, as the annotation connect.chitty.cc/revoke asks{outlives}; nothing is minted until the \
-             annotation connect.chitty.cc/rotate has a new value"
+            "as the annotation connect.chitty.cc/revoke asks, {done}; nothing is minted until the annotation \
+             connect.chitty.cc/rotate has a new value"
         ),
     )))
 }

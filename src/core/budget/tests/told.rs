@@ -28,7 +28,7 @@ fn whoever_waits_reads_the_budget_the_next_slot_and_the_place_in_line() {
     assert!(first.message.contains("position 1"), "{}", first.message);
     assert!(
         first.message.contains(
-            "; 12 credentials of svc with about 1.5 renewals in an hour each need 18 of its 10: not all can be live at once"
+            "; 12 credentials of svc have about 1.5 renewals in an hour each: together they need 18 of its 10, so that not all can be live at once"
         ),
         "{}",
         first.message
