@@ -92,7 +92,7 @@ async fn of_tokens_that_cannot_be_revoked_it_is_told_when_they_end_and_what_neve
     let told = case.until_ready_is("a", "False", "Revoked").await;
     let said = condition(&told, "Ready").2;
     assert!(
-        said.contains("no id to revoke the last ones by: they end by themselves, at"),
+        said.contains("its last tokens cannot be revoked, for ChittyConnect gave no id of them: a copy works until"),
         "{said}"
     );
     until_gone(&case, "a").await;

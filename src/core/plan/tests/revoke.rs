@@ -94,8 +94,8 @@ fn once_revoked_secrets_go_and_nothing_but_a_new_value_of_the_rotate_annotation_
 fn what_could_not_be_revoked_is_told_until_it_ends() {
     let o = annotated(revoked("1", ""), "1", "");
     let told = |now| plan(&o, t(now)).verdict.unwrap().message;
-    assert!(told(10).contains("they end by themselves, at"), "{}", told(10));
-    assert!(!told(3600).contains("they end"), "{}", told(3600));
+    assert!(told(10).contains("a copy works until"), "{}", told(10));
+    assert!(!told(3600).contains("a copy works"), "{}", told(3600));
 }
 
 #[test]
