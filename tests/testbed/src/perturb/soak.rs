@@ -151,6 +151,8 @@ struct Watched {
     violations: BTreeSet<String>,
     /// When a leader was last kept from its work.
     disturbed: Option<Instant>,
+    /// Whether it still is.
+    under_way: bool,
 }
 
 struct Soaking {
@@ -367,12 +369,14 @@ impl Soaking {
     async fn trouble(&self, what: Trouble, long: bool, rng: &mut StdRng) -> anyhow::Result<()> {
         let (scene, controllers) = (&self.scene, &self.controllers);
         let for_seconds = |rng: &mut StdRng, range| Duration::from_secs(rng.random_range(range));
-        let disturbed = |_: ()| {
+        let disturbed = |under_way: bool| {
             if what.disturbs() {
-                self.watched().disturbed = Some(Instant::now());
+                let mut watched = self.watched();
+                watched.under_way = under_way;
+                watched.disturbed = Some(Instant::now());
             }
         };
-        disturbed(());
+        disturbed(true);
         match what {
             Trouble::BrokerDown => {
                 scene.broker.go_down()?;
@@ -449,7 +453,7 @@ impl Soaking {
             }
             Trouble::Edits => self.edit(rng).await?,
         }
-        disturbed(());
+        disturbed(false);
         Ok(())
     }
 
@@ -528,7 +532,8 @@ impl Soaking {
                     self.watched().journal.push(data.map(String::len).sum());
                 }
             }
-            let calm = |watched: &Watched| watched.disturbed.is_none_or(|at| at.elapsed() > UNDISTURBED);
+            let calm =
+                |watched: &Watched| !watched.under_way && watched.disturbed.is_none_or(|at| at.elapsed() > UNDISTURBED);
             if !calm(&self.watched()) {
                 continue;
             }
