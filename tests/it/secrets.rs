@@ -276,26 +276,9 @@ async fn what_the_api_server_says_of_a_token_it_refuses_is_repeated_nowhere() {
 async fn what_a_policy_says_of_a_renewed_token_is_told_in_its_own_words() {
     let case = Case::new().await;
     case.issued("a", json!({})).await;
-    let name = &case.namespace;
-    let policy = format!(
-        r#"
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicy
-metadata: {{name: {name}}}
-spec:
-  failurePolicy: Fail
-  matchConstraints:
-    namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {name}}}}}
-    resourceRules: [{{apiGroups: [""], apiVersions: [v1], operations: [UPDATE, CREATE], resources: [secrets]}}]
-  validations: [{{expression: "'cost-center' in object.metadata.labels", message: "every Secret needs a cost-center"}}]
----
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicyBinding
-metadata: {{name: {name}}}
-spec: {{policyName: {name}, validationActions: [Deny]}}
-"#
+    case.judge_secrets(
+        r#"{expression: "'cost-center' in object.metadata.labels", message: "every Secret needs a cost-center"}"#,
     );
-    case.world.kubectl(&["apply", "-f", "-"], &policy);
     let canary = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "canary", "labels": {"a": "b"}}});
     wait_for("the policy to be in force", || async {
         let params = PatchParams::apply("tests").force();

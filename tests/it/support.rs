@@ -635,9 +635,8 @@ impl Case {
             .await;
     }
 
-    /// From now on the API server takes every dry run of a Secret of this namespace and refuses the
-    /// write itself, in words that repeat what was to be written.
-    pub async fn refuse_secrets(&self) {
+    /// Has the API server hold every Secret that is written in this namespace against a validation, from some moment on.
+    pub fn judge_secrets(&self, validation: &str) {
         let name = &self.namespace;
         let policy = format!(
             r#"
@@ -649,9 +648,7 @@ spec:
   matchConstraints:
     namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {name}}}}}
     resourceRules: [{{apiGroups: [""], apiVersions: [v1], operations: [UPDATE, CREATE], resources: [secrets]}}]
-  validations:
-  - expression: "has(request.dryRun) && request.dryRun"
-    messageExpression: "'I saw ' + string(object.data['npm_token'])"
+  validations: [{validation}]
 ---
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
@@ -660,6 +657,15 @@ spec: {{policyName: {name}, validationActions: [Deny]}}
 "#
         );
         self.world.kubectl(&["apply", "-f", "-"], &policy);
+    }
+
+    /// From now on the API server takes every dry run of a Secret of this namespace and refuses the
+    /// write itself, in words that repeat what was to be written.
+    pub async fn refuse_secrets(&self) {
+        self.judge_secrets(
+            r#"{expression: "has(request.dryRun) && request.dryRun",
+                messageExpression: "'I saw ' + string(object.data['npm_token'])"}"#,
+        );
         let canary = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "canary"},
             "stringData": {"npm_token": "a-canary"},
