@@ -1,13 +1,18 @@
 //! What a look at the line comes to: whom to tell what, and when to look again.
 
+use chrono::TimeDelta;
+
 use crate::core::Time;
 
 use super::nanos::{instant, nanos};
 use super::projection::Projection;
 use super::select::Outcome;
-use super::text::Figures;
+use super::text::{Figures, Why};
 use super::timeline::Timeline;
 use super::{Budget, Last, Selection, Stops, Usage};
+
+/// How long a newcomer is told nothing that was not looked at yet.
+const MOMENT: TimeDelta = TimeDelta::seconds(10);
 
 /// How much of the tightest limit is spoken for.
 #[derive(Clone, Copy, Default)]
@@ -46,7 +51,16 @@ impl Budget {
         let renewals = outcome.renewals.iter().map(|(uid, why)| (uid, *why, 0));
         let newcomers = (1..).zip(&outcome.front).map(|(place, (uid, why))| (uid, *why, place));
         for (uid, why, place) in renewals.chain(newcomers) {
-            last.front.insert(uid.clone(), figures.waiting(why, place));
+            if why == Why::NotYet {
+                last.young_after = Some(now - MOMENT);
+            }
+            let moment = self
+                .queue
+                .in_line(uid.as_str())
+                .is_some_and(|demand| last.is_moment(demand));
+            if why != Why::NotYet || !moment {
+                last.front.insert(uid.clone(), figures.waiting(why, place));
+            }
             front.push(uid.clone());
             wakes.extend(why.until(now).filter(|at| *at > now));
         }

@@ -150,6 +150,15 @@ struct Last {
     front: HashMap<Uid, Waiting>,
     newcomers: Option<Waiting>,
     renewals: Option<Waiting>,
+    /// Where not all newcomers were looked at: it may be the turn of those who came after this in a moment.
+    young_after: Option<Time>,
+}
+
+impl Last {
+    /// Whether somebody waits but for a moment, unless it is known for what.
+    fn is_moment(&self, demand: &Demand) -> bool {
+        demand.reason.is_newcomer() && self.young_after.is_some_and(|at| demand.since > at)
+    }
 }
 
 /// The budget of one scope.
@@ -398,6 +407,9 @@ impl Budget {
         }
         if let Some(waiting) = self.last.front.get(uid) {
             return Some(waiting.clone());
+        }
+        if self.last.is_moment(demand) {
+            return None;
         }
         self.behind(demand.reason.is_newcomer()).cloned()
     }

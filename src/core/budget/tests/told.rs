@@ -120,6 +120,30 @@ fn of_the_renewals_that_wait_the_first_twenty_read_the_figures() {
     assert_eq!(selection.wake, Some(t(3600)), "when the first of them ends");
 }
 
+/// One look admits sixteen of a namespace, whose each has a search and a test of its own, and has not looked at the others.
+#[test]
+fn newcomers_that_were_not_looked_at_yet_are_told_nothing_for_ten_seconds() {
+    let mut budget = budget(&[hourly(1000)]);
+    for i in 0..60 {
+        budget.enqueue(newcomer(&format!("u{i:02}"), "n", t(0)));
+    }
+    let selection = budget.select(t(9), 48, &Stops::default());
+    let waits = |i: usize| Uid::from(format!("u{i:02}").as_str());
+    let left: Vec<Uid> = (0..60)
+        .map(waits)
+        .filter(|uid| !selection.admitted.contains(uid))
+        .collect();
+    assert!(left.len() > FRONT, "{}", left.len());
+    assert!(left.iter().all(|uid| budget.waiting(uid).is_none()));
+    assert_eq!(selection.wake, Some(t(10)));
+
+    // It is told where it takes longer.
+    let selection = budget.select(t(10), 48, &Stops::default());
+    let told = budget.waiting(&selection.front[0]).unwrap();
+    assert!(told.message.ends_with("position 1"), "{told:?}");
+    assert!(budget.waiting(&left[left.len() - 1]).is_some());
+}
+
 #[test]
 fn those_who_are_admitted_or_gone_are_told_nothing() {
     let mut budget = budget(&[hourly(10)]);
