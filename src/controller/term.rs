@@ -219,8 +219,8 @@ impl Context {
                 index.add_record(uid.as_str(), &name, scope);
             }
         }
-        if journal.has_claims_of_others(&self.identity) {
-            self.outlived.lock().insert(scope.clone(), Instant::now());
+        if let Some(until) = journal.others_may_write_until(&self.identity, self.now()) {
+            self.outlived.lock().insert(scope.clone(), until);
         }
         if let Some(refused) = &journal.unauthorized {
             self.unauthorized.lock().insert(refused.key.clone(), refused.probe_at);

@@ -23,10 +23,6 @@ use crate::core::plan::SecretState;
 
 /// How often everything known is compared with everything there.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
-/// For how long a process that was taken for dead is reckoned with; what it writes after that is read when that journal is
-/// written next.
-const OUTLIVED_FOR: Duration = Duration::from_secs(3600);
-
 impl Context {
     /// The records of `uid`, in every scope that has one.
     ///
@@ -210,9 +206,10 @@ impl Context {
 
     /// Reads anew what a process that was taken for dead may have written to since.
     async fn read_outlived(self: &Arc<Self>) {
+        let now = self.now();
         let scopes: Vec<Scope> = {
             let mut outlived = self.outlived.lock();
-            outlived.retain(|_, since| since.elapsed() < OUTLIVED_FOR);
+            outlived.retain(|_, until| *until > now);
             outlived.keys().cloned().collect()
         };
         for scope in scopes {

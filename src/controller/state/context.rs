@@ -90,9 +90,8 @@ pub struct Context {
     pub offers: Mutex<HashMap<ObjectName, u64>>,
     /// When each Secret of a credential was last restored, and how often in a row.
     pub restored: Mutex<HashMap<ObjectName, (Instant, u32)>>,
-    /// Journals in which another process had claims when this term began, and when that was. It may be frozen and not
-    /// dead: what it owes for a claim that was closed meanwhile it writes there when it wakes, and it tells nobody.
-    pub outlived: Mutex<HashMap<Scope, Instant>>,
+    /// Journals that a process of before this term may yet write to, and until when: it tells nobody that it has.
+    pub outlived: Mutex<HashMap<Scope, Time>>,
     /// When a key that was refused may be tried again, by its digest.
     pub unauthorized: Mutex<HashMap<String, Time>>,
     /// Wakes the reconciler for a credential.

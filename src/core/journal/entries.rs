@@ -697,22 +697,29 @@ mod tests {
         let claim = claim("u", "n", MintReason::First, t(0), 1);
         let id = claim.id.clone();
         journal.claim("u", claim, TimeDelta::hours(1));
-        let others = |journal: &Journal| {
-            (
-                journal.has_claims_of_others("me"),
-                journal.has_claims_of_others("successor"),
-            )
+        let until = |journal: &Journal, now| {
+            let of = |holder| {
+                journal
+                    .others_may_write_until(holder, t(now))
+                    .map(|at| (at - t(now)).num_minutes())
+            };
+            (of("me"), of("successor"))
         };
-        assert_eq!(others(&journal), (false, true));
+        assert_eq!(until(&journal, 0), (None, Some(60)));
         let minted = Minted {
             issued_at: t(1),
             ends_at: t(3600),
             token_ids: vec!["id".into()],
         };
         assert!(journal.minted("u", &id, &minted, t(1)));
-        assert_eq!(others(&journal), (false, true));
+        assert_eq!(until(&journal, 400), (None, Some(60)));
         assert!(journal.give_up("u", t(2)).is_some());
-        assert_eq!(others(&journal), (false, false));
+        assert_eq!(
+            until(&journal, 2),
+            (Some(10), Some(10)),
+            "who had it may not know that it is closed"
+        );
+        assert_eq!(until(&journal, 400), (None, None));
     }
 
     #[test]

@@ -40,6 +40,12 @@ pub const AUDIT_CAPACITY: usize = 2000;
 pub const ATTEMPTS_KEPT: usize = 512;
 /// How long after a loss that is remembered: longer than any window.
 const LOSS_REMEMBERED: TimeDelta = TimeDelta::days(2);
+/// How long a process that was taken for dead with a claim open is reckoned with.
+const OPEN_FOR: TimeDelta = TimeDelta::hours(1);
+/// As many read a journal in vain after each change of leader, so less where nothing is open, and nothing where no request
+/// was closed lately.
+const CLOSED_FOR: TimeDelta = TimeDelta::minutes(10);
+const CLOSED_LATELY: TimeDelta = TimeDelta::minutes(5);
 
 /// What a budget is counted for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -274,13 +280,16 @@ impl Journal {
         self.claims.get(uid).or_else(unpublished)
     }
 
-    /// Whether a process other than `holder` has a claim here that is not closed: frozen rather than dead, it writes what it
-    /// owes for that when it wakes.
+    /// Until when a process other than `holder` may yet write here what it owes: frozen rather than dead, it does so when
+    /// it wakes, whether its claim is open still or was closed by somebody meanwhile.
     #[must_use]
-    pub fn has_claims_of_others(&self, holder: &str) -> bool {
+    pub fn others_may_write_until(&self, holder: &str, now: Time) -> Option<Time> {
         let unpublished = self.credentials.values().filter_map(|r| r.unpublished.as_ref());
         let mut claims = self.claims.values().chain(unpublished);
-        claims.any(|claim| claim.holder != holder)
+        let open = claims.any(|claim| claim.holder != holder);
+        let closed = self.attempts.last().is_some_and(|last| last.at + CLOSED_LATELY > now);
+        let wakes_within = if open { OPEN_FOR } else { CLOSED_FOR };
+        (open || closed).then(|| now + wakes_within)
     }
 
     /// Notes what was minted before its Secrets are there, so that it can be revoked whatever happens. False where
