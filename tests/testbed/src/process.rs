@@ -47,6 +47,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Process {
     shell: Child,
     pid: u32,
+    started: Instant,
 }
 
 impl Process {
@@ -76,7 +77,17 @@ impl Process {
         let Ok(pid) = line.trim().parse() else {
             bail!("failed to start {}", program.display());
         };
-        Ok(Self { shell, pid })
+        Ok(Self {
+            shell,
+            pid,
+            started: Instant::now(),
+        })
+    }
+
+    /// How long ago it was started.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// The child's own process id.

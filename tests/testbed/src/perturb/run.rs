@@ -102,13 +102,14 @@ impl Controllers {
         Ok(())
     }
 
-    /// What each has resident, in KiB.
-    pub(super) fn memory(&self) -> Vec<u64> {
+    /// How many minutes old each is, and what it has resident, in KiB.
+    pub(super) fn memory(&self) -> Vec<(u64, u64)> {
         let running = self.running();
         let statuses = running.values().filter_map(|process| {
             let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).ok()?;
             let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-            line.trim().trim_end_matches(" kB").parse().ok()
+            let resident = line.trim().trim_end_matches(" kB").parse().ok()?;
+            Some((process.age().as_secs() / 60, resident))
         });
         statuses.collect()
     }

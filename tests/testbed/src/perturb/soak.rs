@@ -103,8 +103,8 @@ pub struct Soak {
     pub densest: usize,
     pub revocations: usize,
     pub events: usize,
-    /// What the processes have resident, in KiB; and the bytes of the journal: over time.
-    pub memory: Vec<u64>,
+    /// How many minutes old the processes were and what they had resident, in KiB; and the bytes of the journal: over time.
+    pub memory: Vec<(u64, u64)>,
     pub journal: Vec<usize>,
     pub violations: Vec<String>,
 }
@@ -116,6 +116,17 @@ fn thirds<T: Copy + Ord + Default>(all: &[T]) -> (T, T) {
     (most(&all[third..2 * third]), most(&all[2 * third..]))
 }
 
+/// The age in minutes of the oldest that were seen in both the second and the last third, and their most in each: what a
+/// process has just after it started says nothing of one that is old.
+fn alike(memory: &[(u64, u64)]) -> Option<(u64, u64, u64)> {
+    let third = memory.len() / 3;
+    let (before, after) = (&memory[third..2 * third], &memory[2 * third..]);
+    let most = |part: &[(u64, u64)], age| part.iter().filter(|(a, _)| *a == age).map(|(_, kib)| *kib).max();
+    let ages: BTreeSet<u64> = before.iter().map(|(age, _)| *age).collect();
+    let mut oldest = ages.into_iter().rev();
+    oldest.find_map(|age| Some((age, most(before, age)?, most(after, age)?)))
+}
+
 impl fmt::Display for Soak {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} credentials, {:.0?}", self.credentials, self.took)?;
@@ -125,11 +136,14 @@ impl fmt::Display for Soak {
             "{} requests, {} mints, {} unknown; {} at most in a window of {LIMIT}; {} revocations, {} events",
             self.posts, self.mints, self.unknown, self.densest, self.revocations, self.events
         )?;
-        let (before, after) = thirds(&self.memory);
-        writeln!(
-            f,
-            "memory of a process: {before} KiB at most in the second third, {after} in the last"
-        )?;
+        if let Some((age, before, after)) = alike(&self.memory) {
+            writeln!(
+                f,
+                "memory of a process {age} minutes old: {before} KiB at most in the second third, {after} in the last"
+            )?;
+        }
+        let most = self.memory.iter().map(|(_, kib)| kib).max();
+        writeln!(f, "memory of any process: {} KiB at most", most.unwrap_or(&0))?;
         let (before, after) = thirds(&self.journal);
         writeln!(
             f,
@@ -146,7 +160,7 @@ impl fmt::Display for Soak {
 /// What is seen while it goes on.
 #[derive(Default)]
 struct Watched {
-    memory: Vec<u64>,
+    memory: Vec<(u64, u64)>,
     journal: Vec<usize>,
     violations: BTreeSet<String>,
     /// When a leader was last kept from its work.
@@ -640,9 +654,12 @@ impl Soaking {
             let watched = self.watched();
             (watched.memory.clone(), watched.journal.clone())
         };
-        let (before, after) = thirds(&memory);
-        if after > before + before / 2 {
-            wrong.push(format!("memory grew from {before} KiB to {after}"));
+        if let Some((age, before, after)) = alike(&memory)
+            && after > before + before / 2
+        {
+            wrong.push(format!(
+                "memory of a process {age} minutes old grew from {before} KiB to {after}"
+            ));
         }
         let (before, after) = thirds(&journal);
         if after > before + before / 2 {
@@ -677,4 +694,18 @@ fn state(credential: &DynamicObject) -> String {
     let ready = conditions(credential).find(|c| c["type"] == "Ready");
     let told = ready.map(|c| format!("{}: {}", c["reason"], c["message"]));
     format!("{}: {}", credential.name_any(), told.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_of_processes_is_compared_at_the_greatest_age_that_both_thirds_have() {
+        let first = [(0, 9), (1, 9), (2, 9), (3, 9)];
+        let second = [(0, 10), (1, 20), (1, 21), (2, 30)];
+        let last = [(0, 11), (0, 12), (1, 25), (1, 24)];
+        assert_eq!(alike(&[first, second, last].concat()), Some((1, 21, 25)));
+        assert_eq!(alike(&[first, second, [(3, 1); 4]].concat()), None);
+    }
 }
