@@ -22,7 +22,7 @@ use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::args::Common;
+use crate::args::{Common, Name};
 use crate::doctor::{Right, Route};
 use crate::facts::{Connections, Seen};
 
@@ -77,6 +77,15 @@ impl Cluster {
             namespace,
             system: common.system_namespace.clone(),
         })
+    }
+
+    /// The same, looked at where `name` is.
+    pub fn of(&self, name: &Name) -> Self {
+        Self {
+            client: self.client.clone(),
+            namespace: name.namespace.clone().unwrap_or_else(|| self.namespace.clone()),
+            system: self.system.clone(),
+        }
     }
 
     /// The API server's time, by which all times in a cluster go; this machine's where that does not tell.
