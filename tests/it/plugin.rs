@@ -386,4 +386,11 @@ async fn at_ten_thousand_credentials_every_command_takes_a_second() {
         user.told(arguments);
         println!("{arguments:?}: {} ms", started.elapsed().as_millis());
     }
+    // No controller runs, which is bad.
+    let started = Instant::now();
+    let output = user.run(&["doctor"]);
+    println!("doctor: {} ms", started.elapsed().as_millis());
+    let told = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(3), "{told}");
+    assert!(told.contains("10000 of 10000 are not well"), "{told}");
 }
