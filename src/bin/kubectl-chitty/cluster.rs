@@ -405,15 +405,19 @@ pub async fn route(url: &url::Url) -> Route {
     let found = tokio::time::timeout(EACH, tokio::net::lookup_host((host, port))).await;
     let Ok(Ok(found)) = found else { return Route::NoName };
     let mut connected = false;
+    let mut lost = Route::Refused;
     for address in found {
-        let stream = tokio::time::timeout(EACH, tokio::net::TcpStream::connect(address)).await;
-        if matches!(stream, Ok(Ok(_))) {
-            connected = true;
-            break;
+        match tokio::time::timeout(EACH, tokio::net::TcpStream::connect(address)).await {
+            Ok(Ok(_)) => {
+                connected = true;
+                break;
+            }
+            Ok(Err(error)) if error.kind() != std::io::ErrorKind::TimedOut => {}
+            _ => lost = Route::Silent,
         }
     }
     if !connected {
-        return Route::NoConnection;
+        return lost;
     }
     let client = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -453,4 +457,18 @@ async fn within<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result
 #[expect(clippy::disallowed_methods, reason = "the one place it is read")]
 pub fn wall() -> Time {
     chrono::Utc::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_at_which_nobody_listens_refuses() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let url = format!("http://{address}").parse().unwrap();
+        assert_eq!(route(&url).await, Route::Refused);
+    }
 }

@@ -85,8 +85,10 @@ pub struct Right {
 pub enum Route {
     /// Its name does not resolve.
     NoName,
-    /// Nobody answers at any of its addresses.
-    NoConnection,
+    /// All of its addresses turned this machine away at once.
+    Refused,
+    /// One of its addresses did not say anything.
+    Silent,
     /// No TLS session came about.
     NoTls,
     /// HTTP was answered.
@@ -461,7 +463,14 @@ fn way(of: &str, url: &str, route: &Route) -> Finding {
     let of = format!("{of}, from here");
     let (state, text) = match route {
         Route::NoName => (State::Warning, format!("name: the host of {url} does not resolve")),
-        Route::NoConnection => (State::Warning, format!("name ok; route: nobody answers at {url}")),
+        Route::Refused => (
+            State::Warning,
+            format!("name ok; route: {url} refuses connections: nothing listens there, or a firewall rejects them"),
+        ),
+        Route::Silent => (
+            State::Warning,
+            format!("name ok; route: nothing comes back from {url}: packets to it are dropped"),
+        ),
         Route::NoTls => (
             State::Warning,
             format!("name ok, route ok; TLS: no session came about with {url}, by what this machine trusts"),
@@ -780,6 +789,18 @@ mod tests {
         };
         let (bad, text) = told(&seen);
         assert!(!bad && text.contains("7 things you may not see"), "{text}");
+    }
+
+    #[test]
+    fn a_route_that_is_refused_is_told_from_one_that_swallows_all() {
+        let told = |route: Route| way("connection default", "https://connect.chitty.cc", &route);
+        for (route, text) in [
+            (Route::Refused, "refuses connections"),
+            (Route::Silent, "packets to it are dropped"),
+        ] {
+            let found = told(route);
+            assert!(found.state == State::Warning && found.text.contains(text), "{found:?}");
+        }
     }
 
     #[test]
