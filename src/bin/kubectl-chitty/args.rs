@@ -125,7 +125,9 @@ impl Arguments {
     fn names(&self) -> &[Name] {
         match &self.command {
             Command::Status(Status { name, .. }) | Command::Template(Template { name, .. }) => name.as_slice(),
-            Command::Why(named) | Command::Consumers(named) | Command::Audit(named) => std::slice::from_ref(&named.name),
+            Command::Why(named) | Command::Consumers(named) | Command::Audit(named) => {
+                std::slice::from_ref(&named.name)
+            }
             Command::Rotate(acted) | Command::Revoke(acted) | Command::Suspend(acted) | Command::Resume(acted) => {
                 &acted.names
             }
