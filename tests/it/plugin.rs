@@ -48,12 +48,16 @@ impl User {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
+        self.run_anywhere(&[arguments, &["--namespace", &self.namespace]].concat())
+    }
+
+    /// Where the kubeconfig says, or the arguments.
+    fn run_anywhere(&self, arguments: &[&str]) -> Output {
         // Another build of it may be named, to be measured.
         let named = std::env::var_os("KUBECTL_CHITTY");
         Command::new(named.unwrap_or_else(|| env!("CARGO_BIN_EXE_kubectl-chitty").into()))
             .env("KUBECONFIG", &self.kubeconfig)
             .args(arguments)
-            .args(["--namespace", &self.namespace])
             .output()
             .unwrap()
     }
@@ -206,6 +210,11 @@ async fn what_is_asked_for_is_waited_for_and_told() {
     let editor = User::with_role(&case, "edit").await;
     let told = editor.told(&["rotate", "a"]);
     assert!(told.contains("/a: revision 2, valid until"), "{told}");
+    let named = format!("{}/a", case.namespace);
+    let output = editor.run_anywhere(&["rotate", &named]);
+    assert!(text(&output.stdout).contains("/a: revision 3"), "{output:?}");
+    let output = editor.run_anywhere(&["rotate", &named, "-n", "elsewhere"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
     let told = editor.told(&["suspend", "a"]);
     assert!(told.contains("nothing is minted; its token lives until"), "{told}");
     let told = editor.told(&["resume", "a"]);
@@ -220,7 +229,7 @@ async fn what_is_asked_for_is_waited_for_and_told() {
     );
     let told = editor.told(&["rotate", "a", "--wait=false"]);
     assert!(told.contains("/a: rotate is asked for"), "{told}");
-    case.until_revision("a", 3).await;
+    case.until_revision("a", 4).await;
 
     case.broker.go_down().unwrap();
     let output = editor.run(&["rotate", "a", "--timeout", "2s"]);
@@ -377,4 +386,11 @@ async fn at_ten_thousand_credentials_every_command_takes_a_second() {
         user.told(arguments);
         println!("{arguments:?}: {} ms", started.elapsed().as_millis());
     }
+    // No controller runs, which is bad.
+    let started = Instant::now();
+    let output = user.run(&["doctor"]);
+    println!("doctor: {} ms", started.elapsed().as_millis());
+    let told = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(3), "{told}");
+    assert!(told.contains("10000 of 10000 are not well"), "{told}");
 }

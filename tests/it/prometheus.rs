@@ -298,6 +298,23 @@ async fn each_of_the_alerts_by_their_real_cause_fires_and_is_over_when_that_is_m
     }
     outage.delete("a").await;
 
+    // Somebody changes a Secret, and changes it again once it is healed.
+    let tampered = start(generous()).await;
+    tampered.issued("a", json!({})).await;
+    let forge = async || {
+        let forged = Patch::Merge(json!({"stringData": {"npm_token": "forged"}}));
+        let params = PatchParams::default();
+        tampered.secrets().patch("a", &params, &forged).await.unwrap();
+    };
+    forge().await;
+    tampered.until_revision("a", 2).await;
+    tampered.until_ready_is("a", "True", "Rotated").await;
+    forge().await;
+    prometheus.until(told("ChittySecretsTampered"), true).await;
+    tampered.rotate("a", "1").await;
+    tampered.until_revision("a", 3).await;
+    prometheus.until("ChittySecretsTampered", false).await;
+
     // A budget of one, and two who want of it.
     let narrow = start(generous()).await;
     merge_spec(&narrow, json!({"rateLimit": {"limit": 1, "window": "1h"}})).await;

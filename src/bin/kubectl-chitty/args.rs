@@ -1,10 +1,12 @@
 //! What can be asked, as clap reads it.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use chittyconnect_operator::core::layout::AnnotationPolicy;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// Why a Pod waits for its token, how long tokens live, who uses them and how budgets stand.
@@ -90,10 +92,74 @@ pub enum Command {
     },
 }
 
+/// How a credential is named.
+const NAME: &str = "[NAMESPACE/]NAME";
+
+/// A credential, by its name alone or with its namespace before it, as all commands print it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    pub namespace: Option<String>,
+    pub name: String,
+}
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (namespace, name) = match text.split_once('/') {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, text),
+        };
+        if name.is_empty() || name.contains('/') || namespace == Some("") {
+            return Err("expected NAME or NAMESPACE/NAME".to_owned());
+        }
+        Ok(Self {
+            namespace: namespace.map(str::to_owned),
+            name: name.to_owned(),
+        })
+    }
+}
+
+impl Arguments {
+    /// The credentials that are named.
+    fn names(&self) -> &[Name] {
+        match &self.command {
+            Command::Status(Status { name, .. }) | Command::Template(Template { name, .. }) => name.as_slice(),
+            Command::Why(named) | Command::Consumers(named) | Command::Audit(named) => {
+                std::slice::from_ref(&named.name)
+            }
+            Command::Rotate(acted) | Command::Revoke(acted) | Command::Suspend(acted) | Command::Resume(acted) => {
+                &acted.names
+            }
+            Command::Budget(_) | Command::Doctor | Command::Completion { .. } => &[],
+        }
+    }
+
+    /// Whether all that is asked for can be meant at once.
+    ///
+    /// # Errors
+    /// Where a credential is named in another namespace than `--namespace` says.
+    pub fn agree(&self) -> Result<(), clap::Error> {
+        let Some(asked) = &self.common.namespace else {
+            return Ok(());
+        };
+        let other = |name: &&Name| name.namespace.as_ref().is_some_and(|own| own != asked);
+        match self.names().iter().find(other) {
+            None => Ok(()),
+            Some(Name { namespace, name }) => {
+                let own = namespace.as_deref().unwrap_or_default();
+                let said = format!("{own}/{name} is not in namespace {asked}: leave out one of them");
+                Err(Self::command().error(ErrorKind::ArgumentConflict, said))
+            }
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub struct Status {
     /// One credential, in full. All of the namespace where none is named.
-    pub name: Option<String>,
+    #[arg(value_name = NAME)]
+    pub name: Option<Name>,
     /// Those of all namespaces.
     #[arg(short = 'A', long, conflicts_with = "name")]
     pub all_namespaces: bool,
@@ -102,14 +168,15 @@ pub struct Status {
 #[derive(Args, Debug)]
 pub struct Named {
     /// The credential.
-    pub name: String,
+    #[arg(value_name = NAME)]
+    pub name: Name,
 }
 
 #[derive(Args, Debug)]
 pub struct Acted {
     /// The credentials.
-    #[arg(required = true)]
-    pub names: Vec<String>,
+    #[arg(required = true, value_name = NAME)]
+    pub names: Vec<Name>,
     /// Wait until it is done, and show how far it is.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub wait: bool,
@@ -127,8 +194,8 @@ pub struct Budget {
 #[derive(Args, Debug)]
 pub struct Template {
     /// A credential of the cluster, to be read from there.
-    #[arg(required_unless_present = "file", conflicts_with = "file")]
-    pub name: Option<String>,
+    #[arg(required_unless_present = "file", conflicts_with = "file", value_name = NAME)]
+    pub name: Option<Name>,
     /// A file with manifests, such as credential.yaml; - for standard input. No cluster is needed.
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -158,8 +225,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -179,6 +244,41 @@ mod tests {
         for command in Arguments::command().get_subcommands() {
             let heading = format!("\n## {}\n", command.get_name());
             assert!(page.contains(&heading), "{heading}");
+        }
+    }
+
+    #[test]
+    fn a_credential_is_named_with_or_without_its_namespace_and_never_in_two() {
+        let parse = |arguments: &str| {
+            let parsed = Arguments::try_parse_from(format!("kubectl-chitty {arguments}").split(' '))?;
+            parsed.agree()?;
+            Ok::<_, clap::Error>(parsed.names().to_vec())
+        };
+        let name = |namespace: Option<&str>, name: &str| Name {
+            namespace: namespace.map(str::to_owned),
+            name: name.to_owned(),
+        };
+        for command in ["why", "status", "consumers", "audit", "template"] {
+            let told = |rest: &str| parse(&format!("{command} {rest}")).unwrap();
+            assert_eq!(told("a"), [name(None, "a")], "{command}");
+            assert_eq!(told("demo/a"), [name(Some("demo"), "a")], "{command}");
+            assert_eq!(told("demo/a -n demo"), [name(Some("demo"), "a")], "{command}");
+        }
+        for command in ["rotate", "revoke", "suspend", "resume"] {
+            let told = parse(&format!("{command} a demo/b other/c")).unwrap();
+            let names = [name(None, "a"), name(Some("demo"), "b"), name(Some("other"), "c")];
+            assert_eq!(told, names, "{command}");
+        }
+        let refused = parse("rotate demo/a other/b -n demo").unwrap_err();
+        assert_eq!(refused.exit_code(), 2);
+        let said = refused.to_string();
+        assert!(
+            said.contains("other/b is not in namespace demo: leave out one of them"),
+            "{said}"
+        );
+        for amiss in ["demo/", "/a", "demo/a/b", "ec/demo/a"] {
+            let said = parse(&format!("why {amiss}")).unwrap_err().to_string();
+            assert!(said.contains("expected NAME or NAMESPACE/NAME"), "{amiss}: {said}");
         }
     }
 

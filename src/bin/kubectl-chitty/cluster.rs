@@ -22,7 +22,7 @@ use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::args::Common;
+use crate::args::{Common, Name};
 use crate::doctor::{Right, Route};
 use crate::facts::{Connections, Seen};
 
@@ -77,6 +77,15 @@ impl Cluster {
             namespace,
             system: common.system_namespace.clone(),
         })
+    }
+
+    /// The same, looked at where `name` is.
+    pub fn of(&self, name: &Name) -> Self {
+        Self {
+            client: self.client.clone(),
+            namespace: name.namespace.clone().unwrap_or_else(|| self.namespace.clone()),
+            system: self.system.clone(),
+        }
     }
 
     /// The API server's time, by which all times in a cluster go; this machine's where that does not tell.
@@ -396,15 +405,19 @@ pub async fn route(url: &url::Url) -> Route {
     let found = tokio::time::timeout(EACH, tokio::net::lookup_host((host, port))).await;
     let Ok(Ok(found)) = found else { return Route::NoName };
     let mut connected = false;
+    let mut lost = Route::Refused;
     for address in found {
-        let stream = tokio::time::timeout(EACH, tokio::net::TcpStream::connect(address)).await;
-        if matches!(stream, Ok(Ok(_))) {
-            connected = true;
-            break;
+        match tokio::time::timeout(EACH, tokio::net::TcpStream::connect(address)).await {
+            Ok(Ok(_)) => {
+                connected = true;
+                break;
+            }
+            Ok(Err(error)) if error.kind() != std::io::ErrorKind::TimedOut => {}
+            _ => lost = Route::Silent,
         }
     }
     if !connected {
-        return Route::NoConnection;
+        return lost;
     }
     let client = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -444,4 +457,18 @@ async fn within<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result
 #[expect(clippy::disallowed_methods, reason = "the one place it is read")]
 pub fn wall() -> Time {
     chrono::Utc::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_at_which_nobody_listens_refuses() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let url = format!("http://{address}").parse().unwrap();
+        assert_eq!(route(&url).await, Route::Refused);
+    }
 }

@@ -85,8 +85,10 @@ pub struct Right {
 pub enum Route {
     /// Its name does not resolve.
     NoName,
-    /// Nobody answers at any of its addresses.
-    NoConnection,
+    /// All of its addresses turned this machine away at once.
+    Refused,
+    /// One of its addresses did not say anything.
+    Silent,
     /// No TLS session came about.
     NoTls,
     /// HTTP was answered.
@@ -182,36 +184,30 @@ fn credentials(seen: &Examined) -> Option<Finding> {
         Seen::Forbidden(what) => return Some(Finding::new(of, State::Hidden, what)),
         Seen::Found(all) => all,
     };
-    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
-    let unwell: Vec<&Credential> = all.iter().filter(|c| !c.is_well()).collect();
-    for credential in &unwell {
-        let reason = if credential.reason.is_empty() {
-            "not looked at"
-        } else {
-            &credential.reason
-        };
-        *reasons.entry(reason).or_default() += 1;
+    let mut reasons: BTreeMap<&str, Vec<&Credential>> = BTreeMap::new();
+    for credential in all.iter().filter(|c| !c.is_well()) {
+        reasons.entry(&credential.reason).or_default().push(credential);
     }
-    let mut reasons: Vec<(&str, usize)> = reasons.into_iter().collect();
-    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let unwell: usize = reasons.values().map(Vec::len).sum();
+    let mut reasons: Vec<(&str, Vec<&Credential>)> = reasons.into_iter().collect();
+    // Of one that nobody has looked at `why` has nothing to tell.
+    reasons.sort_by_key(|(reason, of_it)| (reason.is_empty(), std::cmp::Reverse(of_it.len())));
     let told: Vec<String> = reasons
         .iter()
-        .map(|(reason, count)| format!("{reason} {count}"))
+        .enumerate()
+        .map(|(place, (reason, of_it))| {
+            let reason = if reason.is_empty() { "not looked at" } else { reason };
+            let count = of_it.len();
+            match of_it.first().filter(|_| place == 0) {
+                Some(one) => format!("{reason} {count} (kubectl chitty why {})", one.id()),
+                None => format!("{reason} {count}"),
+            }
+        })
         .collect();
-    let Some(one) = reasons
-        .first()
-        .and_then(|(reason, _)| unwell.iter().find(|c| c.reason == *reason || c.reason.is_empty()))
-    else {
+    if told.is_empty() {
         return Some(Finding::new(of, State::Good, format!("{}, all well", all.len())));
-    };
-    let text = format!(
-        "{} of {} are not well ({}): kubectl chitty why {} -n {}",
-        unwell.len(),
-        all.len(),
-        told.join(", "),
-        one.name,
-        one.namespace,
-    );
+    }
+    let text = format!("{unwell} of {} are not well: {}", all.len(), told.join(", "));
     Some(Finding::new(of, State::Warning, text))
 }
 
@@ -467,7 +463,14 @@ fn way(of: &str, url: &str, route: &Route) -> Finding {
     let of = format!("{of}, from here");
     let (state, text) = match route {
         Route::NoName => (State::Warning, format!("name: the host of {url} does not resolve")),
-        Route::NoConnection => (State::Warning, format!("name ok; route: nobody answers at {url}")),
+        Route::Refused => (
+            State::Warning,
+            format!("name ok; route: {url} refuses connections: nothing listens there, or a firewall rejects them"),
+        ),
+        Route::Silent => (
+            State::Warning,
+            format!("name ok; route: nothing comes back from {url}: packets to it are dropped"),
+        ),
         Route::NoTls => (
             State::Warning,
             format!("name ok, route ok; TLS: no session came about with {url}, by what this machine trusts"),
@@ -723,8 +726,8 @@ mod tests {
                                                  asked until it changes, except once at 12:34:00Z
             warn  connection default, from here  name ok, route ok; TLS: no session came about with
                                                  https://connect.chitty.cc, by what this machine trusts
-            warn  credentials                    3 of 4 are not well (SecretRefused 2, Denied 1): kubectl chitty
-                                                 why site-deploy -n demo-web
+            warn  credentials                    3 of 4 are not well: SecretRefused 2 (kubectl chitty why
+                                                 demo-web/site-deploy), Denied 1
             ok    journals                       1 with 0 pages; the largest object has 1 KiB of at most 256
             BAD   journals                       ConfigMap chitty-journal-1 carries no signature
             warn  journals                       part of that of chitty-journal-1 was lost at
@@ -737,6 +740,37 @@ mod tests {
             5 things are wrong.
         "#]]
         .assert_eq(&text);
+    }
+
+    #[test]
+    fn of_credentials_that_are_not_well_one_of_the_commonest_reason_is_named_and_none_that_nobody_looked_at() {
+        let named = |name: &str, reason: &str| {
+            let mut credential = Credential::from(&example(Reason::Denied));
+            (credential.name, credential.reason) = (name.to_owned(), reason.to_owned());
+            credential
+        };
+        let told = |all: &[Credential]| {
+            let seen = Examined {
+                credentials: Seen::Found(all.to_vec()),
+                ..well()
+            };
+            credentials(&seen).unwrap().text
+        };
+        let new = ["a", "b", "c"].map(|name| named(name, ""));
+        let mut all = new.to_vec();
+        all.extend([
+            named("d", "Denied"),
+            named("e", "SecretRefused"),
+            named("f", "SecretRefused"),
+        ]);
+        assert_eq!(
+            told(&all),
+            "6 of 6 are not well: SecretRefused 2 (kubectl chitty why demo-web/e), Denied 1, not looked at 3"
+        );
+        assert_eq!(
+            told(&new),
+            "3 of 3 are not well: not looked at 3 (kubectl chitty why demo-web/a)"
+        );
     }
 
     #[test]
@@ -755,6 +789,18 @@ mod tests {
         };
         let (bad, text) = told(&seen);
         assert!(!bad && text.contains("7 things you may not see"), "{text}");
+    }
+
+    #[test]
+    fn a_route_that_is_refused_is_told_from_one_that_swallows_all() {
+        let told = |route: Route| way("connection default", "https://connect.chitty.cc", &route);
+        for (route, text) in [
+            (Route::Refused, "refuses connections"),
+            (Route::Silent, "packets to it are dropped"),
+        ] {
+            let found = told(route);
+            assert!(found.state == State::Warning && found.text.contains(text), "{found:?}");
+        }
     }
 
     #[test]

@@ -48,6 +48,9 @@ use why::{Observed, Peers};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Err(error) = arguments.agree() {
+        error.exit();
+    }
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {
@@ -74,16 +77,18 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cluster = Cluster::connect(common).await?;
     match arguments.command {
-        Command::Status(args::Status { name: Some(name), .. }) => one_status(&cluster, common, &name).await,
+        Command::Status(args::Status { name: Some(name), .. }) => {
+            one_status(&cluster.of(&name), common, &name.name).await
+        }
         Command::Status(asked) => all_status(&cluster, common, asked.all_namespaces).await,
-        Command::Why(asked) => tell_why(&cluster, common, &asked.name).await,
+        Command::Why(args::Named { name }) => tell_why(&cluster.of(&name), common, &name.name).await,
         Command::Rotate(asked) => ask(&cluster, Act::Rotate, &asked).await,
         Command::Revoke(asked) => ask(&cluster, Act::Revoke, &asked).await,
         Command::Suspend(asked) => ask(&cluster, Act::Suspend, &asked).await,
         Command::Resume(asked) => ask(&cluster, Act::Resume, &asked).await,
-        Command::Consumers(asked) => tell_consumers(&cluster, common, &asked.name).await,
+        Command::Consumers(args::Named { name }) => tell_consumers(&cluster.of(&name), common, &name.name).await,
         Command::Budget(asked) => tell_budgets(&cluster, common, asked.service.as_deref()).await,
-        Command::Audit(asked) => tell_audit(&cluster, common, &asked.name).await,
+        Command::Audit(args::Named { name }) => tell_audit(&cluster.of(&name), common, &name.name).await,
         Command::Template(ref asked) => render(Some(&cluster), common, asked).await,
         Command::Doctor => Box::pin(examine(&cluster, common)).await,
         Command::Completion { .. } => Ok(ExitCode::SUCCESS),
@@ -96,22 +101,23 @@ const AMISS: u8 = 3;
 /// Asks the controller for something, and waits for it.
 async fn ask(cluster: &Cluster, act: Act, asked: &args::Acted) -> anyhow::Result<ExitCode> {
     let mut begun = Vec::new();
-    for name in &asked.names {
-        let before = Credential::from(&cluster.credential(name).await?);
+    for named in &asked.names {
+        let cluster = cluster.of(named);
+        let before = Credential::from(&cluster.credential(&named.name).await?);
         if let Some(objection) = act.objection(&before) {
             anyhow::bail!("{objection}");
         }
-        cluster.patch(name, &act.patch(cluster::wall())).await?;
-        begun.push(before);
+        cluster.patch(&named.name, &act.patch(cluster::wall())).await?;
+        begun.push((cluster, before));
     }
     let mut code = ExitCode::SUCCESS;
-    for before in begun {
+    for (cluster, before) in begun {
         let id = before.id();
         if !asked.wait {
             say(&format!("{id}: {} is asked for\n", act.word()))?;
             continue;
         }
-        match wait(cluster, act, &before, asked.timeout).await? {
+        match wait(&cluster, act, &before, asked.timeout).await? {
             Progress::Done(text) => say(&format!("{id}: {text}\n"))?,
             Progress::Failed(text) => {
                 note(&format!("{id}: {text}"));
@@ -255,7 +261,7 @@ async fn render(cluster: Option<&Cluster>, common: &Common, asked: &args::Templa
             };
             template::credentials(&text)?
         }
-        (None, Some(name), Some(cluster)) => vec![cluster.credential(name).await?],
+        (None, Some(name), Some(cluster)) => vec![cluster.of(name).credential(&name.name).await?],
         _ => anyhow::bail!("name a credential, or a file"),
     };
     let outputs = template::outputs(&asked.set, &asked.without);
