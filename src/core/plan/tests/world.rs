@@ -6,6 +6,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::audit::{AuditEvent, EventType, Subject};
 use crate::core::ids::{Digest, SpecDigest};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::core::budget::{Demand, Follower, Limit, Terms, is_untouched};
@@ -43,6 +47,8 @@ enum Step {
     Edit,
     Rotate,
     Revoke,
+    /// The connection's rules change: they allow it no more, or again.
+    Permit,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,7 +77,47 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => Just(Step::Edit),
         1 => Just(Step::Rotate),
         1 => Just(Step::Revoke),
+        1 => Just(Step::Permit),
     ]
+}
+
+/// A journal as it was committed.
+#[derive(Clone)]
+struct View {
+    journal: Arc<Journal>,
+    /// It stands for the journal: states are told apart by it.
+    digest: u64,
+}
+
+impl View {
+    fn new(journal: Journal) -> Self {
+        let mut hasher = DefaultHasher::new();
+        format!("{journal:?}").hash(&mut hasher);
+        Self {
+            journal: Arc::new(journal),
+            digest: hasher.finish(),
+        }
+    }
+}
+
+impl Deref for View {
+    type Target = Journal;
+
+    fn deref(&self) -> &Journal {
+        &self.journal
+    }
+}
+
+impl PartialEq for View {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.digest.fmt(f)
+    }
 }
 
 /// A Secret in the world.
@@ -97,9 +143,10 @@ impl Stored {
 struct Wish {
     demand: Demand,
     asks: SpecDigest,
+    permitted: bool,
     seq: u64,
     /// The view.
-    journal: Journal,
+    journal: View,
 }
 
 #[derive(Clone, Debug)]
@@ -112,18 +159,25 @@ struct Flight {
 /// One credential, two controllers that both think they lead, one journal.
 #[derive(Debug)]
 struct World {
+    limit: Limit,
     now: Time,
-    journal: Journal,
-    history: Vec<Journal>,
+    /// By how much the clock was put back: what left is held against the time that went by.
+    back: TimeDelta,
+    journal: View,
+    history: Vec<View>,
     secret: Option<Stored>,
     desired: Desired,
     edits: u32,
+    permitted: bool,
     demands: [Option<Wish>; 2],
     /// Of each controller: it follows the journal as that controller sees it.
     budgets: [Follower; 2],
     flights: Vec<Flight>,
     posts: Vec<(Time, String)>,
-    heals: usize,
+    /// Tokens that were recorded, and when they end.
+    tokens: BTreeMap<String, Time>,
+    /// Claims of healing, and when they were made.
+    heals: Vec<(Time, String)>,
     damages: usize,
     /// How many commits there were.
     commits: usize,
@@ -143,21 +197,27 @@ const LIMIT: Limit = Limit {
     window: TimeDelta::seconds(3600),
 };
 const NAMES: [&str; 2] = ["one", "two"];
+/// How far clocks jump back.
+const BACK: TimeDelta = TimeDelta::seconds(20);
 
 impl World {
     fn new() -> Self {
         Self {
+            limit: LIMIT,
             now: t(0),
-            journal: Journal::new(scope()),
+            back: TimeDelta::zero(),
+            journal: View::new(Journal::new(scope())),
             history: Vec::new(),
             secret: None,
             desired: desired(),
             edits: 0,
+            permitted: true,
             demands: [None, None],
             budgets: [Follower::new("svc"), Follower::new("svc")],
             flights: Vec::new(),
             posts: Vec::new(),
-            heals: 0,
+            tokens: BTreeMap::new(),
+            heals: Vec::new(),
             damages: 0,
             commits: 0,
             lost: false,
@@ -166,14 +226,25 @@ impl World {
         }
     }
 
+    /// The time as it goes by.
+    fn true_time(&self) -> Time {
+        self.now + self.back
+    }
+
     fn commit(&mut self, change: impl FnOnce(&mut Journal, Time)) {
         if self.history.len() == OLDEST {
             self.history.remove(0);
         }
-        self.history.push(self.journal.clone());
+        let mut journal = Journal::clone(&self.journal);
+        journal.compact(self.now);
+        change(&mut journal, self.now);
+        if let Some(live) = journal.live_of(UID) {
+            let ids = live.token_ids.iter();
+            self.tokens.extend(ids.map(|id| (id.clone(), live.ends_at)));
+        }
+        self.history
+            .push(std::mem::replace(&mut self.journal, View::new(journal)));
         self.commits += 1;
-        self.journal.compact(self.now);
-        change(&mut self.journal, self.now);
     }
 
     /// An outcome, with its audit event.
@@ -225,6 +296,14 @@ impl World {
             secrets: [("a".to_owned(), state)].into(),
             claim,
             working: self.flights.iter().any(|f| f.who == who),
+            connection: Connection::Ready {
+                window: self.limit.window,
+            },
+            permitted: if self.permitted {
+                Ok(())
+            } else {
+                Err(Problem::new(Reason::NotPermitted, "no rule allows it"))
+            },
             holder: NAMES[who].into(),
             record,
             ..fresh()
@@ -266,10 +345,20 @@ impl World {
                 // Commits are decided on the state they are committed to.
                 Action::Release { reason } => {
                     let reason = *reason;
+                    let seen = observed.record.as_ref().and_then(|r| r.live.clone());
+                    if reason == Reason::Expired && seen.as_ref().is_some_and(|l| l.ends_at > self.now) {
+                        self.wrong = Some("let go before its end".to_owned());
+                    }
+                    let seen = seen.map(|l| l.claim);
                     self.tell(|j, now| {
-                        let due = j.live_of(UID).map(|l| l.ends_at);
-                        let released = reason != Reason::Expired || due.is_some_and(|at| at <= now);
-                        released && j.release(UID, now, Reason::Expired).is_some()
+                        let live = j.live_of(UID).map(|l| &l.claim);
+                        let as_seen = live.is_some() && live == seen.as_ref();
+                        match reason {
+                            _ if !as_seen => {}
+                            Reason::NotPermitted => j.revoke_all(UID, now, reason),
+                            _ => drop(j.release(UID, now, reason)),
+                        }
+                        as_seen
                     });
                 }
                 Action::Revoke { asked } => {
@@ -288,8 +377,9 @@ impl World {
                 }
                 Action::GiveUp => {
                     let Some(claim) = observed.claim.clone() else { continue };
+                    let window = self.limit.window;
                     self.tell(|j, now| {
-                        let failure = failure_of(j, &claim, Reason::OutcomeUnknown, now);
+                        let failure = failure_of(j, &claim, Reason::OutcomeUnknown, window, now);
                         j.end(UID, &claim.id, Outcome::Failed { failure, counted: true }, now)
                     });
                 }
@@ -298,6 +388,9 @@ impl World {
                     self.commit(|j, now| j.adopt_lost(UID, ("runners-1", "a"), stored.live, now));
                 }
             }
+        }
+        if behind == 0 && plan.actions.is_empty() {
+            self.check_end(&plan);
         }
         self.demands[who] = plan.demand.map(|reason| Wish {
             demand: Demand {
@@ -312,22 +405,35 @@ impl World {
                 most: None,
             },
             asks: self.desired.digest,
+            permitted: self.permitted,
             seq: observed.record.as_ref().map_or(0, |r| r.seq),
             journal,
         });
         plan
     }
 
+    /// Whoever sees all and has nothing to do leaves no Secret past the end of its token, and looks again at that time.
+    fn check_end(&mut self, plan: &Plan) {
+        let Some(end) = self.secret.as_ref().map(|stored| stored.live.ends_at) else {
+            return;
+        };
+        if end <= self.now {
+            self.wrong = Some("a Secret outlives its token".to_owned());
+        } else if plan.wake.is_none_or(|at| at > end) {
+            self.wrong = Some("nobody looks again when the token of a Secret ends".to_owned());
+        }
+    }
+
     /// Decides on the view, and once more where the journal is another when that is committed.
     fn decides(&mut self, who: usize, wish: Wish) -> bool {
         let (now, budget) = (self.now, &mut self.budgets[who]);
         let terms = Terms {
-            limits: vec![LIMIT],
+            limits: vec![self.limit],
             newcomers: true,
         };
         let uid = wish.demand.uid.clone();
         budget.budget.enqueue(wish.demand);
-        let (mut decision, _) = budget.decide(&Arc::new(wish.journal), &terms, now);
+        let (mut decision, _) = budget.decide(&wish.journal.journal, &terms, now);
         if !budget.stands(&decision, &self.journal, now) {
             budget.decide_anew(&mut decision, &self.journal, now);
         }
@@ -340,8 +446,9 @@ impl World {
             return;
         }
         // Decided whenever that was, perhaps on a view that was behind: it is prepared on a fresh read of the
-        // spec, and committed to the journal as it is.
-        let Some(wish) = self.demands[who].take_if(|w| w.asks == self.desired.digest) else {
+        // spec and of the rules, and committed to the journal as it is.
+        let (asks, permitted) = (self.desired.digest, self.permitted);
+        let Some(wish) = self.demands[who].take_if(|w| w.asks == asks && w.permitted == permitted) else {
             return;
         };
         let (now, kind) = (self.now, wish.demand.reason);
@@ -350,7 +457,10 @@ impl World {
         }
         let truth = plan(&self.observe(who, &self.journal), now);
         if truth.demand.is_none() {
-            self.wrong = Some(format!("minted without need as {kind:?}: {:?}", self.journal));
+            self.wrong = Some(format!("minted without need as {kind:?}: {:?}", self.journal.journal));
+        }
+        if !self.permitted {
+            self.wrong = Some("minted without permission".to_owned());
         }
         if self.barred {
             self.wrong = Some("minted between a revocation and the next rotation".to_owned());
@@ -361,10 +471,10 @@ impl World {
         claim.digest = self.desired.digest;
         claim.secrets = vec!["a".into()];
         if kind == MintReason::Heal {
-            self.heals += 1;
+            self.heals.push((self.true_time(), claim.id.clone()));
         }
-        let committed = claim.clone();
-        self.commit(|j, _| j.claim(UID, committed, LIMIT.window));
+        let (committed, window) = (claim.clone(), self.limit.window);
+        self.commit(|j, _| j.claim(UID, committed, window));
         self.flights.push(Flight {
             who,
             claim,
@@ -381,11 +491,14 @@ impl World {
             let flight = self.flights.remove(index);
             self.commit(|j, _| j.withdraw(UID, &flight.claim.id));
             // It never left, and so healed nothing.
-            self.heals -= usize::from(flight.claim.kind == MintReason::Heal);
+            if flight.claim.kind == MintReason::Heal {
+                self.heals.pop();
+            }
             return;
         }
         self.flights[index].posted = true;
-        self.posts.push((now, self.flights[index].claim.id.clone()));
+        self.posts
+            .push((self.true_time(), self.flights[index].claim.id.clone()));
     }
 
     fn answer(&mut self, how: How) {
@@ -393,17 +506,18 @@ impl World {
             return;
         };
         let flight = self.flights.remove(index);
-        let id = flight.claim.id.clone();
+        let (id, window) = (flight.claim.id.clone(), self.limit.window);
         // A client gives up on its timeout; what comes later is not taken.
         if self.now > flight.claim.answered_by() {
             self.tell(|j, now| {
-                let failure = failure_of(j, &flight.claim, Reason::OutcomeUnknown, now);
+                let failure = failure_of(j, &flight.claim, Reason::OutcomeUnknown, window, now);
                 j.end(UID, &id, Outcome::Failed { failure, counted: true }, now)
             });
             return;
         }
         let mut live = live_at(&id, self.now, self.now + s(1800));
         live.digest = flight.claim.digest;
+        live.token_ids = vec![format!("token-of-{id}")];
         live.revision = flight.claim.revision;
         live.request = request();
         live.request.connection = self.desired.connection.as_str().into();
@@ -418,7 +532,13 @@ impl World {
         match how {
             How::Issued => {
                 self.secret = Some(Stored::new(live.clone()));
-                self.tell(|j, now| j.end(UID, &id, Outcome::Published(Box::new(live)), now));
+                self.tell(|j, now| {
+                    let ended = j.end(UID, &id, Outcome::Published(Box::new(live.clone())), now);
+                    if !ended {
+                        j.revoke_unpublished(UID, &flight.claim, &live.token_ids, now);
+                    }
+                    ended
+                });
             }
             How::WrittenThenCrash => self.secret = Some(Stored::new(live)),
             How::LostWithCrash => {}
@@ -429,7 +549,7 @@ impl World {
                     Reason::BrokerUnavailable
                 };
                 self.tell(|j, now| {
-                    let failure = failure_of(j, &flight.claim, reason, now);
+                    let failure = failure_of(j, &flight.claim, reason, window, now);
                     j.end(UID, &id, Outcome::Failed { failure, counted: true }, now)
                 });
             }
@@ -448,7 +568,10 @@ impl World {
                 self.flights.retain(|f| f.who != who);
                 self.demands[who] = None;
             }
-            Step::Wait(seconds) => self.now += s(seconds),
+            Step::Wait(seconds) => {
+                self.now += s(seconds);
+                self.back -= s(seconds.min(0));
+            }
             Step::Tamper => {
                 if let Some(stored) = &mut self.secret {
                     stored.altered = true;
@@ -461,8 +584,10 @@ impl World {
                 }
             }
             Step::Lose => {
-                self.journal = Journal::new(scope());
-                self.journal.lost_at = Some(self.now);
+                let mut journal = Journal::new(scope());
+                journal.lost_at = Some(self.now);
+                self.journal = View::new(journal);
+                self.tokens.clear();
                 self.lost = true;
                 self.history.clear();
                 // Nobody's claim is open any more.
@@ -490,6 +615,7 @@ impl World {
                 self.desired.digest.revoke = Digest::of([format!("revoke-{}", self.edits)]);
                 self.barred = true;
             }
+            Step::Permit => self.permitted = !self.permitted,
         }
     }
 
@@ -498,22 +624,21 @@ impl World {
         if self.wrong.is_some() {
             return self.wrong.clone();
         }
-        let most = self
-            .posts
-            .iter()
-            .map(|(from, _)| {
-                self.posts
-                    .iter()
-                    .filter(|(p, _)| p >= from && *p < *from + LIMIT.window)
-                    .count()
-            })
-            .max()
-            .unwrap_or(0);
+        let Limit { limit, window } = self.limit;
+        let most = |times: &[Time]| {
+            let within = |from: &Time| times.iter().filter(|at| *at >= from && **at < *from + window).count();
+            times.iter().map(within).max().unwrap_or(0)
+        };
+        let sent = most(&self.posts.iter().map(|(at, _)| *at).collect::<Vec<_>>());
+        let heals = most(&self.heals.iter().map(|(at, _)| *at).collect::<Vec<_>>());
+        // One that brought nothing is tried again, a window later.
+        let brought = |(_, id): &&(Time, String)| self.tokens.contains_key(&format!("token-of-{id}"));
+        let healed = self.heals.iter().filter(brought).count();
         let mut ids: Vec<&String> = self.posts.iter().map(|(_, id)| id).collect();
         ids.sort();
         ids.dedup();
-        let recent = |at: Time| at + LIMIT.window > self.now;
-        let left = self.posts.iter().filter(|(at, _)| recent(*at)).count();
+        let recent = |at: Time| at + window > self.now;
+        let left = self.posts.iter().filter(|(at, _)| recent(*at - self.back)).count();
         let counted: u32 = self
             .journal
             .sent()
@@ -521,19 +646,24 @@ impl World {
             .filter(|(at, _)| recent(*at))
             .map(|(_, n)| n)
             .sum();
-        let record = self.journal.credentials.get(UID);
-        let heals = record.map_or(0, |r| {
-            r.heals.iter().filter(|at| **at + LIMIT.window > self.now).count()
-        });
+        let owed = |id: &String| self.journal.owed_of(UID).find(|owed| owed.token_id == *id);
+        let live = |id: &String| self.journal.live_of(UID).is_some_and(|l| l.token_ids.contains(id));
+        let known = |id: &String| live(id) || owed(id).is_some();
+        let early = |(id, end): (&String, &Time)| owed(id).is_some_and(|o| o.why == Reason::Rotated && o.due < *end);
         let broken = [
-            (most > LIMIT.limit as usize, format!("{most} requests in a window")),
+            (sent > limit as usize, format!("{sent} requests in a window")),
             (ids.len() < self.posts.len(), "a claim was posted twice".to_owned()),
             (
                 left > counted as usize && !self.lost,
                 "a request that left is not counted".to_owned(),
             ),
             (heals > 1, format!("{heals} heals in a window")),
-            (self.heals > self.damages, "healed what nobody had damaged".to_owned()),
+            (healed > self.damages, "healed what nobody had damaged".to_owned()),
+            (!self.tokens.keys().all(known), "a token is forgotten".to_owned()),
+            (
+                self.tokens.iter().any(early),
+                "a token that was replaced is revoked before its end".to_owned(),
+            ),
             (
                 self.journal.lost_at.is_some() && !self.lost,
                 "taken for lost".to_owned(),
@@ -565,15 +695,19 @@ impl World {
             }
             let quiet = plan.actions.is_empty() && plan.demand.is_none() && before.0 == self.journal;
             if quiet
-                && plan
-                    .verdict
-                    .as_ref()
-                    .is_some_and(|v| v.ready || matches!(v.reason, Reason::Denied | Reason::Revoked))
+                && plan.verdict.as_ref().is_some_and(|v| {
+                    v.ready || matches!(v.reason, Reason::Denied | Reason::Revoked | Reason::NotPermitted)
+                })
             {
                 let revoked = self.secret.is_none() && self.journal.live_of(UID).is_none();
-                let told = plan.verdict.is_some_and(|v| v.reason == Reason::Revoked);
+                // Of both the rules are told of first.
+                let told = plan.verdict.is_some_and(|v| v.reason == Reason::Revoked) || !self.permitted;
                 if self.barred && !(revoked && told) {
                     return Err("revoked, and yet there is a token".to_owned());
+                }
+                let due = self.journal.owed_of(UID).all(|owed| owed.due <= self.now + BACK);
+                if !self.permitted && !(revoked && due) {
+                    return Err("not permitted, and yet there is a token".to_owned());
                 }
                 return self.stays_at_rest();
             }
@@ -597,11 +731,11 @@ impl World {
     }
 }
 
-fn failure_of(journal: &Journal, claim: &Claim, reason: Reason, now: Time) -> Failure {
+fn failure_of(journal: &Journal, claim: &Claim, reason: Reason, window: TimeDelta, now: Time) -> Failure {
     let count = journal.failures_in_a_row(UID, &claim.digest);
     let live = journal.credentials.get(UID).and_then(|r| r.live.as_ref());
     let bounds = Bounds {
-        window: LIMIT.window,
+        window,
         timeout: s(10),
         live: live
             .filter(|l| l.ends_at > now)
