@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use chittyconnect_operator::api::Reason;
 use chittyconnect_operator::core::journal::pages::{Head, Layout};
 use chittyconnect_operator::core::{Time, clock};
 use chrono::TimeDelta;
@@ -46,6 +47,9 @@ pub struct Holder {
     pub issued: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
+    /// When its token was asked for: that request counts for a window from then on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issued_at: Option<Time>,
     /// How long from one mint to the next.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period_seconds: Option<i64>,
@@ -89,6 +93,93 @@ pub fn frees(parts: &[ConfigMap], budget: &Budget, url: &str) -> Vec<Free> {
     frees.into_iter().map(|(at, count)| Free { at, count }).collect()
 }
 
+/// Those who count in one budget, by what they need of it in a window of that length.
+fn holders(counted: &[&Credential], window: TimeDelta) -> Vec<Holder> {
+    let lives = counted.iter().filter_map(|c| c.pace(None)).map(|p| p.lifetime).max();
+    let mut holders: Vec<Holder> = counted
+        .iter()
+        .map(|c| {
+            let pace = c.pace(lives);
+            Holder {
+                namespace: c.namespace.clone(),
+                name: c.name.clone(),
+                reason: c.reason.clone(),
+                issued: c.issued,
+                expires_at: c.expires_at.filter(|_| c.issued),
+                issued_at: c.issued_at,
+                period_seconds: pace.map(|pace| pace.period().num_seconds()),
+                mints_per_window_thousandths: pace.map_or(0, |pace| pace.mints(window)),
+            }
+        })
+        .collect();
+    holders.sort_by(|a, b| {
+        let rank = |h: &Holder| (!h.issued, std::cmp::Reverse(h.mints_per_window_thousandths));
+        rank(a)
+            .cmp(&rank(b))
+            .then_with(|| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)))
+    });
+    holders
+}
+
+/// What the credentials of one namespace take of a budget that whoever asks may not see, as programs read it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Share {
+    pub connection: String,
+    pub service: String,
+    /// Who counts in it, most mints in an hour first.
+    pub holders: Vec<Holder>,
+    /// What the controller says of the budget to one that waits for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub said: Option<String>,
+}
+
+/// A budget's window may not be seen where the budget may not.
+const HOUR: TimeDelta = TimeDelta::hours(1);
+
+impl Share {
+    /// Those of all budgets in which `credentials` count, by service and connection.
+    pub fn all(credentials: &[Credential]) -> Vec<Self> {
+        let mut of: BTreeMap<(&str, &str), Vec<&Credential>> = BTreeMap::new();
+        for credential in credentials.iter().filter(|c| c.counts()) {
+            let key = (credential.service.as_str(), credential.connection.as_str());
+            of.entry(key).or_default().push(credential);
+        }
+        let share = |((service, connection), counted): ((&str, &str), Vec<&Credential>)| Self {
+            connection: connection.to_owned(),
+            service: service.to_owned(),
+            holders: holders(&counted, HOUR),
+            said: counted
+                .iter()
+                .find(|c| c.known_reason() == Some(Reason::RateLimited) && !c.message.is_empty())
+                .map(|c| c.message.clone()),
+        };
+        of.into_iter().map(share).collect()
+    }
+
+    /// For a person with so many columns.
+    pub fn text(&self, room: Option<usize>, width: usize, now: Time) -> String {
+        let live = self.holders.iter().filter(|holder| holder.issued);
+        let needed = decimal(live.clone().map(|h| h.mints_per_window_thousandths).sum());
+        let mut text = format!(
+            "{} by ChittyConnection {}\n",
+            Tone::Strong.paint(&self.service),
+            self.connection
+        );
+        let sums = format!(
+            "Of your own, {} with a token need {needed} mints in 1h; who else shares the budget may not be seen.",
+            live.count()
+        );
+        let _ = writeln!(text, "{}", wrap(&sums, width, 2));
+        if let Some(said) = &self.said {
+            let _ = writeln!(text, "{}", wrap(&format!("The controller says: {said}"), width, 2));
+        }
+        text.push('\n');
+        text.push_str(&table(&self.holders, room, now));
+        text
+    }
+}
+
 /// So many holders of a budget are told to a person.
 const MOST_TOLD: usize = 15;
 
@@ -99,28 +190,7 @@ impl Held {
             c.connection == budget.connection && c.counts() && (budget.service == "*" || c.service == budget.service)
         };
         let counted: Vec<&Credential> = credentials.iter().filter(counted).collect();
-        let lives = counted.iter().filter_map(|c| c.pace(None)).map(|p| p.lifetime).max();
-        let mut holders: Vec<Holder> = counted
-            .into_iter()
-            .map(|c| {
-                let pace = c.pace(lives);
-                Holder {
-                    namespace: c.namespace.clone(),
-                    name: c.name.clone(),
-                    reason: c.reason.clone(),
-                    issued: c.issued,
-                    expires_at: c.expires_at.filter(|_| c.issued),
-                    period_seconds: pace.map(|pace| pace.period().num_seconds()),
-                    mints_per_window_thousandths: pace.map_or(0, |pace| pace.mints(budget.window())),
-                }
-            })
-            .collect();
-        holders.sort_by(|a, b| {
-            let rank = |h: &Holder| (!h.issued, std::cmp::Reverse(h.mints_per_window_thousandths));
-            rank(a)
-                .cmp(&rank(b))
-                .then_with(|| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)))
-        });
+        let holders = holders(&counted, budget.window());
         Self {
             budget,
             holders,
@@ -139,7 +209,7 @@ impl Held {
             budget_line(budget, now)
         );
         if let Some(frees) = &self.frees {
-            let _ = writeln!(text, "{}", wrap(&frees_text(frees, now), width, 2));
+            let _ = writeln!(text, "{}", wrap(&frees_text(frees, budget.window(), now), width, 2));
         }
         match budget.waiting {
             0 => {}
@@ -163,37 +233,7 @@ impl Held {
             }
             sums.push('.');
             let _ = writeln!(text, "{}\n", wrap(&sums, width, 2));
-            let columns = [
-                ("  NAMESPACE", 0),
-                ("NAME", 0),
-                ("REASON", 0),
-                ("LEFT", 2),
-                ("EVERY", 3),
-                ("MINTS", 0),
-            ];
-            let mut table = Table::new(&columns);
-            for holder in self.holders.iter().take(MOST_TOLD) {
-                let tone = if holder.issued { Tone::Plain } else { Tone::Warn };
-                table.row(vec![
-                    format!("  {}", holder.namespace).into(),
-                    Cell::from(&holder.name),
-                    Cell::new(if holder.reason.is_empty() { "-" } else { &holder.reason }, tone),
-                    holder
-                        .expires_at
-                        .map_or_else(|| "-".to_owned(), |end| length(end - now))
-                        .into(),
-                    holder
-                        .period_seconds
-                        .map_or_else(|| "-".to_owned(), |s| length(TimeDelta::seconds(s)))
-                        .into(),
-                    decimal(holder.mints_per_window_thousandths).into(),
-                ]);
-            }
-            text.push_str(&table.render(room));
-            let more = self.holders.len().saturating_sub(MOST_TOLD);
-            if more > 0 {
-                let _ = writeln!(text, "  {more} more: -o json has them all.");
-            }
+            text.push_str(&table(&self.holders, room, now));
             self.by_namespace(&mut text);
         }
         text
@@ -219,18 +259,64 @@ impl Held {
     }
 }
 
-/// When the next places free.
-fn frees_text(frees: &[Free], now: Time) -> String {
+/// Holders, as a table of so many columns.
+fn table(holders: &[Holder], room: Option<usize>, now: Time) -> String {
+    let columns = [
+        ("  NAMESPACE", 0),
+        ("NAME", 0),
+        ("REASON", 0),
+        ("MINTED", 1),
+        ("LEFT", 2),
+        ("EVERY", 3),
+        ("MINTS", 0),
+    ];
+    let dash = || "-".to_owned();
+    let mut table = Table::new(&columns);
+    for holder in holders.iter().take(MOST_TOLD) {
+        let tone = if holder.issued { Tone::Plain } else { Tone::Warn };
+        let period = holder.period_seconds.map(TimeDelta::seconds);
+        table.row(vec![
+            format!("  {}", holder.namespace).into(),
+            Cell::from(&holder.name),
+            Cell::new(if holder.reason.is_empty() { "-" } else { &holder.reason }, tone),
+            holder
+                .issued_at
+                .map_or_else(dash, |at| format!("{} ago", length(now - at)))
+                .into(),
+            holder.expires_at.map_or_else(dash, |end| length(end - now)).into(),
+            period.map_or_else(dash, length).into(),
+            decimal(holder.mints_per_window_thousandths).into(),
+        ]);
+    }
+    let mut text = table.render(room);
+    let more = holders.len().saturating_sub(MOST_TOLD);
+    if more > 0 {
+        let _ = writeln!(text, "  {more} more: -o json has them all.");
+    }
+    text
+}
+
+/// When the next places free, and how old the requests are that take them.
+fn frees_text(frees: &[Free], window: TimeDelta, now: Time) -> String {
     let ahead: Vec<&Free> = frees.iter().filter(|free| free.at > now).collect();
     let Some(first) = ahead.first() else {
         return "No place of the window is taken.".to_owned();
     };
-    let mut told = format!("Places free at {} ({})", clock(first.at, now), until(first.at, now));
-    if first.count > 1 {
-        let _ = write!(told, ", {} at once", first.count);
-    }
+    let sent = |free: &Free| {
+        let ago = length(now - (free.at - window));
+        match free.count {
+            1 => format!("sent {ago} ago"),
+            many => format!("{many}, sent {ago} ago"),
+        }
+    };
+    let mut told = format!(
+        "Places free at {} ({}; {})",
+        clock(first.at, now),
+        until(first.at, now),
+        sent(first)
+    );
     for free in ahead.iter().skip(1).take(4) {
-        let _ = write!(told, ", {}", clock(free.at, now));
+        let _ = write!(told, ", {} ({})", clock(free.at, now), sent(free));
     }
     let more = ahead.len().saturating_sub(5);
     if more > 0 {
@@ -241,11 +327,10 @@ fn frees_text(frees: &[Free], now: Time) -> String {
 
 #[cfg(test)]
 mod tests {
-    use chittyconnect_operator::api::Reason;
     use expect_test::expect;
 
     use super::*;
-    use crate::examples::{connections, now, observed};
+    use crate::examples::{connections, example, now, observed};
     use crate::facts::budgets;
 
     #[test]
@@ -264,23 +349,50 @@ mod tests {
             chittyid by ChittyConnection default
               [#####===========] 3 used #, 7 for renewals =, 0 free of 10 in 1h
               The next newcomer has its turn at 12:34:10Z (in 12m).
-              Places free at 12:34:10Z (in 12m), 2 at once, 12:52:10Z; renewals that are due
-              may take them.
+              Places free at 12:34:10Z (in 12m; 2, sent 48m ago), 12:52:10Z (sent 30m ago);
+              renewals that are due may take them.
               2 wait for a slot.
               6 with a token need 9 mints in 1h; 3 without need 4.5 more.
 
-              NAMESPACE   NAME   REASON        LEFT   EVERY   MINTS
-              demo-web    c0     Issued        50m    40m     1.5
-              demo-web    c1     Issued        50m    40m     1.5
-              demo-web    c2     Issued        50m    40m     1.5
-              demo-web    c3     Issued        50m    40m     1.5
-              demo-web    c4     Issued        50m    40m     1.5
-              demo-web    c5     Issued        50m    40m     1.5
-              demo-web    c6     RateLimited   -      40m     1.5
-              demo-web    c7     RateLimited   -      40m     1.5
-              demo-web    c8     RateLimited   -      40m     1.5
+              NAMESPACE   NAME   REASON        MINTED    LEFT   EVERY   MINTS
+              demo-web    c0     Issued        10m ago   50m    40m     1.5
+              demo-web    c1     Issued        10m ago   50m    40m     1.5
+              demo-web    c2     Issued        10m ago   50m    40m     1.5
+              demo-web    c3     Issued        10m ago   50m    40m     1.5
+              demo-web    c4     Issued        10m ago   50m    40m     1.5
+              demo-web    c5     Issued        10m ago   50m    40m     1.5
+              demo-web    c6     RateLimited   -         -      40m     1.5
+              demo-web    c7     RateLimited   -         -      40m     1.5
+              demo-web    c8     RateLimited   -         -      40m     1.5
         "#]]
         .assert_eq(&anstream::adapter::strip_str(&told).to_string());
+    }
+
+    #[test]
+    fn whoever_may_see_no_budget_is_told_what_its_own_credentials_take() {
+        let mut own = observed(Reason::RateLimited).peers.credentials.split_off(5);
+        own.push(Credential::from(&example(Reason::RateLimited)));
+        // Who follows takes nothing.
+        own.push(Credential::from(&example(Reason::NotShared)));
+        let shares = Share::all(&own);
+        let told: Vec<String> = shares.iter().map(|share| share.text(Some(80), 80, now())).collect();
+        expect![[r#"
+            chittyid by ChittyConnection default
+              Of your own, 1 with a token need 1.5 mints in 1h; who else shares the budget
+              may not be seen.
+              The controller says: chittyid may mint 10 times in an hour: 3 used, 7 kept for
+              renewals; next slot 12:34:10Z, position 2; 9 credentials of chittyid have
+              about 1.5 renewals in an hour each: together they need 14 of its 10, so that
+              not all can be live at once
+
+              NAMESPACE   NAME          REASON        MINTED    LEFT   EVERY   MINTS
+              demo-web    c5            Issued        10m ago   50m    40m     1.5
+              demo-web    c6            RateLimited   -         -      40m     1.5
+              demo-web    c7            RateLimited   -         -      40m     1.5
+              demo-web    c8            RateLimited   -         -      40m     1.5
+              demo-web    site-deploy   RateLimited   -         -      40m     1.5
+        "#]]
+        .assert_eq(&anstream::adapter::strip_str(&told.join("\n")).to_string());
     }
 
     #[test]

@@ -97,6 +97,9 @@ pub struct Credential {
     /// The least life that a Pod finds in a token while the broker answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runway_seconds: Option<i64>,
+    /// What `rotation.renewBefore` asks for where the token's life allows no more than the runway is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runway_asked_seconds: Option<i64>,
     pub secrets: Vec<String>,
     pub outputs: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -147,6 +150,11 @@ impl From<&EphemeralCredential> for Credential {
             max_lifetime: delta(spec.rotation.max_lifetime.as_ref()),
         };
         let lifetime = status.expires_at.zip(status.issued_at).map(|(end, from)| end - from);
+        let granted = lifetime.map(|life| runway(life, asked.renew_before));
+        let cut = asked
+            .renew_before
+            .zip(granted)
+            .filter(|(asked, granted)| asked > granted);
         Self {
             namespace: object.namespace().unwrap_or_default(),
             name: object.name_any(),
@@ -173,7 +181,8 @@ impl From<&EphemeralCredential> for Credential {
             expires_at: status.expires_at,
             renew_at: status.renew_at,
             next_attempt_at: status.next_attempt_at,
-            runway_seconds: lifetime.map(|life| runway(life, asked.renew_before).num_seconds()),
+            runway_seconds: granted.map(|runway| runway.num_seconds()),
+            runway_asked_seconds: cut.map(|(asked, _)| asked.num_seconds()),
             secrets: status.secrets,
             outputs: status.outputs,
             in_use: status.in_use,

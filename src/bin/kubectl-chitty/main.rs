@@ -38,7 +38,7 @@ use serde::Serialize;
 use act::{Act, Progress};
 use args::{Arguments, Command, Common, Output};
 use audit::Audit;
-use budget::Held;
+use budget::{Held, Share};
 use cluster::Cluster;
 use consumers::Consumers;
 use doctor::{Examined, Findings};
@@ -187,9 +187,7 @@ async fn tell_budgets(cluster: &Cluster, common: &Common, service: Option<&str>)
     let connections = match connections? {
         Seen::Found(found) => found,
         Seen::Missing => Connections::new(),
-        Seen::Forbidden(what) => {
-            anyhow::bail!("{what}: ask an administrator for the ClusterRole that ends in -connections-view")
-        }
+        Seen::Forbidden(what) => return tell_shares(cluster, common, service, &what).await,
     };
     let asked =
         |budget: &facts::Budget| service.is_none_or(|service| budget.service == service || budget.service == "*");
@@ -231,6 +229,44 @@ async fn tell_budgets(cluster: &Cluster, common: &Common, service: Option<&str>)
     if let Some(what) = journals.forbidden() {
         note(&format!("Not shown: {what}, and so not when slots free."));
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the namespace's own credentials take of budgets that may not be seen.
+async fn tell_shares(
+    cluster: &Cluster,
+    common: &Common,
+    service: Option<&str>,
+    hidden: &str,
+) -> anyhow::Result<ExitCode> {
+    let fields = service.map(|service| format!("spec.service={service}"));
+    let (found, now) = tokio::join!(
+        cluster.credentials(Some(&cluster.namespace), fields.as_deref()),
+        cluster.now()
+    );
+    let credentials: Vec<Credential> = match found? {
+        Seen::Found(all) => all.iter().map(Credential::from).collect(),
+        Seen::Missing => Vec::new(),
+        Seen::Forbidden(what) => anyhow::bail!("{what}"),
+    };
+    let shares = Share::all(&credentials);
+    print(common, &shares, || {
+        let columns = terminal::columns();
+        let texts: Vec<String> = shares
+            .iter()
+            .map(|share| share.text(columns, terminal::prose(columns), now))
+            .collect();
+        texts.join("\n")
+    })?;
+    if shares.is_empty() {
+        note(&format!(
+            "No credential of namespace {} counts in a budget.",
+            cluster.namespace
+        ));
+    }
+    note(&format!(
+        "Not shown: {hidden}; an administrator can give you the ClusterRole that ends in -connections-view."
+    ));
     Ok(ExitCode::SUCCESS)
 }
 

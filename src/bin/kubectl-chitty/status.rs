@@ -42,6 +42,7 @@ impl Listing<'_> {
                 ("PURPOSE", 0),
                 ("CONNECTION", 0),
                 ("REV", 0),
+                ("RUNWAY", 0),
                 ("AGE", 0),
                 ("USED BY", 0),
             ]);
@@ -116,6 +117,7 @@ impl Listing<'_> {
                     .revision
                     .map_or_else(dash, |revision| revision.to_string())
                     .into(),
+                runway(credential),
                 credential.created_at.map_or_else(dash, |at| length(now - at)).into(),
                 Cell::from(credential.in_use.map_or_else(dash, used_by)),
             ]);
@@ -146,6 +148,16 @@ fn left(credential: &Credential, now: Time) -> Cell {
         _ => Tone::Plain,
     };
     Cell::new(length(left), tone)
+}
+
+/// What a job finds at least, and what was asked for where that is more.
+fn runway(credential: &Credential) -> Cell {
+    let told = |seconds: i64| length(TimeDelta::seconds(seconds));
+    match (credential.runway_seconds, credential.runway_asked_seconds) {
+        (Some(runway), Some(asked)) => Cell::new(format!("{} of {}", told(runway), told(asked)), Tone::Warn),
+        (Some(runway), None) => told(runway).into(),
+        (None, _) => "-".into(),
+    }
 }
 
 const fn is_used(used: InUse) -> bool {
@@ -302,7 +314,15 @@ fn life(c: &Credential, from: Time, end: Time, now: Time) -> String {
         Some(_) => ", renewal is due".to_owned(),
         None => String::new(),
     };
-    format!("{drawn} {} left{renews}; runway {} =", length(left), length(runway))
+    let cut = c.runway_asked_seconds.map_or_else(String::new, |asked| {
+        let asked = length(TimeDelta::seconds(asked));
+        format!(", two thirds of its life: renewBefore asks for {asked}")
+    });
+    format!(
+        "{drawn} {} left{renews}; runway {} ={cut}",
+        length(left),
+        length(runway)
+    )
 }
 
 /// Who uses it, a line each.
@@ -379,13 +399,38 @@ mod tests {
     #[test]
     fn a_wide_table_has_everything() {
         expect![[r#"
-            NAMESPACE   NAME          SERVICE                       READY   REASON              LEFT   RENEWS   IN USE   FREE   PURPOSE         CONNECTION   REV   AGE   USED BY
-            demo-web    site-deploy   chittyid                      True    Rotated             40m    in 19m   -        0/10   worker-deploy   default      7     25h   -
-            demo-web    site-deploy   chittyid                      False   RateLimited         -      -        -        0/10   worker-deploy   default      -     25h   -
-            demo-web    site-deploy   chittyid                      True    BrokerUnavailable   18m    due      -        0/10   worker-deploy   default      7     25h   -
-            demo-web    site-deploy   chittyid                      True    Idle                -      -        no       0/10   worker-deploy   default      -     25h   nobody
-            demo-web    site-deploy   from platform/shared-deploy   False   NotShared           -      -        -        -                      default      -     25h   -
+            NAMESPACE   NAME          SERVICE                       READY   REASON              LEFT   RENEWS   IN USE   FREE   PURPOSE         CONNECTION   REV   RUNWAY   AGE   USED BY
+            demo-web    site-deploy   chittyid                      True    Rotated             40m    in 19m   -        0/10   worker-deploy   default      7     20m      25h   -
+            demo-web    site-deploy   chittyid                      False   RateLimited         -      -        -        0/10   worker-deploy   default      -     -        25h   -
+            demo-web    site-deploy   chittyid                      True    BrokerUnavailable   18m    due      -        0/10   worker-deploy   default      7     20m      25h   -
+            demo-web    site-deploy   chittyid                      True    Idle                -      -        no       0/10   worker-deploy   default      -     -        25h   nobody
+            demo-web    site-deploy   from platform/shared-deploy   False   NotShared           -      -        -        -                      default      -     -        25h   -
         "#]].assert_eq(&listed(true, true, Some(80)));
+    }
+
+    #[test]
+    fn a_runway_that_was_cut_short_is_told() {
+        let mut object = example(Reason::Rotated);
+        object.spec.rotation.renew_before = Some("55m".parse().unwrap());
+        let credential = Credential::from(&object);
+        assert_eq!(credential.runway_asked_seconds, Some(3300));
+        let connections = Seen::Found(connections(Reason::Issued));
+        let listing = Listing {
+            credentials: std::slice::from_ref(&credential),
+            connections: &connections,
+            all_namespaces: false,
+            wide: true,
+        };
+        let table = plain(&listing.text(None, now()));
+        assert!(table.contains("40m of 55m"), "{table}");
+        let told = plain(&Status::new(credential, &connections, Seen::Found(vec![])).text(160, now()));
+        assert!(
+            told.contains("runway 40m =, two thirds of its life: renewBefore asks for 55m"),
+            "{told}"
+        );
+        // Two thirds are allowed, and are not cut.
+        object.spec.rotation.renew_before = Some("40m".parse().unwrap());
+        assert_eq!(Credential::from(&object).runway_asked_seconds, None);
     }
 
     #[test]

@@ -169,6 +169,14 @@ fn life(credential: &Credential, now: Time) -> Vec<String> {
                 ""
             }
         ));
+        if let (Some(runway), Some(asked)) = (runway, credential.runway_asked_seconds.map(TimeDelta::seconds)) {
+            lines.push(format!(
+                "renewBefore asks for a runway of {}, and it is {}: two thirds of a token's life at most, or it would be \
+                 renewed without end.",
+                length(asked),
+                length(runway),
+            ));
+        }
         match credential.renew_at {
             Some(at) if at > now => lines.push(format!(
                 "It is renewed from {} ({}) on, with {} left: so much a job finds that starts at the last moment.",
@@ -571,6 +579,18 @@ mod tests {
         let told = told(&observed);
         assert!(
             told.contains("demo-web/new has not been looked at") && told.contains("kubectl chitty doctor"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_runway_that_the_tokens_life_does_not_allow_is_reckoned() {
+        let mut observed = observed(Reason::Issued);
+        assert!(!told(&observed).contains("renewBefore asks"));
+        observed.object.spec.rotation.renew_before = Some("55m".parse().unwrap());
+        let told = told(&observed);
+        assert!(
+            told.contains("renewBefore asks for a runway of 55m, and it is 40m"),
             "{told}"
         );
     }
