@@ -346,10 +346,10 @@ impl Writer {
 
     /// Lets go of a journal in which nothing matters any more.
     async fn close(&mut self) {
-        let now = self.cluster.now();
-        let Some(known) = &mut self.known else { return };
-        known.journal.compact(now);
-        let Some(version) = known.versions.head.clone().filter(|_| known.journal.is_blank()) else {
+        let (now, pauses) = self.cluster.now_and_pauses(self.suspensions_applied);
+        let Some(known) = &self.known else { return };
+        let (_, journal) = known.journal.begin(&pauses, now);
+        let Some(version) = known.versions.head.clone().filter(|_| journal.is_blank()) else {
             return;
         };
         self.named = false;
@@ -372,13 +372,8 @@ impl Writer {
         let known = self.known.as_ref()?;
         let (now, pauses) = self.cluster.now_and_pauses(self.suspensions_applied);
         let now = now.trunc_subsecs(3);
-        let mut before = known.journal.clone();
-        before.compact(now);
-        let mut journal = before.clone();
         let suspensions_applied = self.suspensions_applied + pauses.len();
-        for pause in pauses {
-            journal.shift_after_suspend(pause);
-        }
+        let (before, mut journal) = known.journal.begin(&pauses, now);
         for pending in &mut *batch {
             (pending.decide)(&mut journal, now);
         }

@@ -12,6 +12,19 @@ use crate::core::clock::Suspension;
 const AHEAD: TimeDelta = TimeDelta::minutes(1);
 
 impl Journal {
+    /// Begins a commit at `now`, after `pauses` that no commit has taken in yet: as it was, and as it is to be changed.
+    #[must_use]
+    pub fn begin(&self, pauses: &[Suspension], now: Time) -> (Self, Self) {
+        let (mut before, mut after) = (self.clone(), self.clone());
+        // First: what is put off would be dropped as too old.
+        for pause in pauses {
+            after.shift_after_suspend(*pause);
+        }
+        before.compact(now);
+        after.compact(now);
+        (before, after)
+    }
+
     /// The process stood still, or all clocks were stepped: which of both cannot be told. Tokens are taken to
     /// have aged; that requests have left the window, and what a server asked to wait for is over, is not
     /// certain, and is put off. What is later is of a successor, whose clock was right.
@@ -99,9 +112,7 @@ mod tests {
 
     #[test]
     fn what_was_spent_counts_on_and_tokens_have_aged() {
-        let mut journal = spent();
-        journal.shift_after_suspend(an_hour_at(600));
-        journal.compact(t(4200));
+        let (_, journal) = spent().begin(&[an_hour_at(600)], t(4200));
         assert_eq!(journal.attempts.len(), 10);
         assert!(!admits(&journal, MintReason::Renewal, t(4200)));
         assert!(admits(&journal, MintReason::Renewal, t(7206)), "a window later");

@@ -1,6 +1,6 @@
 //! Every order in which two controllers write one journal of two pages, look at it as it was a while ago, and die
-//! between any two of their writes. Both take themselves for the leader all the time: what either decides, and how it is
-//! written, is the real code; the API server is a map with compare-and-swap.
+//! between any two of their writes, while credentials are deleted and clocks jump. Both take themselves for the leader all the
+//! time: what either decides, and how it is written, is the real code; the API server is a map with compare-and-swap.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -8,18 +8,25 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
+use chrono::TimeDelta;
 use parking_lot::Mutex;
 use stateright::{Checker, Model, Property};
 
 use super::*;
 use crate::api::Reason;
+use crate::core::audit::{AuditEvent, EventType};
+use crate::core::budget::Limit;
+use crate::core::clock::Suspension;
 use crate::core::journal::tests_support::{claim, live, scope};
 use crate::core::journal::{ActiveToken, Claim, MintReason};
 use crate::core::outcome::{self, Asked, Refused};
+use crate::core::schedule::CLAIM_FRESH;
 use crate::core::testing::{s, t};
 
 /// One for each page.
 const UIDS: [&str; 2] = ["u0", "u1"];
+/// The claim that made the token which the first of them holds in the beginning; the next is the other's.
+const FIRST: usize = 900;
 const NAMES: [&str; 2] = ["one", "two"];
 
 /// A part of the journal; the head where there is no page.
@@ -30,11 +37,11 @@ type Part = Option<PageId>;
 struct Objects(BTreeMap<Part, Arc<str>>);
 
 impl Objects {
-    fn read(&self) -> Stored {
+    fn read(&self, now: Time) -> Stored {
         let head = self.0.get(&None).map(|text| serde_json::from_str(text).unwrap());
         let pages = self.0.iter().filter(|(part, _)| part.is_some());
         let pages = pages.map(|(_, text)| serde_json::from_str(text).unwrap());
-        Layout::read(&scope(), head, pages.collect(), t(0))
+        Layout::read(&scope(), head, pages.collect(), now)
     }
 }
 
@@ -56,8 +63,8 @@ struct Known {
 }
 
 impl Known {
-    fn of(objects: &Objects) -> Self {
-        let Stored { journal, layout, .. } = objects.read();
+    fn of(objects: &Objects, now: Time) -> Self {
+        let Stored { journal, layout, .. } = objects.read(now);
         Self {
             objects: objects.clone(),
             journal,
@@ -108,6 +115,8 @@ struct Process {
     phase: Phase,
     uid: usize,
     claim: usize,
+    /// When that was claimed.
+    at: Time,
     /// It ends with this commit.
     ends: bool,
 }
@@ -117,13 +126,19 @@ struct State {
     objects: Objects,
     processes: [Process; 2],
     secrets: [Option<usize>; 2],
-    /// Claims whose request left; those that were answered.
-    posts: BTreeSet<usize>,
+    /// Credentials that are deleted.
+    gone: [bool; 2],
+    now: Time,
+    /// By how much all clocks were stepped, and when: each process takes that for a pause.
+    stepped: Option<(Time, TimeDelta)>,
+    /// Claims whose request left, and when by a clock that nobody steps; those that were answered.
+    posts: BTreeMap<usize, Time>,
     tokens: BTreeSet<usize>,
     /// Claims whose process died before it was done with them.
     orphans: BTreeSet<usize>,
     claims: usize,
     crashes: usize,
+    jumps: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -137,13 +152,26 @@ enum Action {
     Outcome(usize),
     /// Closes a claim that another process, or an earlier one, made.
     Settle(usize, usize),
+    /// Lets go of all that a deleted credential has.
+    Sweep(usize, usize),
+    Delete(usize),
     Crash(usize),
+    /// Time goes by.
+    Wait,
+    /// All clocks jump, and no time has gone by.
+    Step,
 }
 
+const WINDOW: TimeDelta = TimeDelta::hours(1);
+
 struct Journals {
-    limit: usize,
+    limit: u32,
     claims: usize,
     crashes: usize,
+    /// How many of the credentials mint.
+    minting: usize,
+    deletes: bool,
+    jumps: usize,
     /// What was found of what is stored: it is the same in many states.
     recovered: Mutex<HashMap<u64, Option<&'static str>>>,
 }
@@ -156,8 +184,8 @@ fn token(n: usize) -> String {
     format!("token-of-claim-{n}")
 }
 
-fn made(n: usize, who: usize, uid: usize, journal: &Journal) -> Claim {
-    let mut claim = claim(UIDS[uid], "n", MintReason::Rotate, t(0), n);
+fn made(n: usize, who: usize, uid: usize, journal: &Journal, at: Time) -> Claim {
+    let mut claim = claim(UIDS[uid], "n", MintReason::Rotate, at, n);
     claim.revision = journal.credentials.get(UIDS[uid]).map_or(1, |r| r.revision + 1);
     claim.holder = NAMES[who].into();
     claim.request.run_id = claim_id(n);
@@ -165,7 +193,7 @@ fn made(n: usize, who: usize, uid: usize, journal: &Journal) -> Claim {
 }
 
 fn minted(claim: &Claim) -> ActiveToken {
-    let mut live = live(&claim.id, t(0), t(3600));
+    let mut live = live(&claim.id, claim.at, claim.at + WINDOW);
     live.revision = claim.revision;
     live.request = claim.request.clone();
     live.token_ids = vec![format!("token-of-{}", claim.id)];
@@ -178,18 +206,28 @@ fn number(id: &str) -> usize {
 }
 
 impl State {
+    /// What a commit on `known` begins with: as it was, and as it is changed.
+    fn begun(&self, known: &Journal) -> (Journal, Journal) {
+        let pauses = self.stepped.map(|(at, lasted)| Suspension { at, lasted });
+        known.begin(pauses.as_slice(), self.now)
+    }
+
+    /// The time that nobody steps.
+    fn true_time(&self) -> Time {
+        self.now - self.stepped.map_or(TimeDelta::zero(), |(_, by)| by)
+    }
+
     /// Begins a commit of what `decide` does to what the process knows; false where that changes nothing.
     fn begin(&mut self, who: usize, decide: impl FnOnce(&mut Journal)) -> bool {
         let known = self.processes[who].known.clone().unwrap();
-        let mut journal = known.journal.clone();
-        journal.ended.clear();
+        let (before, mut journal) = self.begun(&known.journal);
         decide(&mut journal);
         let mut hasher = DefaultHasher::new();
         (who, &known.objects, self.claims).hash(&mut hasher);
         let fresh = format!("p{:x}", hasher.finish());
         let Some(flush) = known
             .layout
-            .flush(&known.journal, &mut journal, t(0), || fresh.as_str().into())
+            .flush(&before, &mut journal, self.now, || fresh.as_str().into())
         else {
             return false;
         };
@@ -252,9 +290,10 @@ impl State {
 
     /// Ends the mint of a process: as it went, or where somebody closed its claim, with a revocation.
     fn end(&mut self, who: usize) {
-        let Process { uid, claim, .. } = self.processes[who];
+        let Process { uid, claim, at, .. } = self.processes[who];
         let known = self.processes[who].known.clone().unwrap();
-        let claim = made(claim, who, uid, &known.journal);
+        let now = self.now;
+        let claim = made(claim, who, uid, &known.journal, at);
         let committed = known
             .journal
             .pending(UIDS[uid])
@@ -264,8 +303,8 @@ impl State {
         let token = minted(&claim);
         self.processes[who].ends = true;
         let begun = self.begin(who, |journal| {
-            if outcome::succeed(journal, &claim.subject(UIDS[uid]), &token, true, t(0)).is_none() {
-                journal.revoke_unpublished(UIDS[uid], &claim, &token.token_ids, t(0));
+            if outcome::succeed(journal, &claim.subject(UIDS[uid]), &token, true, now).is_none() {
+                journal.revoke_unpublished(UIDS[uid], &claim, &token.token_ids, now);
             }
         });
         if !begun {
@@ -276,7 +315,7 @@ impl State {
 
     /// Closes what nobody works on any more: what is in the Secret is adopted.
     fn settle(&mut self, who: usize, uid: usize) {
-        let known = self.processes[who].known.clone().unwrap();
+        let (known, now) = (self.processes[who].known.clone().unwrap(), self.now);
         let Some(claim) = known.journal.pending(UIDS[uid]).cloned() else {
             return;
         };
@@ -284,7 +323,7 @@ impl State {
         self.begin(who, |journal| {
             let subject = claim.subject(UIDS[uid]);
             if written {
-                outcome::succeed(journal, &subject, &minted(&claim), true, t(0));
+                outcome::succeed(journal, &subject, &minted(&claim), true, now);
             } else {
                 let refused = Refused {
                     reason: Reason::OutcomeUnknown,
@@ -293,9 +332,23 @@ impl State {
                     retry_after: None,
                     own_limit: false,
                 };
-                outcome::fail(journal, &subject, &claim, &refused, &Asked::default(), true, t(0));
+                outcome::fail(journal, &subject, &claim, &refused, &Asked::default(), true, now);
             }
         });
+    }
+
+    /// Lets go of all that a deleted credential has, as the sweep does.
+    fn sweep(&mut self, who: usize, uid: usize) -> bool {
+        let now = self.now;
+        self.begin(who, |journal| {
+            let lost = journal.give_up(UIDS[uid], now);
+            if let Some(claim) = lost {
+                let (kind, why) = (EventType::OutcomeUnknown, Reason::OutcomeUnknown);
+                let event = AuditEvent::new(kind, why, &claim.subject(UIDS[uid]), now, true);
+                journal.record_event(UIDS[uid], event);
+            }
+            journal.forget(UIDS[uid], now);
+        })
     }
 
     /// What one process that starts now makes of it, alone: claims are closed, and then there is nothing to write.
@@ -305,8 +358,12 @@ impl State {
             *process = Process::new();
         }
         for uid in 0..UIDS.len() {
-            state.processes[0].known = Some(Known::of(&state.objects));
-            state.settle(0, uid);
+            state.processes[0].known = Some(Known::of(&state.objects, state.now));
+            if state.gone[uid] {
+                state.sweep(0, uid);
+            } else {
+                state.settle(0, uid);
+            }
             while state.processes[0].commit.is_some() {
                 state.write(0);
             }
@@ -317,12 +374,17 @@ impl State {
     /// Whoever starts alone comes to rest, and then every request is told of.
     fn recovers(&self) -> Result<(), &'static str> {
         let mut state = self.recovered();
-        let journal = state.objects.read().journal;
+        let journal = state.objects.read(state.now).journal;
         let told_of = |n: &usize| UIDS.iter().any(|uid| told(&journal, uid, &claim_id(*n)) == 1);
         if UIDS.iter().any(|uid| journal.pending(uid).is_some()) {
             return Err("a claim stays open");
         }
-        if !self.posts.iter().all(told_of) {
+        let due = |uid: &str| journal.owed_of(uid).all(|owed| owed.due <= state.now);
+        let gone = |uid: &str| journal.live_of(uid).is_none() && due(uid);
+        if (0..UIDS.len()).any(|uid| self.gone[uid] && !gone(UIDS[uid])) {
+            return Err("a deleted credential keeps a token");
+        }
+        if !self.posts.keys().all(told_of) {
             return Err("a request is never told of");
         }
         if state.has_more_to_write() {
@@ -334,7 +396,7 @@ impl State {
     /// Whether it goes on writing though nothing happens: what it wrote last is read back, and nothing is missing then.
     fn has_more_to_write(&mut self) -> bool {
         for _ in 0..2 {
-            self.processes[0].known = Some(Known::of(&self.objects));
+            self.processes[0].known = Some(Known::of(&self.objects, self.now));
             if !self.begin(0, |_| {}) {
                 return false;
             }
@@ -365,18 +427,19 @@ impl State {
 fn told(journal: &Journal, uid: &str, id: &str) -> usize {
     journal
         .events_of(uid)
-        .filter(|event| event.request.run_id == id)
+        .filter(|event| event.request.run_id == id && event.event != EventType::Released)
         .count()
 }
 
 impl Process {
-    const fn new() -> Self {
+    fn new() -> Self {
         Self {
             known: None,
             commit: None,
             phase: Phase::Idle,
             uid: 0,
             claim: usize::MAX,
+            at: t(0),
             ends: false,
         }
     }
@@ -392,8 +455,8 @@ impl Model for Journals {
         for (n, uid) in UIDS.iter().enumerate() {
             // Each holds a token, in a page of its own.
             let mut journal = Journal::new(scope());
-            let first = made(900 + n, 0, n, &journal);
-            journal.claim(uid, first.clone(), s(3600));
+            let first = made(FIRST + n, 0, n, &journal, t(0));
+            journal.claim(uid, first.clone(), WINDOW);
             assert!(outcome::succeed(&mut journal, &first.subject(uid), &minted(&first), false, t(0)).is_some());
             let record = journal.credentials.get(*uid).cloned();
             let slot = stored::Slot {
@@ -432,17 +495,33 @@ impl Model for Journals {
             objects,
             processes: [Process::new(), Process::new()],
             secrets: [None, None],
-            posts: BTreeSet::new(),
-            tokens: BTreeSet::new(),
+            gone: [false, false],
+            now: t(0),
+            stepped: None,
+            posts: BTreeMap::new(),
+            tokens: (FIRST..FIRST + UIDS.len()).collect(),
             orphans: BTreeSet::new(),
             claims: 0,
             crashes: 0,
+            jumps: 0,
         }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if state.jumps < self.jumps {
+            actions.push(Action::Wait);
+            if state.stepped.is_none() {
+                actions.push(Action::Step);
+            }
+        }
+        // Which of them goes makes no difference.
+        if self.deletes && !state.gone[0] {
+            actions.push(Action::Delete(0));
+        }
         for (who, process) in state.processes.iter().enumerate() {
-            if state.crashes < self.crashes && *process != Process::new() {
+            // Who starts after clocks were stepped knows of no pause: it trusts the control plane's clock.
+            let crashes = state.crashes < self.crashes && state.stepped.is_none();
+            if crashes && *process != Process::new() {
                 actions.push(Action::Crash(who));
             }
             if process.commit.is_some() {
@@ -470,10 +549,18 @@ impl Model for Journals {
                 if pending.is_some_and(|claim| process.phase == Phase::Idle || number(&claim.id) != process.claim) {
                     actions.push(Action::Settle(who, uid));
                 }
-                let sent: u32 = known.journal.sent().iter().map(|(_, n)| n).sum();
-                let room = (sent as usize) < self.limit && state.claims < self.claims;
+                if state.gone[uid] && known.journal.credentials.contains_key(*name) {
+                    actions.push(Action::Sweep(who, uid));
+                }
+                let counts_for = self.limit().counts_for();
+                let sent = state.begun(&known.journal).1.sent().into_iter();
+                let sent: u32 = sent
+                    .filter(|(at, _)| *at + counts_for > state.now)
+                    .map(|(_, n)| n)
+                    .sum();
+                let room = sent < self.limit && state.claims < self.claims && uid < self.minting && !state.gone[uid];
                 // Who begins, and with which of them, makes no difference.
-                let room = room && (state.claims > 0 || (who, uid) == (0, 0));
+                let room = room && (state.claims > 0 || state.gone[0] || (who, uid) == (0, 0));
                 if pending.is_none() && process.phase == Phase::Idle && room {
                     actions.push(Action::Claim(who, uid));
                 }
@@ -484,20 +571,29 @@ impl Model for Journals {
     fn next_state(&self, before: &State, action: Action) -> Option<State> {
         let mut state = before.clone();
         match action {
-            Action::Read(who) => state.processes[who].known = Some(Known::of(&state.objects)),
+            Action::Read(who) => state.processes[who].known = Some(Known::of(&state.objects, state.now)),
             Action::Claim(who, uid) => {
-                let (n, process) = (state.claims, &mut state.processes[who]);
+                let (n, at, process) = (state.claims, state.now, &mut state.processes[who]);
                 state.claims += 1;
-                (process.phase, process.uid, process.claim) = (Phase::Claimed, uid, n);
+                (process.phase, process.uid, process.claim, process.at) = (Phase::Claimed, uid, n, at);
                 state.begin(who, |journal| {
-                    let claim = made(n, who, uid, journal);
-                    journal.claim(UIDS[uid], claim, s(3600));
+                    let claim = made(n, who, uid, journal, at);
+                    journal.claim(UIDS[uid], claim, WINDOW);
                 });
             }
             Action::Write(who) => state.write(who),
             Action::Post(who) => {
-                state.processes[who].phase = Phase::Posted;
-                state.posts.insert(state.processes[who].claim);
+                let Process { uid, claim, at, .. } = state.processes[who];
+                if state.now - at < CLAIM_FRESH {
+                    state.processes[who].phase = Phase::Posted;
+                    state.posts.insert(claim, state.true_time());
+                } else {
+                    state.processes[who].ends = true;
+                    if !state.begin(who, |journal| journal.withdraw(UIDS[uid], &claim_id(claim))) {
+                        state.processes[who].ends = false;
+                        state.processes[who].phase = Phase::Idle;
+                    }
+                }
             }
             Action::Answer(who) => {
                 state.processes[who].phase = Phase::Answered;
@@ -507,13 +603,29 @@ impl Model for Journals {
                 let Process { uid, claim, .. } = state.processes[who];
                 state.processes[who].phase = Phase::Written;
                 // A process that is late asks whether its claim is still open; this one never knows that it is late.
-                let stored = state.objects.read().journal;
+                let stored = state.objects.read(state.now).journal;
                 if stored.pending(UIDS[uid]).is_some_and(|open| open.id == claim_id(claim)) {
                     state.secrets[uid] = Some(claim);
                 }
             }
             Action::Outcome(who) => state.end(who),
             Action::Settle(who, uid) => state.settle(who, uid),
+            Action::Sweep(who, uid) => {
+                // Nothing of it remains to be let go.
+                if !state.sweep(who, uid) {
+                    return None;
+                }
+            }
+            Action::Delete(uid) => (state.gone[uid], state.secrets[uid]) = (true, None),
+            Action::Wait => {
+                state.jumps += 1;
+                state.now += WINDOW + s(10);
+            }
+            Action::Step => {
+                state.jumps += 1;
+                state.stepped = Some((state.now, WINDOW * 2));
+                state.now += WINDOW * 2;
+            }
             Action::Crash(who) => {
                 state.crashes += 1;
                 state.orphans.insert(state.processes[who].claim);
@@ -534,23 +646,32 @@ impl Model for Journals {
 const ALWAYS: &str = "what always holds";
 
 impl Journals {
+    const fn limit(&self) -> Limit {
+        Limit {
+            limit: self.limit,
+            window: WINDOW,
+        }
+    }
+
     /// What does not hold of a state.
     fn broken(&self, state: &State) -> Option<&'static str> {
-        let Stored { journal, lost, .. } = state.objects.read();
-        let sent: u32 = journal.sent().iter().map(|(_, n)| n).sum();
+        let Stored { journal, lost, .. } = state.objects.read(state.now);
+        let posts = || state.posts.values();
+        let within = |from: &Time| posts().filter(|at| (*from..*from + WINDOW).contains(at)).count();
+        let most = posts().map(within).max().unwrap_or(0);
+        let (now, true_time) = (state.now, state.true_time());
+        let left = posts().filter(|at| **at + WINDOW > true_time).count();
+        let sent = state.begun(&journal).1.sent().into_iter();
+        let sent: u32 = sent.filter(|(at, _)| *at + WINDOW > now).map(|(_, n)| n).sum();
         let revoked = |uid: &&str| {
-            let due_now = |id: &String| {
-                journal
-                    .owed_of(uid)
-                    .any(|owed| owed.token_id == *id && owed.due <= t(0))
-            };
+            let due_now = |id: &String| journal.owed_of(uid).any(|owed| owed.token_id == *id && owed.due <= now);
             let live = journal.live_of(uid);
             live.is_some_and(|live| live.token_ids.iter().any(due_now))
         };
         let twice = |uid: &&str| (0..state.claims).any(|n| told(&journal, uid, &claim_id(n)) > 1);
         let broken = [
-            (state.posts.len() > self.limit, "more requests than allowed"),
-            (state.posts.len() > sent as usize, "a request is not counted"),
+            (most > self.limit as usize, "more requests than allowed"),
+            (left > sent as usize, "a request is not counted"),
             (!lost.is_empty(), "something is taken for lost"),
             (
                 !state.tokens.iter().all(|n| state.accounts_for(&journal, *n)),
@@ -562,7 +683,7 @@ impl Journals {
         let broken = broken.into_iter().find_map(|(is, what)| is.then_some(what));
         broken.or_else(|| {
             let mut hasher = DefaultHasher::new();
-            (&state.objects, state.secrets, &state.posts).hash(&mut hasher);
+            (&state.objects, state.secrets, &state.posts, state.gone, state.now).hash(&mut hasher);
             let key = hasher.finish();
             if let Some(known) = self.recovered.lock().get(&key) {
                 return *known;
@@ -574,18 +695,20 @@ impl Journals {
     }
 }
 
-fn check(limit: usize, claims: usize, crashes: usize) -> usize {
+fn check(model: Journals) -> usize {
     let began = Instant::now();
-    let model = Journals {
-        limit,
-        claims,
-        crashes,
-        recovered: Mutex::default(),
-    };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let checker = model.checker().threads(threads).spawn_bfs().join();
-    let states = checker.unique_state_count();
-    println!("{states} states in {:.1?}", began.elapsed());
+    let (states, model) = (checker.unique_state_count(), checker.model());
+    println!(
+        "{states} states: limit {}, {} claims, {} deaths, deletions: {}, {} jumps of clocks, in {:.1?}",
+        model.limit,
+        model.claims,
+        model.crashes,
+        model.deletes,
+        model.jumps,
+        began.elapsed()
+    );
     if let Some(path) = checker.discovery(ALWAYS) {
         let what = checker.model().broken(path.last_state());
         panic!("{what:?} after {:?}", path.into_actions());
@@ -593,16 +716,55 @@ fn check(limit: usize, claims: usize, crashes: usize) -> usize {
     states
 }
 
+fn journals(limit: u32, claims: usize, crashes: usize) -> Journals {
+    Journals {
+        limit,
+        claims,
+        crashes,
+        minting: UIDS.len(),
+        deletes: false,
+        jumps: 0,
+        recovered: Mutex::default(),
+    }
+}
+
 // Invariants 2, 4, 8 and 10.
 #[test]
 fn two_controllers_that_both_lead_and_die_anywhere_lose_no_request_and_no_token() {
-    let states = check(1, 2, 1);
+    let states = check(journals(1, 2, 1));
     assert!(states > 2_000, "{states}");
+}
+
+// Invariants 2, 8 and 12.
+#[test]
+fn nor_do_they_while_a_credential_is_deleted() {
+    let states = check(Journals {
+        deletes: true,
+        minting: 1,
+        ..journals(1, 1, 0)
+    });
+    assert!(states > 1_000, "{states}");
+}
+
+// Invariant 2.
+#[test]
+fn nor_do_they_while_time_goes_by_or_all_clocks_are_stepped() {
+    let states = check(Journals {
+        jumps: 1,
+        minting: 1,
+        ..journals(1, 2, 0)
+    });
+    assert!(states > 1_000, "{states}");
 }
 
 /// The same with one more request, and one more death: minutes.
 #[test]
 #[ignore = "minutes: cargo test --release --lib journal::pages::model -- --ignored --nocapture"]
 fn the_same_in_a_larger_space() {
-    check(2, 3, 2);
+    check(journals(2, 3, 2));
+    check(Journals {
+        deletes: true,
+        jumps: 1,
+        ..journals(2, 2, 1)
+    });
 }
