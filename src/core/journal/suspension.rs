@@ -15,12 +15,16 @@ impl Journal {
     /// Begins a commit at `now`, after `pauses` that no commit has taken in yet: as it was, and as it is to be changed.
     #[must_use]
     pub fn begin(&self, pauses: &[Suspension], now: Time) -> (Self, Self) {
-        let (mut before, mut after) = (self.clone(), self.clone());
+        let mut before = self.clone();
+        before.compact(now);
+        if pauses.is_empty() {
+            return (before.clone(), before);
+        }
+        let mut after = self.clone();
         // First: what is put off would be dropped as too old.
         for pause in pauses {
             after.shift_after_suspend(*pause);
         }
-        before.compact(now);
         after.compact(now);
         (before, after)
     }

@@ -167,7 +167,10 @@ impl Model for Plans {
             troubles: self.troubles,
             jumps: self.jumps,
         };
-        [fresh(), issued, failed, spent, healed].map(state).to_vec()
+        vec![fresh(), issued, failed, spent, healed]
+            .into_iter()
+            .map(state)
+            .collect()
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Step>) {
