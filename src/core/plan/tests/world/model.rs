@@ -131,32 +131,23 @@ impl Model for Plans {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State> {
-        let fresh = || World {
-            limit: Limit {
-                limit: 2,
-                window: s(1100),
-            },
+        let with = |limit| World {
+            limit: Limit { limit, window: s(1100) },
             ..World::new()
         };
-        let mut issued = fresh();
+        let mut issued = with(2);
         issued.settle();
         // A window that is full.
         let mut spent = issued.clone();
         spent.take(Step::Rotate);
         spent.settle();
         // A Secret that was healed, and room for more.
-        let mut healed = World {
-            limit: Limit {
-                limit: 5,
-                window: s(1100),
-            },
-            ..World::new()
-        };
+        let mut healed = with(5);
         healed.settle();
         healed.take(Step::DeleteSecret);
         healed.settle();
         // What failed leaves a record: a view of that time knows nothing of the Secret that comes of the next try.
-        let mut failed = fresh();
+        let mut failed = with(2);
         let looks = Step::Look { who: 0, behind: 0 };
         let asks = [looks, Step::Admit { who: 0 }, Step::Post, Step::Answer(How::Broken)];
         for step in asks.into_iter().chain([Step::Wait(45)]) {
@@ -167,7 +158,7 @@ impl Model for Plans {
             troubles: self.troubles,
             jumps: self.jumps,
         };
-        vec![fresh(), issued, failed, spent, healed]
+        vec![with(1), issued, failed, spent, healed]
             .into_iter()
             .map(state)
             .collect()
