@@ -372,10 +372,10 @@ async fn a_restart_reads_and_writes_nothing_of_those_who_follow() {
     let case = case_within(world.clone(), generous()).await;
     let a = Beside::new(&case, "a", json!({})).await;
     case.issued("deploy", shared_with(&[&a])).await;
-    for n in 0..10 {
+    for n in 0..40 {
         a.follow(&case, &format!("f{n}"), "deploy", json!({})).await;
     }
-    for n in 0..10 {
+    for n in 0..40 {
         a.until_revision(&case, &format!("f{n}"), 1).await;
     }
     let versions = async || {
@@ -394,8 +394,8 @@ async fn a_restart_reads_and_writes_nothing_of_those_who_follow() {
     a.follow(&case, "f-after", "deploy", json!({})).await;
     a.until_revision(&case, "f-after", 1).await;
     let read = world.secrets_read().await - reads;
-    // The keys, the probe, and the one that came: none for each of those who follow.
-    assert!(read < 10, "{read} Secrets were read");
+    // The keys, the probes, the one that came, and what this test itself reads while it waits: none for each of the forty.
+    assert!(read < 30, "{read} Secrets were read");
     a.credentials.delete("f-after", &DeleteParams::default()).await.unwrap();
     a.until_gone("f-after").await;
     assert_eq!(versions().await, before);
