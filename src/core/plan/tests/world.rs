@@ -706,7 +706,8 @@ impl World {
                     return Err("revoked, and yet there is a token".to_owned());
                 }
                 let due = self.journal.owed_of(UID).all(|owed| owed.due <= self.now + BACK);
-                if !self.permitted && !(revoked && due) {
+                let cleared = revoked && due;
+                if !(self.permitted || cleared) {
                     return Err("not permitted, and yet there is a token".to_owned());
                 }
                 return self.stays_at_rest();

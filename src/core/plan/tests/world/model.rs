@@ -158,7 +158,8 @@ impl Model for Plans {
             troubles: self.troubles,
             jumps: self.jumps,
         };
-        [with(1), issued, failed, spent, healed].map(state).to_vec()
+        let worlds = vec![with(1), issued, failed, spent, healed];
+        worlds.into_iter().map(state).collect()
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Step>) {
