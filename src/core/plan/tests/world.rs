@@ -457,7 +457,8 @@ impl World {
         if !self.decides(who, wish) {
             return;
         }
-        let truth = plan(&self.observe(who, &self.journal), now);
+        // By the time that went by: a clock that jumps back unsays no decision.
+        let truth = plan(&self.observe(who, &self.journal), self.true_time());
         // A rotation that was asked for is one, though the plan would wait for the pace of healing by now.
         let live = self.journal.live_of(UID);
         let rotates = kind == MintReason::Rotate && live.is_some_and(|l| l.digest.rotate != asks.rotate);

@@ -290,5 +290,5 @@ fn in_every_order_of_a_few_steps_no_rule_is_broken_and_it_comes_to_rest() {
 #[ignore = "minutes: MODEL_STEPS sets how many; cargo test --release --lib world::model -- --ignored --nocapture"]
 fn in_every_order_of_more_steps_no_rule_is_broken_and_it_comes_to_rest() {
     let steps = std::env::var("MODEL_STEPS").ok().and_then(|steps| steps.parse().ok());
-    check(steps.unwrap_or(10), 2, 2);
+    check(steps.unwrap_or(6), 2, 2);
 }
