@@ -23,6 +23,7 @@ use crate::core::plan::SecretState;
 
 /// How often everything known is compared with everything there.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
 impl Context {
     /// The records of `uid`, in every scope that has one.
     ///

@@ -46,19 +46,21 @@ impl Budget {
         let Some(figures) = self.figures(spending, now) else {
             return Selection::default();
         };
-        let mut last = Last::default();
+        let unseen = outcome.front.iter().any(|(_, why)| *why == Why::NotYet);
+        let mut last = Last {
+            young_after: unseen.then(|| now - MOMENT),
+            ..Last::default()
+        };
         let (mut front, mut wakes) = (Vec::new(), Vec::new());
         let renewals = outcome.renewals.iter().map(|(uid, why)| (uid, *why, 0));
         let newcomers = (1..).zip(&outcome.front).map(|(place, (uid, why))| (uid, *why, place));
         for (uid, why, place) in renewals.chain(newcomers) {
-            if why == Why::NotYet {
-                last.young_after = Some(now - MOMENT);
-            }
-            let moment = self
-                .queue
-                .in_line(uid.as_str())
-                .is_some_and(|demand| last.is_moment(demand));
-            if why != Why::NotYet || !moment {
+            let young = || {
+                self.queue
+                    .in_line(uid.as_str())
+                    .is_some_and(|demand| last.is_moment(demand))
+            };
+            if why != Why::NotYet || !young() {
                 last.front.insert(uid.clone(), figures.waiting(why, place));
             }
             front.push(uid.clone());

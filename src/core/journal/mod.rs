@@ -42,9 +42,10 @@ pub const ATTEMPTS_KEPT: usize = 512;
 const LOSS_REMEMBERED: TimeDelta = TimeDelta::days(2);
 /// How long a process that was taken for dead with a claim open is reckoned with.
 const OPEN_FOR: TimeDelta = TimeDelta::hours(1);
-/// As many read a journal in vain after each change of leader, so less where nothing is open, and nothing where no request
-/// was closed lately.
+/// How long where none is open, but a request was answered or given up lately: shorter, since after each change of leader
+/// nearly all of these are read in vain.
 const CLOSED_FOR: TimeDelta = TimeDelta::minutes(10);
+/// How lately.
 const CLOSED_LATELY: TimeDelta = TimeDelta::minutes(5);
 
 /// What a budget is counted for.

@@ -120,7 +120,7 @@ fn of_the_renewals_that_wait_the_first_twenty_read_the_figures() {
     assert_eq!(selection.wake, Some(t(3600)), "when the first of them ends");
 }
 
-/// One look admits sixteen of a namespace, whose each has a search and a test of its own, and has not looked at the others.
+/// One look admits sixteen of a namespace, eight by a search and eight by a test, and does not come to the others.
 #[test]
 fn newcomers_that_were_not_looked_at_yet_are_told_nothing_for_ten_seconds() {
     let mut budget = budget(&[hourly(1000)]);
